@@ -1,0 +1,75 @@
+"""One registry: family and name -> class, resolved only when asked for.
+
+Configurations on disk hold registry names, never import paths, so that files survive a move of the code.
+"""
+
+import difflib
+import importlib
+from typing import Any
+
+from mmtp.types import MmtpError
+
+
+class UnknownNameError(MmtpError):
+    """A name that no entry of the family bears."""
+
+
+class Registry:
+    """Names of every pluggable class, as ``"module:Class"`` strings that are imported on first use.
+
+    A library of your own adds to it: ``REGISTRY.register("tokenizer", "mine", "my_package.codec:MyCodec")``.
+    """
+
+    def __init__(self, families: dict[str, dict[str, str]]) -> None:
+        self._families = {family: dict(entries) for family, entries in families.items()}
+
+    def register(self, family: str, name: str, target: str) -> None:
+        """Adds or replaces an entry. ``target`` is ``"module:Class"``."""
+        self._families.setdefault(family, {})[name] = target
+
+    def names(self, family: str) -> list[str]:
+        return sorted(self._families.get(family, {}))
+
+    def resolve(self, family: str, name: str) -> Any:
+        """Imports and returns the class.
+
+        Raises:
+            UnknownNameError: names the nearest entry.
+        """
+        entries = self._families.get(family, {})
+        if name not in entries:
+            near = difflib.get_close_matches(name, entries, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(entries)) or 'none'}"
+            raise UnknownNameError(f"no {family} is called {name!r}; {hint}")
+        module, _, attribute = entries[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def name_of(self, cls: type) -> tuple[str, str]:
+        """Family and name under which a class is registered."""
+        target = f"{cls.__module__}:{cls.__qualname__}"
+        for family, entries in self._families.items():
+            for name, entry in entries.items():
+                if entry == target:
+                    return family, name
+        raise UnknownNameError(f"{target} is not registered; call REGISTRY.register(family, name, {target!r})")
+
+
+REGISTRY = Registry(
+    {
+        "tokenizer": {
+            "text": "mmtp.tokenizers.text:TextTokenizer",
+            "image-conv": "mmtp.tokenizers.image.conv:ConvImageTokenizer",
+        },
+        "quantizer": {
+            "fsq": "mmtp.tokenizers.quantizers:FSQ",
+            "vq": "mmtp.tokenizers.quantizers:VQ",
+        },
+        "head": {
+            "next": "mmtp.models.heads.next:NextHead",
+            "sequential": "mmtp.models.heads.sequential:SequentialHead",
+        },
+        "model": {
+            "unified": "mmtp.models.unified:UnifiedModel",
+        },
+    }
+)
