@@ -20,8 +20,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmtp.hub import from_pretrained as load
     from mmtp.hub import from_pretrained, push_to_hub, save_pretrained
+    from mmtp.hub import from_pretrained as load
     from mmtp.pipeline import Pipeline
     from mmtp.registry import REGISTRY
     from mmtp.types import Batch, Codes, Latents, Modality, Segment, TokenizerSpec

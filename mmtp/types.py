@@ -25,7 +25,7 @@ class Modality(StrEnum):
     VIDEO = "video"
 
     @property
-    def index(self) -> int:
+    def index(self) -> int:  # pyrefly: ignore  # str.index has no meaning here
         """A small fixed integer, used in shards and batches."""
         return list(Modality).index(self)
 
@@ -163,5 +163,5 @@ class Batch:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "Batch":
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         return Batch(**moved)
