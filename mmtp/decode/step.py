@@ -1,0 +1,53 @@
+"""What decoding needs of a model, and what it knows of a vocabulary: ids, slots, logits over the legal ids."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmtp.nn.attention import LayerCache
+from mmtp.stream.vocab import VocabLayout
+
+
+class Step(Protocol):
+    """A model as the engine sees it; :class:`mmtp.models.unified.UnifiedModel` is one."""
+
+    config: Any
+    head: Any
+    backbone: Any
+    unembedding: Any
+
+    def embed(self, tokens: Int[Tensor, "b s"]) -> Float[Tensor, "b s d"]: ...
+
+    def extend(
+        self, tokens: Int[Tensor, "b s"], positions: Int[Tensor, "b s 3"], mask: Tensor, caches: Sequence[LayerCache]
+    ) -> Float[Tensor, "b s d"]: ...
+
+
+class SlotLogits:
+    """Logits over the ids that a slot allows to be written.
+
+    Args:
+        layout: the vocabulary.
+        unembedding: one row per id.
+    """
+
+    def __init__(self, layout: VocabLayout, unembedding: Float[Tensor, "v d"]) -> None:
+        self._weights: list[Tensor] = []
+        self._ids: list[list[int] | int] = []
+        for slot in layout.slots:
+            ranges = slot.generable
+            # One range, as for all codes, is a view of the table: nothing is copied, and ids are a shift.
+            self._weights.append(torch.cat([unembedding[lo:hi] for lo, hi in ranges]) if len(ranges) > 1 else unembedding[slice(*(ranges or ((0, 0),))[0])])
+            self._ids.append(ranges[0][0] if len(ranges) == 1 else [i for lo, hi in ranges for i in range(lo, hi)])
+
+    def __call__(self, states: Float[Tensor, "m d"], slot: int) -> Float[Tensor, "m n"]:
+        return F.linear(states, self._weights[slot])
+
+    def token(self, slot: int, local: int) -> int:
+        """Vocabulary id of a local one."""
+        ids = self._ids[slot]
+        return ids + local if isinstance(ids, int) else ids[local]

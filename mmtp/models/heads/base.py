@@ -1,0 +1,82 @@
+"""What every head promises.
+
+The backbone's own state at position t predicts x[t+1]. A head adds states for offsets k = 1..D: state k at t predicts
+x[t+1+k] and depends on x[<=t+k] only. Heads differ by class, not by flag; all share the model's unembedding, and the grammar says
+which of its columns are legal at the position that is predicted.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mmtp.config import Config
+from mmtp.nn.attention import LayerCache
+
+
+class HeadConfig(Config):
+    """Base of the heads' configurations, so that a model's configuration can hold any of them."""
+
+    family: ClassVar[str] = "head"
+
+
+@runtime_checkable
+class Head(Protocol):
+    """Drafts the tokens after the next one."""
+
+    config: HeadConfig
+
+    @property
+    def mtp_depth(self) -> int:
+        """D: how many tokens beyond the next one it predicts."""
+        ...
+
+    @property
+    def num_caches(self) -> int:
+        """Layers of keys and values that drafting needs; 0 where nothing is kept between passes."""
+        ...
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "b s d"],
+        embedded: Float[Tensor, "b s d"],
+        positions: Int[Tensor, "b s 3"],
+        mask: Bool[Tensor, "b #h s s"],
+    ) -> list[Float[Tensor, "b s d"]]:
+        """States of offsets 1..D at every position at once, for training.
+
+        Args:
+            hidden: the backbone's states before its final norm.
+            embedded: embeddings of the same tokens.
+            positions: their rotary positions.
+            mask: True where a position may look.
+
+        Returns:
+            D tensors, ready for the unembedding. The last k positions of offset k predict nothing; the loss leaves them out.
+        """
+        ...
+
+    def draft(
+        self,
+        depth: int,
+        state: Float[Tensor, "b s d"],
+        embedded: Float[Tensor, "b s d"],
+        positions: Int[Tensor, "b s 3"],
+        mask: Bool[Tensor, "b #h s t"],
+        caches: Sequence[LayerCache],
+    ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b s d"]]:
+        """One offset for the newest anchors, in decoding.
+
+        Args:
+            depth: k, from 1.
+            state: what offset k-1 left at these anchors (k = 1: the backbone's hidden states).
+            embedded: embeddings of x[t+k] at anchors t.
+            positions: rotary positions of x[t+k].
+            mask: True where an anchor may look in the cache.
+            caches: ``num_caches`` layers; the head takes what belongs to ``depth``.
+
+        Returns:
+            The state for offset k+1 and the one for the unembedding.
+        """
+        ...

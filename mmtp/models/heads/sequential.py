@@ -1,0 +1,95 @@
+"""Sequential multi-token prediction: a module per depth, each reading the one before (DeepSeek-V3, section 2.2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from mmtp.models.backbone import BackboneConfig, Block
+from mmtp.models.heads.base import HeadConfig
+from mmtp.nn.attention import LayerCache
+from mmtp.nn.norm import RMSNorm
+from mmtp.nn.rope import Rope
+
+
+class _Depth(nn.Module):
+    """``g^k = Block(W [RMS(E(x_{t+k})) ; RMS(g^{k-1}_t)])`` (eqs. 21 and 22); embedding first, as released checkpoints have it."""
+
+    def __init__(self, backbone: BackboneConfig) -> None:
+        super().__init__()
+        self.embedding_norm = RMSNorm(backbone.width, backbone.norm_eps)
+        self.state_norm = RMSNorm(backbone.width, backbone.norm_eps)
+        self.project = nn.Linear(2 * backbone.width, backbone.width, bias=False)
+        self.block = Block(backbone)
+        self.norm = RMSNorm(backbone.width, backbone.norm_eps)
+
+
+class SequentialHead(nn.Module):
+    """D modules of one transformer block each, causal over the anchors, sharing the model's embedding and unembedding.
+
+    Args:
+        config: ``mtp_depth``.
+        backbone: sizes of the blocks, those of the backbone.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(HeadConfig):
+        """
+        Attributes:
+            mtp_depth: D, tokens predicted beyond the next one.
+        """
+
+        mtp_depth: int = 4
+
+        def __post_init__(self) -> None:
+            if self.mtp_depth < 1:
+                raise ValueError(f"mtp_depth {self.mtp_depth} is below 1; for no drafts use head type 'next'")
+
+    def __init__(self, config: Config, backbone: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.rope = Rope(backbone.head_dim, backbone.rope_theta)
+        self.depths = nn.ModuleList(_Depth(backbone) for _ in range(config.mtp_depth))
+
+    @property
+    def mtp_depth(self) -> int:
+        return self.config.mtp_depth
+
+    @property
+    def num_caches(self) -> int:
+        return self.config.mtp_depth
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "b s d"],
+        embedded: Float[Tensor, "b s d"],
+        positions: Int[Tensor, "b s 3"],
+        mask: Bool[Tensor, "b #h s s"],
+    ) -> list[Float[Tensor, "b s d"]]:
+        states, state = [], hidden
+        for k in range(1, self.mtp_depth + 1):
+            # Row t now holds token t+k. The k rows that run past the end hold wrapped ones, which no valid row looks at.
+            state, out = self._run(k, state, embedded.roll(-k, 1), positions.roll(-k, 1), mask, None)
+            states.append(out)
+        return states
+
+    def draft(
+        self,
+        depth: int,
+        state: Float[Tensor, "b s d"],
+        embedded: Float[Tensor, "b s d"],
+        positions: Int[Tensor, "b s 3"],
+        mask: Bool[Tensor, "b #h s t"],
+        caches: Sequence[LayerCache],
+    ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b s d"]]:
+        return self._run(depth, state, embedded, positions, mask, caches[depth - 1])
+
+    def _run(
+        self, depth: int, state: Tensor, embedded: Tensor, positions: Tensor, mask: Tensor, cache: LayerCache | None
+    ) -> tuple[Tensor, Tensor]:
+        module = self.depths[depth - 1]
+        joined = torch.cat((module.embedding_norm(embedded), module.state_norm(state).to(embedded.dtype)), dim=-1)
+        state = module.block(module.project(joined), self.rope(positions), mask, cache)
+        return state, module.norm(state)

@@ -1,0 +1,182 @@
+"""Cross-entropy over the grammar's vocabulary slices, for all offsets at once, in bounded memory.
+
+At each position the grammar allows one set of ids (a slot), so logits are taken over that set alone: a picture's row of codes
+costs the columns of its codebook, not the vocabulary. Rows go through the unembedding a chunk at a time, and each chunk's gradient
+is taken at once (the method of Liger's fused linear cross-entropy, arXiv 2410.10989, section 3.2), so that neither ``offsets x
+logits`` nor the logits of one offset are ever in memory.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+import mmtp.config
+from mmtp.stream.vocab import VocabLayout
+from mmtp.types import Batch, Modality
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig(mmtp.config.Config):
+    """How the parts of the loss are weighed: sum over m of w_m [CE_m + beta sum_k decay^k CE_{m,k}] + z mean(lse^2).
+
+    Attributes:
+        modality_weights: w_m of each *target* modality; 1 where none is given. Every CE is a mean over its own targets, so a
+            medium with many tokens does not drown one with few.
+        mtp_weight: beta, weight of the draft heads.
+        mtp_decay: weight of offset k is ``mtp_decay ** k``.
+        z_weight: pulls the log-normaliser to 0 (PaLM, section 5).
+        detach: draft heads read the backbone's states, embedding and unembedding without sending gradients into them.
+        chunk_rows: rows whose logits are in memory at a time.
+    """
+
+    modality_weights: dict[str, float] = field(default_factory=dict)
+    mtp_weight: float = 0.3
+    mtp_decay: float = 0.8
+    z_weight: float = 1e-5
+    detach: bool = True
+    chunk_rows: int = 1024
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What one batch cost.
+
+    Attributes:
+        total: the scalar to differentiate.
+        sums: summed cross-entropy in nats, by (modality, offset); offset 0 is the next token.
+        counts: number of targets, likewise.
+        correct: targets that were the most probable legal id, likewise.
+    """
+
+    total: Float[Tensor, ""]
+    sums: dict[tuple[Modality, int], float]
+    counts: dict[tuple[Modality, int], int]
+    correct: dict[tuple[Modality, int], int]
+
+
+def unified_loss(
+    states: list[Float[Tensor, "b s d"]], unembedding: Float[Tensor, "v d"], batch: Batch, layout: VocabLayout, config: LossConfig
+) -> LossOutput:
+    """Loss of a batch.
+
+    Args:
+        states: those of offset 0 (next token) first, then one per draft offset; state k at t predicts x[t+1+k].
+        unembedding: one row per vocabulary id.
+        batch: the packed rows; targets are the tokens under ``loss_mask`` whose slot leaves a choice.
+        layout: gives each slot's legal ids.
+        config: weights.
+    """
+    plan = _plan(batch, layout, len(states))
+    counts: dict[tuple[Modality, int], int] = defaultdict(int)
+    for item in plan:
+        counts[item.modality, item.offset] += len(item.rows)
+    for item in plan:
+        weight = config.modality_weights.get(item.modality, 1.0) / counts[item.modality, item.offset]
+        item.weight = weight if item.offset == 0 else weight * config.mtp_weight * config.mtp_decay**item.offset
+        item.z_weight = config.z_weight / sum(n for (_, k), n in counts.items() if k == item.offset)
+        item.learns_weight = item.offset == 0 or not config.detach
+    total: Any = _SlicedCrossEntropy.apply(unembedding, plan, config.chunk_rows, *states)
+    sums: dict[tuple[Modality, int], float] = defaultdict(float)
+    correct: dict[tuple[Modality, int], int] = defaultdict(int)
+    for item in plan:
+        sums[item.modality, item.offset] += item.total
+        correct[item.modality, item.offset] += item.correct
+    return LossOutput(total, dict(sums), dict(counts), dict(correct))
+
+
+@dataclass
+class _Item:
+    """Targets of one offset that stand in one slot: which rows predict them, and which local id is right."""
+
+    offset: int
+    modality: Modality
+    ranges: tuple[tuple[int, int], ...]
+    rows: Int[Tensor, " n"]
+    targets: Int[Tensor, " n"]
+    weight: float = 0.0
+    z_weight: float = 0.0
+    learns_weight: bool = True
+    total: float = 0.0
+    correct: int = 0
+
+
+def _plan(batch: Batch, layout: VocabLayout, num_offsets: int) -> list[_Item]:
+    """Groups every target by (offset, slot)."""
+    items = []
+    s = batch.tokens.shape[1]
+    for offset in range(num_offsets):
+        ahead = offset + 1
+        if ahead >= s:
+            continue
+        same = (batch.document_ids[:, ahead:] == batch.document_ids[:, :-ahead]) & batch.loss_mask[:, ahead:]
+        rows, columns = same.nonzero(as_tuple=True)
+        slots = batch.slots[rows, columns + ahead]
+        targets = batch.tokens[rows, columns + ahead]
+        flat = rows * s + columns
+        for index in slots.unique().tolist():
+            slot = layout.slots[index]
+            if slot.size == 1:
+                continue  # a forced id: probability 1, nothing to learn
+            local = _local(targets, slot.generable)
+            chosen = ((slots == index) & (local >= 0)).nonzero(as_tuple=True)[0]  # what is input only is no target
+            items.append(_Item(offset, slot.modality, slot.generable, flat[chosen], local[chosen]))
+    return items
+
+
+def _local(ids: Int[Tensor, " n"], ranges: tuple[tuple[int, int], ...]) -> Int[Tensor, " n"]:
+    """Place of each id among the ids of the ranges; -1 outside."""
+    local, base = torch.full_like(ids, -1), 0
+    for low, high in ranges:
+        inside = (ids >= low) & (ids < high)
+        local = torch.where(inside, ids - low + base, local)
+        base += high - low
+    return local
+
+
+class _SlicedCrossEntropy(torch.autograd.Function):
+    """Weighted sum of all items' cross-entropies; gradients are made in the forward pass, chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx: Any, unembedding: Tensor, plan: list[_Item], chunk_rows: int, *states: Tensor) -> Tensor:
+        device = unembedding.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else unembedding.dtype
+        flat = [state.reshape(-1, state.shape[-1]) for state in states]
+        grads = [torch.zeros_like(f) for f in flat]
+        grad_weight = torch.zeros_like(unembedding, dtype=torch.float32)
+        total = torch.zeros((), device=unembedding.device)
+        with torch.autocast(device, enabled=False):
+            for item in plan:
+                weight = torch.cat([unembedding[low:high] for low, high in item.ranges]).to(dtype)
+                for start in range(0, len(item.rows), chunk_rows):
+                    rows = item.rows[start : start + chunk_rows]
+                    target = item.targets[start : start + chunk_rows].unsqueeze(1)
+                    x = flat[item.offset][rows].to(dtype)
+                    logits = (x @ weight.T).float()
+                    normaliser = logits.logsumexp(1, keepdim=True)
+                    picked = logits.gather(1, target)
+                    item.correct += int((picked >= logits.amax(1, keepdim=True)).sum())
+                    loss = (normaliser - picked).sum()
+                    item.total += float(loss)
+                    total += item.weight * loss + item.z_weight * normaliser.square().sum()
+                    # d/dlogits of  w (lse - x_target) + z lse^2  =  (w + 2 z lse) softmax - w onehot
+                    grad = logits.sub_(normaliser).exp_().mul_(item.weight + 2 * item.z_weight * normaliser)
+                    grad.scatter_add_(1, target, torch.full_like(picked, -item.weight))
+                    grad = grad.to(dtype)
+                    grads[item.offset].index_add_(0, rows, (grad @ weight).to(grads[item.offset].dtype))
+                    if item.learns_weight:
+                        step, base = grad.T @ x, 0
+                        for low, high in item.ranges:
+                            grad_weight[low:high] += step[base : base + high - low]
+                            base += high - low
+        ctx.grads = [g.view_as(s) for g, s in zip(grads, states, strict=True)]
+        ctx.grad_weight = grad_weight.to(unembedding.dtype)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        (scale,) = grad_outputs
+        return ctx.grad_weight * scale, None, None, *(g * scale for g in ctx.grads)

@@ -1,0 +1,101 @@
+"""Grouped-query attention with QK-norm, its masks, and the cache's view of one layer.
+
+Legend: b batch, s positions of this pass, t positions attended to, h query heads, k key heads, g = h / k, hd head width.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from mmtp.nn.norm import RMSNorm
+from mmtp.nn.rope import Angles, rotate
+
+
+class LayerCache(Protocol):
+    """Keys and values of one layer: takes those of this pass, returns all that may be attended to."""
+
+    def update(
+        self, keys: Float[Tensor, "b k s hd"], values: Float[Tensor, "b k s hd"]
+    ) -> tuple[Float[Tensor, "b k t hd"], Float[Tensor, "b k t hd"]]: ...
+
+
+class Attention(nn.Module):
+    """Self-attention as in Qwen3: grouped queries, RMSNorm on queries and keys, rotary positions, no biases.
+
+    Args:
+        width: of the residual stream.
+        num_heads: query heads.
+        num_kv_heads: key and value heads; divides ``num_heads``.
+        head_dim: width of one head.
+        eps: of the norms.
+    """
+
+    def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        # One matrix for queries, keys and values: at a few tokens per pass the number of calls is what costs.
+        self.qkv = nn.Linear(width, (num_heads + 2 * num_kv_heads) * head_dim, bias=False)
+        self.out = nn.Linear(num_heads * head_dim, width, bias=False)
+        self.q_norm = RMSNorm(head_dim, eps)
+        self.k_norm = RMSNorm(head_dim, eps)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b s d"],
+        angles: Angles,
+        mask: Bool[Tensor, "b #h s t"] | None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "b s d"]:
+        """Attends.
+
+        Args:
+            x: normalised input.
+            angles: rotary cosines and sines of the positions.
+            mask: True where a position may look; None lets every position see all that the cache returns,
+                which is right for a single position at the end of a single row.
+            cache: None in training, where positions attend to this pass alone.
+        """
+        h, k = self.num_heads, self.num_kv_heads
+        q, key, value = self.qkv(x).unflatten(-1, (h + 2 * k, self.head_dim)).split((h, k, k), dim=2)
+        q = rotate(self.q_norm(q), angles).to(value.dtype).transpose(1, 2)
+        key = rotate(self.k_norm(key), angles).to(value.dtype).transpose(1, 2)
+        value = value.transpose(1, 2)
+        if cache is not None:
+            key, value = cache.update(key, value)
+        return self.out(rearrange(attend(q, key, value, mask), "b h s hd -> b s (h hd)"))
+
+
+def attend(
+    q: Float[Tensor, "b h s hd"], k: Float[Tensor, "b k t hd"], v: Float[Tensor, "b k t hd"], mask: Bool[Tensor, "b #h s t"] | None
+) -> Float[Tensor, "b h s hd"]:
+    """Scaled dot-product attention with grouped queries.
+
+    A few queries are folded into the group, so that keys are read once and not copied per head; many are left to the kernel.
+    """
+    groups, s = q.shape[1] // k.shape[1], q.shape[2]
+    if groups == 1 or s > 32:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=groups > 1)
+    folded = q.reshape(q.shape[0], k.shape[1], groups * s, q.shape[3])
+    wide = None if mask is None or s == 1 else mask.repeat(1, 1, groups, 1)
+    out = F.scaled_dot_product_attention(folded, k, v, attn_mask=wide if s > 1 else mask)
+    return out.reshape(q.shape)
+
+
+def document_mask(document_ids: Int[Tensor, "b s"], bidirectional: Int[Tensor, "b s"] | None = None) -> Bool[Tensor, "b 1 s s"]:
+    """True where a position may look: back inside its own document, and anywhere inside its own bidirectional span.
+
+    Args:
+        document_ids: padding (-1) sees padding only, so that no row of the softmax is empty.
+        bidirectional: number of the input-only span a position belongs to; -1 outside.
+    """
+    same = document_ids.unsqueeze(2) == document_ids.unsqueeze(1)
+    s = document_ids.shape[1]
+    allowed = torch.ones(s, s, dtype=torch.bool, device=same.device).tril()
+    if bidirectional is not None:
+        inside = (bidirectional.unsqueeze(2) == bidirectional.unsqueeze(1)) & (bidirectional >= 0).unsqueeze(2)
+        allowed = allowed | inside
+    return (same & allowed).unsqueeze(1)

@@ -1,0 +1,50 @@
+"""Convolutional blocks whose output at a pixel depends on its neighbourhood only, never on statistics of the whole picture."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm over the channels of each pixel by itself.
+
+    Group norm would mix statistics of the whole plane into every pixel: a flat background would get other codes beside
+    another foreground, and a padded picture other codes than the same picture before padding.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        # In channels_last memory this permutation is free.
+        return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), self.weight, self.bias, 1e-6).permute(0, 3, 1, 2)
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3×3 convolution that keeps the size, or halves it with stride 2."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, 3, stride=stride, padding=1)
+
+
+class ResidualConv(nn.Module):
+    """Pre-norm residual block of two 3×3 convolutions (He et al. 2016, "Identity mappings", with SiLU).
+
+    The second convolution starts at zero, so that a deep stack starts as the identity.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1 = ChannelNorm(channels)
+        self.conv1 = Conv3x3(channels, channels)
+        self.norm2 = ChannelNorm(channels)
+        self.conv2 = Conv3x3(channels, channels)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        y = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(y)))

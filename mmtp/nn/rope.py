@@ -1,0 +1,42 @@
+"""Rotary position embedding on three axes.
+
+Every rotary frequency belongs to one axis (time, row, column), dealt out in turn as in Qwen3-VL's interleaved M-RoPE, so that
+each axis has low and high frequencies. Where the three positions are equal (text, sound) this *is* plain RoPE
+(Su et al. 2021, section 3.2.2), which keeps checkpoints exchangeable with Qwen3 and Llama.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+Angles = tuple[Float[Tensor, "b s 1 hd"], Float[Tensor, "b s 1 hd"]]
+
+
+class Rope(nn.Module):
+    """Cosines and sines of all positions, computed once per pass and shared by all layers.
+
+    Args:
+        head_dim: width of one head; even.
+        theta: base of the frequencies.
+    """
+
+    frequencies: Tensor
+    axis: Tensor
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        super().__init__()
+        steps = torch.arange(0, head_dim, 2, dtype=torch.float32)
+        self.register_buffer("frequencies", theta ** (-steps / head_dim), persistent=False)
+        self.register_buffer("axis", torch.arange(head_dim // 2) % 3, persistent=False)
+
+    def forward(self, positions: Int[Tensor, "b s 3"]) -> Angles:
+        angles = positions[..., self.axis].float() * self.frequencies
+        angles = torch.cat((angles, angles), dim=-1).unsqueeze(2)
+        return angles.cos(), angles.sin()
+
+
+def rotate(x: Float[Tensor, "b s h hd"], angles: Angles) -> Float[Tensor, "b s h hd"]:
+    """Rotates the pairs ``(x[i], x[i + hd/2])``, as Llama and Qwen3 lay them out."""
+    cos, sin = angles
+    low, high = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-high, low), dim=-1) * sin
