@@ -18,12 +18,13 @@ import tomllib
 import types
 import typing
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from mmtp.registry import REGISTRY
 from mmtp.types import MmtpError
 
 T = TypeVar("T")
+C = TypeVar("C", bound="Config")
 
 
 class ConfigError(MmtpError):
@@ -55,7 +56,7 @@ class Config:
         return out
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], where: str = "config") -> Self:
+    def from_dict(cls: type[C], data: dict[str, Any], where: str = "config") -> C:
         """Reads what ``to_dict`` wrote.
 
         Args:
@@ -144,6 +145,8 @@ def _plain(value: Any) -> Any:
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
     if origin is typing.Annotated:
         return _typed(args[0], value, where)
     if origin in (typing.Union, types.UnionType):
@@ -184,8 +187,6 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: {error}") from error
     if hint is Path and isinstance(value, str):
         return Path(value)
-    if hint is Any:
-        return value
     wanted = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
     raise ConfigError(f"{where}: {wanted} is wanted, {value!r} given")
 

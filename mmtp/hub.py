@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mmtp.config import Config, build_config, load_file
 from mmtp.registry import REGISTRY
@@ -46,7 +46,7 @@ class FileBacked(Pretrained, Protocol):
     def save_files(self, folder: Path) -> None: ...
 
     @classmethod
-    def load_files(cls, config: Config, folder: Path) -> Self: ...
+    def load_files(cls, config: Config, folder: Path) -> Pretrained: ...
 
 
 def zoo_root(family: str) -> Path:
