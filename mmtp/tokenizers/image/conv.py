@@ -1,0 +1,200 @@
+"""Convolutional picture tokenizer: encoder, quantizer, decoder. Any height and width."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmtp.config import Config as BaseConfig
+from mmtp.hub import fingerprint
+from mmtp.nn.conv import ChannelNorm, Conv3x3, ResidualConv
+from mmtp.tokenizers.quantizers import FSQ, Quantized, QuantizerConfig
+from mmtp.types import Codes, MmtpError, Modality, TokenizerSpec
+
+PIXELS_PER_PASS = 2**20
+"""Pictures are encoded in passes of about this many pixels, so that memory does not grow with the length of a list."""
+
+
+class ImageShapeError(MmtpError):
+    """A picture that is not ``[3, height, width]`` floats."""
+
+
+class ConvImageTokenizer(nn.Module):
+    """Pictures to a grid of codes and back, by convolutions that see a neighbourhood only.
+
+    The stem is a pixel unshuffle (as in Cosmos-Tokenizer's patch stem), every further width halves the grid. Pictures are padded
+    by repeating their border to whole cells and cropped again by ``decode``.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(BaseConfig):
+        """Shape of the network.
+
+        Attributes:
+            patch: pixels per side of a cell of the finest grid.
+            widths: channels from the finest grid to the coarsest; each further one halves the grid.
+            encoder_blocks: residual blocks of the encoder per grid, finest first.
+            decoder_blocks: residual blocks of the decoder per grid, finest first.
+            quantizer: any registered quantizer's configuration.
+        """
+
+        patch: int = 4
+        widths: tuple[int, ...] = (64, 128)
+        encoder_blocks: tuple[int, ...] = (1, 2)
+        decoder_blocks: tuple[int, ...] = (2, 3)
+        quantizer: QuantizerConfig = field(default_factory=FSQ.Config)
+
+        def __post_init__(self) -> None:
+            if not len(self.widths) == len(self.encoder_blocks) == len(self.decoder_blocks) > 0:
+                raise ValueError("widths, encoder_blocks and decoder_blocks must have one entry per grid")
+
+        @property
+        def downsampling(self) -> int:
+            """Pixels per side of a cell of codes."""
+            return self.patch * 2 ** (len(self.widths) - 1)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = _encoder(config)
+        self.quantizer = config.quantizer.build(dim=config.widths[-1])
+        self.decoder = _decoder(config)
+        self.to(memory_format=torch.channels_last)
+        self._fingerprint: tuple[object, str] = (None, "")
+
+    @property
+    def spec(self) -> TokenizerSpec:
+        state = self.state_dict()
+        # Weights change in place (training, loading); the version counters tell, far cheaper than hashing anew.
+        version = tuple((t.data_ptr(), t._version) for t in state.values())
+        if self._fingerprint[0] != version:
+            self._fingerprint = (version, fingerprint(self.config, state))
+        return TokenizerSpec(
+            modality=Modality.IMAGE,
+            codebook_sizes=self.quantizer.codebook_sizes,
+            downsampling=(self.config.downsampling,) * 2,
+            channels=3,
+            fingerprint=self._fingerprint[1],
+        )
+
+    def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
+        height, width = shape
+        return -(-height // self.config.downsampling), -(-width // self.config.downsampling)
+
+    def num_tokens(self, shape: Sequence[int]) -> int:
+        rows, columns = self.grid(shape)
+        return rows * columns * len(self.quantizer.codebook_sizes)
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 3 h w"], Quantized]:
+        """Reconstruction of pixels in [-1, 1], height and width multiples of ``downsampling``: what training calls."""
+        latents = self.encoder(pixels.contiguous(memory_format=torch.channels_last))
+        quantized = self.quantizer(rearrange(latents, "b d h w -> b (h w) d"))
+        return self._reconstruct(quantized.latents, latents.shape[2]), quantized
+
+    def encode(self, media: Sequence[Float[Tensor, "3 h w"]]) -> Codes:
+        """Codes of pictures with values in [0, 1], in evaluation mode and float32 whatever mode the module is in.
+
+        Pictures are grouped by padded size, so that none is padded for the sake of another.
+
+        Raises:
+            ImageShapeError: a picture is not ``[3, height, width]`` of floats, or empty.
+        """
+        sizes = []
+        for i, picture in enumerate(media):
+            if picture.ndim != 3 or picture.shape[0] != 3 or 0 in picture.shape or not picture.is_floating_point():
+                raise ImageShapeError(f"picture {i}: {picture.dtype} {list(picture.shape)} given, floats [3, height, width] wanted")
+            sizes.append((picture.shape[1], picture.shape[2]))
+        grids = [self.grid(size) for size in sizes]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, grid in enumerate(grids):
+            groups.setdefault(grid, []).append(i)
+        rows, columns = (max((g[axis] for g in grids), default=0) for axis in (0, 1))
+        ids = torch.zeros((len(media), len(self.quantizer.codebook_sizes), rows, columns), dtype=torch.long)
+        cell = self.config.downsampling
+        with self._reference():
+            for (h, w), members in groups.items():
+                step = max(1, PIXELS_PER_PASS // (h * w * cell * cell))
+                for first in range(0, len(members), step):
+                    part = members[first : first + step]
+                    pixels = torch.stack([self._padded(media[i], h * cell, w * cell) for i in part])
+                    latents = self.encoder((pixels * 2 - 1).contiguous(memory_format=torch.channels_last))
+                    codes = self.quantizer(rearrange(latents, "b d h w -> b (h w) d")).ids
+                    ids[part, :, :h, :w] = rearrange(codes, "b (h w) k -> b k h w", h=h).cpu()
+        return Codes(ids, torch.tensor(grids).reshape(-1, 2), torch.tensor(sizes).reshape(-1, 2))
+
+    def decode(self, codes: Codes) -> list[Float[Tensor, "3 h w"]]:
+        """Pictures with values in [0, 1], cropped to ``codes.sizes`` where these are given."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, grid in enumerate(codes.lengths.tolist()):
+            groups.setdefault(tuple(grid), []).append(i)
+        out: dict[int, Tensor] = {}
+        cell = self.config.downsampling
+        with self._reference():
+            for (h, w), members in groups.items():
+                step = max(1, PIXELS_PER_PASS // (h * w * cell * cell))
+                for first in range(0, len(members), step):
+                    part = members[first : first + step]
+                    ids = rearrange(codes.ids[part, :, :h, :w], "b k h w -> b (h w) k").to(self._device)
+                    pixels = self._reconstruct(self.quantizer.lookup(ids), h).add(1).div(2).clamp(0, 1)
+                    out |= dict(zip(part, pixels.contiguous(), strict=True))
+        pictures = [out[i] for i in range(len(codes))]
+        if codes.sizes is not None:
+            pictures = [p[:, :h, :w] for p, (h, w) in zip(pictures, codes.sizes.tolist(), strict=True)]
+        return pictures
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def _padded(self, picture: Float[Tensor, "3 h w"], height: int, width: int) -> Float[Tensor, "3 h2 w2"]:
+        amounts = (0, width - picture.shape[2], 0, height - picture.shape[1])
+        return F.pad(picture[None].to(self._device, torch.float32), amounts, mode="replicate")[0]
+
+    def _reconstruct(self, latents: Float[Tensor, "b n d"], rows: int) -> Float[Tensor, "b 3 h w"]:
+        plane = rearrange(latents, "b (h w) d -> b d h w", h=rows)
+        return self.decoder(plane.contiguous(memory_format=torch.channels_last)).float()
+
+    def _reference(self) -> "_Reference":
+        return _Reference(self)
+
+
+class _Reference:
+    """Evaluation mode, no gradients, no autocast: what encoding and decoding run under."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        self.training = self.module.training
+        self.module.eval()
+        self.contexts = (torch.no_grad(), torch.autocast(next(self.module.parameters()).device.type, enabled=False))
+        for context in self.contexts:
+            context.__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        for context in reversed(self.contexts):
+            context.__exit__(*exception)  # type: ignore[arg-type]
+        self.module.train(self.training)
+
+
+def _encoder(config: ConvImageTokenizer.Config) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.PixelUnshuffle(config.patch), Conv3x3(3 * config.patch**2, config.widths[0])]
+    for i, (width, blocks) in enumerate(zip(config.widths, config.encoder_blocks, strict=True)):
+        if i > 0:
+            layers.append(Conv3x3(config.widths[i - 1], width, stride=2))
+        layers += [ResidualConv(width) for _ in range(blocks)]
+    return nn.Sequential(*layers, ChannelNorm(config.widths[-1]))
+
+
+def _decoder(config: ConvImageTokenizer.Config) -> nn.Sequential:
+    layers: list[nn.Module] = [Conv3x3(config.widths[-1], config.widths[-1])]
+    for i in reversed(range(len(config.widths))):
+        layers += [ResidualConv(config.widths[i]) for _ in range(config.decoder_blocks[i])]
+        if i > 0:
+            layers += [Conv3x3(config.widths[i], 4 * config.widths[i - 1]), nn.PixelShuffle(2)]
+    head = [ChannelNorm(config.widths[0]), nn.SiLU(), Conv3x3(config.widths[0], 3 * config.patch**2), nn.PixelShuffle(config.patch)]
+    return nn.Sequential(*layers, *head)

@@ -1,0 +1,91 @@
+"""What a run says while it goes: JSON lines, TensorBoard, and a progress bar."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+RATES = ("tokens", "samples")
+"""Metrics that count work done in a step; they are shown per second."""
+
+
+class RunLog:
+    """The log of a run in ``folder``: ``log.jsonl`` (one record per line), TensorBoard files in ``tensorboard/``.
+
+    Args:
+        folder: the run's folder.
+        total: steps of the whole run.
+        start: step from which this process continues; records of later steps, written before a kill, are dropped.
+        progress: whether to show a bar with the metrics and the time left.
+    """
+
+    def __init__(self, folder: Path, *, total: int, start: int, progress: bool) -> None:
+        self.folder, self.total, self.start, self.progress = folder, total, start, progress
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._since = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "log.jsonl"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            path.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= self.start), encoding="utf-8")
+        self._file: TextIO = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.start + 1 if self.start else None)
+        self._bar: Any = None
+        if self.progress:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[metrics]}"))
+            self._bar = Progress(*columns)
+            self._bar.start()
+            self._line = self._bar.add_task("training", total=self.total, completed=self.start, metrics="")
+        return self
+
+    def update(self, step: int, record: dict[str, float], *, write: bool, left: float) -> None:
+        """Takes in one step; every so often (``write``) writes the means since the last record.
+
+        Args:
+            step: steps done.
+            record: numbers of this step.
+            write: whether a record is due.
+            left: seconds until the end, estimated.
+        """
+        for key, value in record.items():
+            self._sums[key] = self._sums.get(key, 0.0) + float(value)
+        self._count += 1
+        if write:
+            seconds = time.perf_counter() - self._since
+            means = {key: value / self._count for key, value in self._sums.items() if key not in RATES}
+            rates = {f"{key}_per_second": self._sums[key] / seconds for key in RATES if key in self._sums}
+            line = {"step": step, **means, **rates, "steps_per_second": self._count / seconds}
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            for key, value in line.items():
+                self._board.add_scalar(key, value, step)
+            self._sums, self._count, self._since = {}, 0, time.perf_counter()
+            if self._bar:
+                shown = {k: v for k, v in line.items() if k not in ("step", "lr", "grad_norm", "steps_per_second")}
+                text = "  ".join(f"{k.replace('_per_second', '/s')} {v:,.0f}" if v >= 100 else f"{k} {v:.4g}" for k, v in shown.items())
+                minutes, rest = divmod(int(min(left, 359_999)), 60)
+                self._bar.update(self._line, metrics=f"{text}  {minutes}:{rest:02d} left")
+        if self._bar:
+            self._bar.update(self._line, completed=step)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+        self._file.close()
+        self._board.close()
+
+
+def _step_of(line: str) -> float:
+    """The step of a record; infinite for a line that a kill cut short, so that it is dropped."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")

@@ -1,0 +1,123 @@
+"""Pictures for training, kept decoded in memory and mixed by weight: a batch is a function of seed and step alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from rich.progress import track
+from torch import Tensor
+
+from mmtp.config import Config, ConfigError
+from mmtp.data.errors import DecodeError
+from mmtp.data.media import decode_image, resize
+from mmtp.data.sources import open_source
+
+STORED = 4
+"""Pictures that are cropped at random are kept at up to this many times the training size along their shorter side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSource(Config):
+    """One source of a mix.
+
+    Attributes:
+        source: what ``mmtp tokenize`` takes (``easy-vqa:train``, a tar, a folder); paths start at the data root.
+        weight: share of the samples, relative to the other sources.
+        hold_out: every picture whose place in the source is a multiple of this is left out, for tuning; 0 leaves none out.
+        crop: least and greatest side of the random square window, as a share of the shorter side.
+        flips: none, left to right, or all eight symmetries of the square.
+    """
+
+    source: str
+    weight: float = 1.0
+    hold_out: int = 0
+    crop: tuple[float, float] = (1.0, 1.0)
+    flips: Literal["none", "horizontal", "all"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureData(Config):
+    """``[data]`` of a tokenizer's recipe: pixels per side of a training picture, and the sources."""
+
+    sources: tuple[PictureSource, ...]
+    size: int = 64
+
+
+class PictureMix:
+    """The pictures of all sources, decoded.
+
+    Args:
+        config: the sources.
+        data_root: where their relative paths start.
+        seed: decides, with the step, which pictures a batch holds and how they are cropped and flipped.
+        progress: whether to show a bar while reading.
+
+    Raises:
+        ConfigError: a source holds no picture that can be read.
+    """
+
+    def __init__(self, config: PictureData, data_root: Path, seed: int, *, progress: bool = False) -> None:
+        self.config, self.seed = config, seed
+        self.pictures = [read_pictures(s, config.size, data_root, progress=progress) for s in config.sources]
+        for source, pictures in zip(config.sources, self.pictures, strict=True):
+            if not pictures:
+                raise ConfigError(f"data.sources: {source.source}: holds no picture that can be read")
+
+    def batch(self, step: int, count: int) -> Float[Tensor, "b 3 h w"]:
+        """``count`` pictures in [-1, 1]."""
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        weights = torch.tensor([s.weight for s in self.config.sources])
+        which = torch.multinomial(weights, count, replacement=True, generator=draw).tolist()
+        samples = []
+        for i in which:
+            pictures = self.pictures[i]
+            picture = pictures[int(torch.randint(len(pictures), (), generator=draw))]
+            samples.append(augment(picture, self.config.sources[i], self.config.size, draw))
+        return torch.stack(samples).float().div_(127.5).sub_(1)
+
+
+def read_pictures(source: PictureSource, size: int, data_root: Path, *, progress: bool = False) -> list[UInt8[Tensor, "3 h w"]]:
+    """Every usable picture of a source as bytes, its shorter side at most what training needs. Damaged files are passed over."""
+    place = source.source
+    opened = open_source(place if place.partition(":")[0] in ("easy-vqa", "hf") else data_root / place)
+    shorter = size if source.crop == (1.0, 1.0) else STORED * size
+    out = []
+    for i, item in enumerate(track(opened.items(), f"reading {place}", disable=not progress, transient=True)):
+        if source.hold_out and i % source.hold_out == 0:
+            continue
+        try:
+            picture = decode_image(opened.read(item).media).mul(255).round().to(torch.uint8)
+        except DecodeError:
+            continue
+        height, width = picture.shape[1:]
+        if min(height, width) > shorter or source.crop == (1.0, 1.0):
+            scale = shorter / min(height, width)
+            picture = resize(picture, (max(size, round(height * scale)), max(size, round(width * scale))), "stretch")
+        out.append(picture)
+    return out
+
+
+def augment(
+    picture: UInt8[Tensor, "3 h w"], source: PictureSource, size: int, draw: torch.Generator
+) -> UInt8[Tensor, "3 size size"]:
+    """A random square window of a picture, brought to ``size`` and perhaps turned over."""
+    height, width = picture.shape[1:]
+    low, high = source.crop
+    share = low + (high - low) * float(torch.rand((), generator=draw))
+    side = max(1, round(min(height, width) * share))
+    top = int(torch.randint(height - side + 1, (), generator=draw))
+    left = int(torch.randint(width - side + 1, (), generator=draw))
+    out = picture[:, top : top + side, left : left + side]
+    if side != size:
+        out = F.interpolate(out[None].contiguous(memory_format=torch.channels_last), (size, size), mode="bilinear", antialias=True)[0]
+    turn = int(torch.randint(8, (), generator=draw))
+    if source.flips != "none" and turn & 1:
+        out = out.flip(2)
+    if source.flips == "all" and turn & 2:
+        out = out.flip(1)
+    if source.flips == "all" and turn & 4:
+        out = out.transpose(1, 2)
+    return out

@@ -1,0 +1,251 @@
+"""The one training loop: tokenizers and models are tasks that it optimises.
+
+A task's batch is a pure function of the step, and a checkpoint holds everything else that decides what comes next (weights,
+optimizer, average, random states). So a run that was killed at any point and started again gives, on one machine, the same
+losses bit for bit as a run that was not.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mmtp.config import Config
+from mmtp.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from mmtp.train.log import RunLog
+from mmtp.types import MmtpError
+
+
+class TrainError(MmtpError):
+    """A run that cannot go on: names the step and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig(Config):
+    """AdamW and its schedule: linear warm-up, flat, then cosine down to ``final * lr``.
+
+    Attributes:
+        lr: greatest learning rate.
+        betas: AdamW's decay rates.
+        weight_decay: on matrices and kernels only, never on norms and biases.
+        warmup: steps of warm-up.
+        flat: share of the run after which the rate begins to fall.
+        final: share of ``lr`` at the end.
+        clip: greatest norm of the gradient.
+        ema: decay of the moving average of weights that is kept as the result; 0 keeps the weights themselves.
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    warmup: int = 50
+    flat: float = 0.3
+    final: float = 0.02
+    clip: float = 1.0
+    ema: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Config):
+    """How long a run is and what it leaves behind.
+
+    Attributes:
+        steps: optimizer steps.
+        batch: samples per step (what a sample is, the task says).
+        seed: decides weights, data order and every other draw.
+        precision: arithmetic of the forward pass; weights stay float32.
+        max_minutes: ends the run earlier, by the clock. The schedule then follows the clock as well, so that the rate
+            has come down when time is up; such a run is not repeatable to the bit.
+        log_every: steps between records.
+        checkpoint_every: steps between checkpoints.
+        preview_every: steps between previews; 0 makes none.
+    """
+
+    steps: int
+    batch: int
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    max_minutes: float | None = None
+    log_every: int = 20
+    checkpoint_every: int = 500
+    preview_every: int = 0
+
+
+class Task(Protocol):
+    """What the loop needs to know of what it trains."""
+
+    module: nn.Module
+
+    def batch(self, step: int) -> Any:
+        """The batch of a step (from 0): a function of seed and step alone."""
+        ...
+
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Scalar loss, and numbers for the log (``tokens`` or ``samples`` among them become a rate per second)."""
+        ...
+
+    def preview(self, module: nn.Module, folder: Path, step: int) -> None:
+        """Leaves pictures or texts in ``folder`` that show how far ``module`` (the average, if one is kept) has come."""
+        ...
+
+
+class Average:
+    """Exponential moving average of a module's weights, in a module of its own; buffers are copied."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        import copy
+
+        self.module = copy.deepcopy(module).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        # Early on the average would be mostly the random start, so its memory grows with the run.
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
+        for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
+            mine.copy_(theirs)
+
+
+class Trainer:
+    """Runs a task to its end, from wherever its folder says it stands.
+
+    Args:
+        task: what to train.
+        optim: optimizer and schedule.
+        run: length, seed, precision, intervals.
+        folder: receives ``log.jsonl``, TensorBoard files, ``checkpoints/`` and ``previews/``.
+        progress: whether to show a bar.
+    """
+
+    def __init__(self, task: Task, optim: OptimConfig, run: RunConfig, folder: Path, *, progress: bool = True) -> None:
+        self.task, self.optim, self.run, self.folder = task, optim, run, Path(folder)
+        self.progress = progress
+        self.optimizer = torch.optim.AdamW(parameter_groups(task.module, optim.weight_decay), lr=optim.lr, betas=optim.betas)
+        self.average = Average(task.module, optim.ema) if optim.ema else None
+        self.step = 0
+        self.seconds = 0.0
+
+    @property
+    def result(self) -> nn.Module:
+        """The average of weights where one is kept, else the module itself."""
+        return self.average.module if self.average else self.task.module
+
+    def fit(self) -> nn.Module:
+        """Trains to the end and returns :attr:`result`.
+
+        Raises:
+            TrainError: the loss is not finite, or a file cannot be written (a full disk). Checkpoints already written stay.
+        """
+        checkpoints = self.folder / "checkpoints"
+        if (path := latest_checkpoint(checkpoints)) is not None:
+            self._restore(load_checkpoint(path))
+        else:
+            torch.manual_seed(self.run.seed)
+        self.task.module.train()
+        try:
+            with RunLog(self.folder, total=self.run.steps, start=self.step, progress=self.progress) as log:
+                while self.step < self.run.steps and not self._out_of_time():
+                    self._advance(log)
+                    if self.step % self.run.checkpoint_every == 0:
+                        save_checkpoint(checkpoints, self.step, self._state())
+                    if self.run.preview_every and self.step % self.run.preview_every == 0:
+                        self._preview()
+                save_checkpoint(checkpoints, self.step, self._state())
+        except OSError as error:
+            raise TrainError(
+                f"{error.filename or self.folder}: cannot be written ({error.strerror or error}) at step {self.step}; "
+                "make room and run the same command again: it continues from the last checkpoint"
+            ) from error
+        return self.result
+
+    def _advance(self, log: RunLog) -> None:
+        began = time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.optim.lr * self.rate()
+        batch = self.task.batch(self.step)
+        device = next(self.task.module.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.run.precision == "bfloat16"):
+            loss, metrics = self.task.loss(batch, self.step)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainError(
+                f"step {self.step}: the loss is {value}; lower optim.lr (now {self.optim.lr:g}) or optim.clip, "
+                f"and remove {self.folder / 'checkpoints'} to start over"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.task.module.parameters(), self.optim.clip)
+        self.optimizer.step()
+        if self.average:
+            self.average.update(self.task.module, self.step)
+        self.step += 1
+        self.seconds += time.perf_counter() - began
+        record = {"loss": value, **metrics, "grad_norm": norm.item(), "lr": self.optimizer.param_groups[0]["lr"]}
+        log.update(self.step, record, write=self.step % self.run.log_every == 0, left=self._seconds_left())
+
+    def rate(self) -> float:
+        """Share of the greatest learning rate at the present step."""
+        if self.step < self.optim.warmup:
+            return (self.step + 1) / self.optim.warmup
+        done = self._done()
+        if done <= self.optim.flat:
+            return 1.0
+        fall = min(1.0, (done - self.optim.flat) / (1 - self.optim.flat))
+        return self.optim.final + (1 - self.optim.final) * 0.5 * (1 + math.cos(math.pi * fall))
+
+    def _done(self) -> float:
+        """Share of the run that lies behind, by steps or by the clock, whichever is further."""
+        by_clock = self.seconds / (60 * self.run.max_minutes) if self.run.max_minutes else 0.0
+        return max(self.step / self.run.steps, by_clock)
+
+    def _seconds_left(self) -> float:
+        done = self._done()
+        return self.seconds * (1 - done) / done if done else math.inf
+
+    def _out_of_time(self) -> bool:
+        return self.run.max_minutes is not None and self.seconds >= 60 * self.run.max_minutes
+
+    def _preview(self) -> None:
+        module = self.result
+        training = module.training
+        folder = self.folder / "previews"
+        folder.mkdir(parents=True, exist_ok=True)
+        with torch.random.fork_rng(), torch.no_grad():
+            self.task.preview(module.eval(), folder, self.step)
+        module.train(training)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "module": self.task.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.module.state_dict() if self.average else None,
+            "rng": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.task.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.module.load_state_dict(state["average"])
+        torch.set_rng_state(state["rng"])
+        if state["rng_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["rng_cuda"])
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices and kernels with weight decay, norms and biases without."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
