@@ -14,13 +14,14 @@ def train(
 ) -> None:
     """Train what a recipe describes. Run again with the same run folder, it goes on where it stopped.
 
-    A recipe names its task (``tokenizer``, ``text`` or ``model``), the configuration, the data, the optimiser and the run.
+    A recipe names its task (``tokenizer``, ``text`` or ``model``), the configuration, the data, the optimiser and the run. The result
+    lies in the run folder's ``result``, ready for any place that takes a tokenizer or a model.
 
     Args:
-        recipe: the recipe.toml.
+        recipe: the recipe.toml, or a folder that holds one.
         set: change a value of the recipe, for instance run.steps=500; may be repeated.
-        run_dir: folder of checkpoints, logs and the result; runs/ and the recipe's name where it is not given.
-        data_root: folder that relative paths of the recipe's data start from.
+        run_dir: folder of checkpoints, logs and the result; runs/NAME after the recipe where it is not given.
+        data_root: folder that relative paths of the recipe start from; else $MMTP_DATA, else the working directory.
         max_minutes: stop after so many minutes, with a checkpoint and a result.
 
     Examples:
@@ -28,6 +29,17 @@ def train(
         mmtp train recipe.toml --run-dir runs/small --set run.steps=500 --set optim.lr=3e-4
         mmtp train models/vqa-s/recipe.toml --max-minutes 5
     """
-    from mmtp.train.trainer import load_recipe, run_recipe
+    from mmtp.train.recipe import load_recipe, run_recipe
 
-    run_recipe(load_recipe(recipe, set or []), run_dir=run_dir, data_root=data_root, max_minutes=max_minutes)
+    overrides = list(set or [])
+    if max_minutes is not None:
+        overrides.append(f"run.max_minutes={float(max_minutes)}")
+    loaded = load_recipe(recipe, overrides)
+    folder = run_dir or Path("runs") / run_name(recipe)
+    print(f"trained: {run_recipe(loaded, folder, data_root=data_root)}")
+
+
+def run_name(recipe: Path) -> str:
+    """Name of a run after its recipe: the folder's where the file is just called ``recipe``, else the file's."""
+    path = recipe.resolve()
+    return path.parent.name if path.stem == "recipe" and path.is_file() else path.stem
