@@ -108,6 +108,4 @@ class ManifestSource:
         for field in MEDIA_FIELDS:
             if isinstance(entry.get(field), str):
                 return entry[field]
-        raise DecodeError(
-            Reason.BAD_LABELS, f"{self.path.name} line {number}: names no file; one of {', '.join(MEDIA_FIELDS)} is wanted"
-        )
+        raise DecodeError(Reason.BAD_LABELS, f"{self.path.name} line {number}: names no file; one of {', '.join(MEDIA_FIELDS)} is wanted")

@@ -1,0 +1,216 @@
+"""From a range of inputs to one shard."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mmtp.config import Config
+from mmtp.data.errors import DataError, DecodeError, Reason
+from mmtp.data.manifest import PLAN, ShardRecord, shard_name
+from mmtp.data.media import MAX_PIXELS, Fit, decode_image, decode_sound
+from mmtp.data.plan import Plan
+from mmtp.data.shards import Quarantined, ShardBuilder, ShardHead
+from mmtp.data.sources import Item, Sample, Source
+from mmtp.data.storage import digest, write_durable
+from mmtp.stream.template import TEMPLATES, EncodedDocument, EncodeText, encode_document
+from mmtp.stream.template import Sample as TemplateSample
+from mmtp.stream.vocab import VocabLayout
+from mmtp.tokenizers.base import DiscreteTokenizer
+from mmtp.types import MmtpError, Modality, Segment
+
+BATCH_ITEMS, BATCH_VALUES = 64, 2**23
+"""Media decoded at a time, and numbers in them: what bounds the memory of a worker."""
+
+WORDLESS = ("plain",)
+
+
+class WritesText(Protocol):
+    """All that templates ask of a text tokenizer."""
+
+    def encode_text(self, text: str) -> list[int]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeConfig(Config):
+    """How inputs become documents.
+
+    Attributes:
+        tasks: templates (``plain``, ``caption``, ``draw``, ``vqa``); each writes its documents of every input that has the labels.
+        size: (height, width) to bring pictures to; None keeps their own.
+        fit: how, see :func:`~mmtp.data.media.decode_image`.
+        questions_per_document: for ``vqa``: how many of a picture's questions share one document.
+        max_dim: greatest extent of a grid of codes along one axis.
+        max_pixels: larger pictures go to quarantine.
+        shard_inputs: inputs per shard; None cuts into about 64 shards of 256 to 65,536 inputs.
+    """
+
+    tasks: tuple[str, ...] = ("plain",)
+    size: tuple[int, int] | None = None
+    fit: Fit = "crop"
+    questions_per_document: int = 1
+    max_dim: int = 64
+    max_pixels: int = MAX_PIXELS
+    shard_inputs: int | None = None
+
+    def __post_init__(self) -> None:
+        for task in self.tasks:
+            if task not in TEMPLATES:
+                raise DataError(f"task {task!r} is not one of {', '.join(TEMPLATES)}")
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise DataError(f"tasks {list(self.tasks)}: at least one is wanted, and each only once")
+        for name in ("questions_per_document", "max_dim", "max_pixels", "shard_inputs"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise DataError(f"{name}: at least 1 is wanted, {value} given")
+        if self.size is not None and min(self.size) < 1:
+            raise DataError(f"size: at least 1 x 1 is wanted, {self.size} given")
+
+    @property
+    def needs_text(self) -> bool:
+        return any(task not in WORDLESS for task in self.tasks)
+
+
+@dataclass
+class _Decoded:
+    place: int
+    sample: Sample
+    medium: Tensor
+
+
+class ShardMaker:
+    """Makes the shards of a plan, one at a time.
+
+    Args:
+        folder: where the plan lies and shards go.
+        plan: of the run.
+        source: what the plan was made of.
+        tokenizer: of the medium.
+        text: of words; None where no task writes any.
+        head: what shards say of themselves; its range and quarantine are filled in per shard.
+        config: of the run.
+        writer: goes into temporary names.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        source: Source,
+        tokenizer: DiscreteTokenizer,
+        text: WritesText | None,
+        layout: VocabLayout,
+        fingerprints: dict[str, str],
+        config: TokenizeConfig,
+        writer: str = "",
+    ) -> None:
+        self.folder, self.source, self.tokenizer, self.layout = folder, source, tokenizer, layout
+        self.fingerprints, self.config, self.writer = fingerprints, config, writer
+        self.plan = Plan.read(folder / PLAN)
+        self.spec = tokenizer.spec
+        self.encode_text: EncodeText = text.encode_text if text is not None else _no_text
+
+    def __call__(self, shard: int) -> ShardRecord:
+        """Makes and writes one shard.
+
+        Raises:
+            DataError: the source as a whole, or the disk, fails.
+        """
+        items = self.plan.items(shard)
+        builder, quarantine, ok = ShardBuilder(self.layout), [], 0
+        for item, outcome in zip(items, self._outcomes(items), strict=True):
+            if isinstance(outcome, DecodeError):
+                quarantine.append(Quarantined(item.key, item.file, outcome.reason, str(outcome)))
+                continue
+            ok += 1
+            for number, (document, meta) in enumerate(outcome):
+                builder.add(f"{item.key}#{number}", document, {"input": item.key, **meta})
+        head = ShardHead(self.layout, self.fingerprints, self.config.to_dict(), self.plan.range(shard), tuple(quarantine))
+        data = builder.to_bytes(head)
+        write_durable(self.folder / shard_name(shard), data, self.writer)
+        reasons = [str(q.reason) for q in quarantine]
+        counts = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+        return ShardRecord(shard, digest(data), len(data), ok, len(builder.rows), builder.num_tokens, counts)
+
+    def _outcomes(self, items: list[Item]) -> list[DecodeError | list[tuple[EncodedDocument, dict[str, Any]]]]:
+        """For each input its documents, or why it has none."""
+        outcomes: list[Any] = [None] * len(items)
+        batch: list[_Decoded] = []
+        for place, item in enumerate(items):
+            try:
+                sample = self.source.read(item)
+                batch.append(_Decoded(place, sample, self._decode(sample.media)))
+            except DecodeError as error:
+                outcomes[place] = error
+            if len(batch) >= BATCH_ITEMS or sum(d.medium.numel() for d in batch) >= BATCH_VALUES:
+                self._encode(batch, outcomes)
+                batch = []
+        self._encode(batch, outcomes)
+        return outcomes
+
+    def _decode(self, media: bytes) -> Tensor:
+        if self.spec.modality is Modality.AUDIO:
+            return decode_sound(media, sample_rate=self.spec.sample_rate)[0]
+        return decode_image(media, size=self.config.size, fit=self.config.fit, max_pixels=self.config.max_pixels)
+
+    def _encode(self, batch: list[_Decoded], outcomes: list[Any]) -> None:
+        groups: dict[tuple[int, ...], list[_Decoded]] = {}
+        for decoded in batch:
+            groups.setdefault(tuple(decoded.medium.shape), []).append(decoded)
+        for group in groups.values():
+            for decoded, codes in zip(group, self._codes([d.medium for d in group]), strict=True):
+                try:
+                    outcomes[decoded.place] = codes if isinstance(codes, DecodeError) else self._documents(decoded, codes)
+                except DecodeError as error:
+                    outcomes[decoded.place] = error
+
+    def _codes(self, media: list[Tensor]) -> Iterator[Tensor | DecodeError]:
+        try:
+            with torch.no_grad():
+                codes = self.tokenizer.encode(media)
+        except MmtpError as error:
+            if len(media) > 1:  # one by one, so that the others do not suffer
+                for medium in media:
+                    yield from self._codes([medium])
+            else:
+                yield DecodeError(Reason.NOT_ENCODABLE, str(error))
+            return
+        yield from map(codes.item, range(len(media)))
+
+    def _documents(self, decoded: _Decoded, codes: Tensor) -> list[tuple[EncodedDocument, dict[str, Any]]]:
+        labels = decoded.sample.labels
+        segment = Segment(self.spec.modality, codes)
+        sample = TemplateSample(segment, _caption(labels), _questions(labels))
+        meta = {"size": list(decoded.medium.shape[1:])} | ({"caption": sample.caption} if sample.caption else {})
+        documents = []
+        for task in self.config.tasks:
+            for pieces in TEMPLATES[task](sample, self.encode_text, self.config.questions_per_document):
+                try:
+                    documents.append((encode_document(self.layout, pieces), {"task": task, **meta}))
+                except MmtpError as error:
+                    raise DecodeError(Reason.NOT_ENCODABLE, str(error)) from error
+        if not documents:
+            raise DecodeError(Reason.NO_LABELS, f"no labels for {', '.join(self.config.tasks)}; it has {', '.join(labels) or 'none'}")
+        return documents
+
+
+def _caption(labels: dict[str, Any]) -> str | None:
+    caption = labels.get("caption")
+    if caption is not None and not isinstance(caption, str):
+        raise DecodeError(Reason.BAD_LABELS, f"caption: a string is wanted, {caption!r} given")
+    return caption
+
+
+def _questions(labels: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    questions = labels.get("questions", [])
+    sound = isinstance(questions, Iterable) and all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in questions
+    )
+    if not sound:
+        raise DecodeError(Reason.BAD_LABELS, f"questions: a list of [question, answer] is wanted, {questions!r:.80} given")
+    return tuple((question, answer) for question, answer in questions)
+
+
+def _no_text(text: str) -> list[int]:
+    raise AssertionError("only tasks without words go without a text tokenizer")
