@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ BATCH_ITEMS, BATCH_VALUES = 64, 2**23
 WORDLESS = ("plain",)
 
 
+@runtime_checkable
 class WritesText(Protocol):
     """All that templates ask of a text tokenizer."""
 

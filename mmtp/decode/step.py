@@ -1,7 +1,7 @@
 """What decoding needs of a model, and what it knows of a vocabulary: ids, slots, logits over the legal ids."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from mmtp.nn.attention import LayerCache
 from mmtp.stream.vocab import VocabLayout
 
 
+@runtime_checkable
 class Step(Protocol):
     """A model as the engine sees it; :class:`mmtp.models.unified.UnifiedModel` is one."""
 

@@ -3,7 +3,7 @@
 Legend: b batch, s positions of this pass, t positions attended to, h query heads, k key heads, g = h / k, hd head width.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Angles, rotate
 
 
+@runtime_checkable
 class LayerCache(Protocol):
     """Keys and values of one layer: takes those of this pass, returns all that may be attended to."""
 

@@ -6,7 +6,7 @@ autocast surrounds it (in bfloat16 FSQ loses half its codes: vector-quantize-pyt
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -32,6 +32,7 @@ class Quantized:
     loss: Float[Tensor, ""]
 
 
+@runtime_checkable
 class Quantizer(Protocol):
     """The contract of every quantizer. Built as ``config.build(dim=width_of_latents)``."""
 

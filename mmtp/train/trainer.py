@@ -9,7 +9,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,7 @@ class RunConfig(Config):
     preview_every: int = 0
 
 
+@runtime_checkable
 class Task(Protocol):
     """What the loop needs to know of what it trains."""
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mmtp.data.errors import DecodeError, Reason
 from mmtp.data.media import read_bytes
@@ -51,6 +51,7 @@ class Sample:
     labels: dict[str, Any] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Source(Protocol):
     """Inputs of one modality. Sources are picklable, so that worker processes can read."""
 
