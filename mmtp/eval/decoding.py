@@ -1,0 +1,222 @@
+"""Plain and speculative decoding side by side: equal output, tokens per pass, acceptance, and the ratio of speeds.
+
+Times of two runs on a shared machine cannot be compared; times of neighbours can. So every prompt is decoded plainly and
+speculatively in turn, with the order exchanged from prompt to prompt, and the ratio is the median over prompts.
+"""
+
+import statistics
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+from mmtp.decode.engine import DecodeStats, Generation
+from mmtp.decode.sample import Sampling
+from mmtp.eval.report import Figure, Table, bars
+
+Progress = Callable[[int], None]
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """What is measured; :class:`mmtp.decode.engine.Engine` is one."""
+
+    def generate(
+        self, prefix: Sequence[int], sampling: Sampling, max_new_tokens: int, speculative: bool, stop: Collection[int]
+    ) -> Generation:
+        """A continuation with its statistics."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What to continue.
+
+    Attributes:
+        kind: groups results ("picture", "answer").
+        tokens: the start of a stream.
+        max_new_tokens: limit.
+        stop: ids that end the continuation.
+    """
+
+    kind: str
+    tokens: Sequence[int]
+    max_new_tokens: int
+    stop: Collection[int] = ()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt, decoded both ways.
+
+    Attributes:
+        kind: of the prompt.
+        temperature: of sampling.
+        plain: statistics without drafts.
+        speculative: statistics with drafts.
+        equal: whether both gave the same tokens.
+        tokens: what plain decoding gave, without the prompt.
+    """
+
+    kind: str
+    temperature: float
+    plain: DecodeStats
+    speculative: DecodeStats
+    equal: bool
+    tokens: Sequence[int]
+
+    @property
+    def speedup(self) -> float:
+        """Tokens per second of speculative over plain decoding."""
+        return _rate(self.speculative) / _rate(self.plain)
+
+
+@dataclass(frozen=True)
+class DecodingResult:
+    """All pairs of one run."""
+
+    pairs: Sequence[Pair]
+
+    @property
+    def all_equal(self) -> bool:
+        return all(p.equal for p in self.pairs)
+
+    def of(self, kind: str | None = None, temperature: float | None = None) -> "DecodingResult":
+        """The pairs of a kind or temperature."""
+        return DecodingResult([p for p in self.pairs if kind in (None, p.kind) and temperature in (None, p.temperature)])
+
+    @property
+    def speedup(self) -> float:
+        """Median over prompts of the ratio of tokens per second."""
+        return statistics.median(p.speedup for p in self.pairs) if self.pairs else 0.0
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Tokens that one pass of the model gives, with drafts. Plain decoding gives 1."""
+        passes = sum(p.speculative.passes for p in self.pairs)
+        return sum(p.speculative.generated for p in self.pairs) / passes if passes else 0.0
+
+    def acceptance(self) -> dict[tuple[str, int], tuple[int, int]]:
+        """(modality, offset) -> (accepted, drafted)."""
+        totals: dict[tuple[str, int], tuple[int, int]] = {}
+        for pair in self.pairs:
+            for (modality, offset), drafted in pair.speculative.drafted.items():
+                accepted = pair.speculative.accepted.get((modality, offset), 0)
+                key = (str(modality), offset)
+                before = totals.get(key, (0, 0))
+                totals[key] = (before[0] + accepted, before[1] + drafted)
+        return dict(sorted(totals.items()))
+
+    def groups(self) -> list[tuple[str, float]]:
+        """(kind, temperature) in the order in which they first came."""
+        return list(dict.fromkeys((p.kind, p.temperature) for p in self.pairs))
+
+    def table(self, caption: str = "") -> Table:
+        rows = []
+        for kind, temperature in self.groups():
+            part = self.of(kind, temperature)
+            plain = statistics.median(_rate(p.plain) for p in part.pairs)
+            fast = statistics.median(_rate(p.speculative) for p in part.pairs)
+            equal = sum(p.equal for p in part.pairs)
+            rows.append(
+                [
+                    kind,
+                    f"{temperature:g}",
+                    len(part.pairs),
+                    f"{equal} of {len(part.pairs)}",
+                    f"{part.tokens_per_pass:.2f}",
+                    f"{plain:.0f}",
+                    f"{fast:.0f}",
+                    f"{part.speedup:.2f} ×",
+                ]
+            )
+        columns = ["decodes", "temperature", "prompts", "equal", "tokens / pass", "plain tokens / s", "MTP tokens / s", "speed"]
+        return Table(columns, rows, caption)
+
+    def acceptance_table(self, caption: str = "") -> Table:
+        rows = [
+            [modality, f"+{offset}", drafted, accepted, f"{100 * accepted / drafted:.1f} %" if drafted else None]
+            for (modality, offset), (accepted, drafted) in self.acceptance().items()
+        ]
+        return Table(["modality", "offset", "drafted", "accepted", "share"], rows, caption)
+
+    def acceptance_figure(self, caption: str = "") -> Figure:
+        """Share of drafts that were accepted, per offset, one series per modality."""
+        totals = self.acceptance()
+        offsets = sorted({offset for _, offset in totals})
+        modalities = list(dict.fromkeys(modality for modality, _ in totals))
+        share = {key: accepted / drafted for key, (accepted, drafted) in totals.items() if drafted}
+        series = {m: [share.get((m, o)) for o in offsets] for m in modalities}
+        return bars([f"+{o}" for o in offsets], series, "share accepted", caption, top=1.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Figures in plain values."""
+        return {
+            "prompts": len(self.pairs),
+            "all_equal": self.all_equal,
+            "groups": [
+                {
+                    "kind": kind,
+                    "temperature": temperature,
+                    "prompts": len(part.pairs),
+                    "equal": sum(p.equal for p in part.pairs),
+                    "tokens_per_pass": round(part.tokens_per_pass, 3),
+                    "speedup": round(part.speedup, 3),
+                    "plain_tokens_per_second": round(statistics.median(_rate(p.plain) for p in part.pairs), 2),
+                    "speculative_tokens_per_second": round(statistics.median(_rate(p.speculative) for p in part.pairs), 2),
+                }
+                for kind, temperature in self.groups()
+                for part in [self.of(kind, temperature)]
+            ],
+            "acceptance": [
+                {"modality": m, "offset": o, "accepted": accepted, "drafted": drafted}
+                for (m, o), (accepted, drafted) in self.acceptance().items()
+            ],
+        }
+
+
+def compare(
+    engine: Decoder,
+    prompts: Sequence[Prompt],
+    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    *,
+    temperatures: Sequence[float] = (0.0, 1.0),
+    repeats: int = 1,
+    progress: Progress | None = None,
+) -> DecodingResult:
+    """Decodes every prompt at every temperature plainly and speculatively in turn.
+
+    Args:
+        engine: what is measured.
+        prompts: what to continue.
+        sampling: top-k, top-p and the first seed, which counts up over the prompts.
+        temperatures: of sampling; 0 is greedy.
+        repeats: how often each way is timed; the median time counts.
+        progress: told of every pair.
+    """
+    pairs = []
+    if prompts:  # The first call pays for what later ones do not: allocation, choice of kernels.
+        for speculative in (False, True):
+            engine.generate(prompts[0].tokens, sampling, min(prompts[0].max_new_tokens, 16), speculative, ())
+    for i, prompt in enumerate(prompts):
+        for temperature in temperatures:
+            chosen = replace(sampling, temperature=temperature, seed=sampling.seed + i)
+            runs: dict[bool, list[Generation]] = {False: [], True: []}
+            for turn in range(2 * repeats):
+                speculative = (turn + i) % 2 == 1
+                runs[speculative].append(engine.generate(prompt.tokens, chosen, prompt.max_new_tokens, speculative, prompt.stop))
+            outputs = [run.new_tokens for way in runs.values() for run in way]
+            plain, fast = (_median(runs[way]) for way in (False, True))
+            equal = all(tokens == outputs[0] for tokens in outputs)
+            pairs.append(Pair(prompt.kind, temperature, plain, fast, equal, outputs[0]))
+            if progress is not None:
+                progress(1)
+    return DecodingResult(pairs)
+
+
+def _median(runs: list[Generation]) -> DecodeStats:
+    """Statistics of the run whose time is the (upper) median."""
+    return sorted((run.stats for run in runs), key=lambda stats: stats.seconds)[len(runs) // 2]
+
+
+def _rate(stats: DecodeStats) -> float:
+    return stats.generated / max(stats.seconds, 1e-9)

@@ -1,0 +1,77 @@
+from collections import Counter
+
+import pytest
+
+from mmtp.decode.engine import DecodeStats, Generation
+from mmtp.decode.sample import Sampling
+from mmtp.eval.decoding import DecodingResult, Prompt, compare
+
+
+class Scripted:
+    """Answers by a rule, at a speed that drifts, and remembers how it was called."""
+
+    def __init__(self, unequal_at: int | None = None) -> None:
+        self.calls: list[tuple[int, float, int, bool]] = []
+        self.unequal_at = unequal_at
+
+    def generate(self, prefix, sampling, max_new_tokens, speculative, stop):
+        self.calls.append((prefix[-1], sampling.temperature, sampling.seed, speculative))
+        new = [(7 * i + sampling.seed) % 50 for i in range(max_new_tokens)]
+        if speculative and sampling.seed == self.unequal_at:
+            new[-1] += 1
+        drift = 1.2 ** len(self.calls)  # an ever slower machine must not decide the ratio
+        stats = DecodeStats(
+            generated=len(new),
+            passes=len(new) // 2 if speculative else len(new),
+            seconds=len(new) * 0.01 * drift / (2 if speculative else 1),
+            drafted=Counter({("image", 1): 10, ("image", 2): 5, ("text", 1): 4}) if speculative else Counter(),
+            accepted=Counter({("image", 1): 8, ("image", 2): 1, ("text", 1): 4}) if speculative else Counter(),
+        )
+        return Generation(list(prefix) + new, len(prefix), stats)
+
+
+PROMPTS = [Prompt("picture", [1, i], 64) for i in range(6)] + [Prompt("answer", [2, i], 4) for i in range(2)]
+
+
+def test_ways_alternate_and_both_see_the_same_settings():
+    engine = Scripted()
+    compare(engine, PROMPTS, Sampling(seed=100), temperatures=(0.0, 1.0), repeats=2)
+    calls = engine.calls[2:]  # after the warm-up
+    assert len(calls) == len(PROMPTS) * 2 * 4
+    for i in range(0, len(calls), 4):
+        group = calls[i : i + 4]
+        assert len({call[:3] for call in group}) == 1
+        ways = [call[3] for call in group]
+        assert ways in ([False, True] * 2, [True, False] * 2)
+    assert {calls[i][3] for i in range(0, len(calls), 4)} == {False, True}
+    assert [calls[i][2] for i in range(0, len(calls), 8)] == list(range(100, 108))
+
+
+def test_result_counts_equality_speed_and_acceptance():
+    told = []
+    result = compare(Scripted(), PROMPTS, temperatures=(1.0,), progress=told.append)
+    assert sum(told) == len(PROMPTS) and result.all_equal
+    assert result.tokens_per_pass == pytest.approx(2.0)
+    assert result.speedup == pytest.approx(2.0, rel=0.25)  # drift of 1.2 per call cancels in the median over both orders
+    assert result.acceptance() == {("image", 1): (64, 80), ("image", 2): (8, 40), ("text", 1): (32, 32)}
+    assert [len(p.tokens) for p in result.of("answer").pairs] == [4, 4]
+
+    table = result.table()
+    assert [row[0] for row in table.rows] == ["picture", "answer"]
+    assert table.rows[0][table.columns.index("equal")] == "6 of 6"
+    assert result.acceptance_table().rows[0] == ["image", "+1", 80, 64, "80.0 %"]
+    assert "svg" in result.acceptance_figure("c").svg
+    plain = result.to_dict()
+    assert plain["all_equal"] and [g["kind"] for g in plain["groups"]] == ["picture", "answer"]
+
+
+def test_one_differing_token_shows():
+    result = compare(Scripted(unequal_at=3), PROMPTS, temperatures=(0.0, 1.0))
+    assert not result.all_equal
+    assert sum(not p.equal for p in result.pairs) == 2
+    assert result.of("answer").all_equal and not result.of("picture").all_equal
+
+
+def test_nothing_asked_gives_nothing():
+    result = compare(Scripted(), [])
+    assert result == DecodingResult([]) and result.speedup == 0.0 and result.tokens_per_pass == 0.0
