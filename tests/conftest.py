@@ -25,3 +25,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def block_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry with ``mmtp.testing.fakes:BlockTokenizer`` as ``block``, for the length of a test."""
+    from mmtp.registry import REGISTRY
+
+    monkeypatch.setattr(REGISTRY, "_families", {family: dict(entries) for family, entries in REGISTRY._families.items()})
+    REGISTRY.register("tokenizer", "block", "mmtp.testing.fakes:BlockTokenizer")

@@ -147,7 +147,7 @@ def _fill(paragraph: str) -> str:
     """Wraps running text; indented (verbatim) paragraphs stay as they are."""
     if paragraph.startswith(" "):
         return paragraph
-    return textwrap.fill(" ".join(paragraph.replace("``", "").split()), _width())
+    return textwrap.fill(" ".join(paragraph.replace("``", "").split()), _width(), break_on_hyphens=False)
 
 
 def _block(title: str, rows: Any) -> str:
@@ -156,7 +156,7 @@ def _block(title: str, rows: Any) -> str:
     lines = [title]
     for names, text in rows:
         head = f"  {names}".ljust(column)
-        wrapped = textwrap.wrap(text, max(_width() - column, 30), break_long_words=False) or [""]
+        wrapped = textwrap.wrap(text, max(_width() - column, 30), break_long_words=False, break_on_hyphens=False) or [""]
         if len(head) > column:
             lines.append(head.rstrip())
             head = " " * column

@@ -180,7 +180,7 @@ def write_wav(path: Path, sound: Float[Tensor, "1 t"], sample_rate: float) -> No
     soundfile.write(path, sound[0].detach().clamp(-1, 1).cpu().numpy(), int(sample_rate), subtype="PCM_16")
 
 
-def contact_sheet(pictures: Sequence[Float[Tensor, "3 h w"]], columns: int | None = None, gap: int = 2) -> Float[Tensor, "3 h w"]:
+def contact_sheet(pictures: Sequence[Float[Tensor, "3 _ _"]], columns: int | None = None, gap: int = 2) -> Float[Tensor, "3 h w"]:
     """Pictures side by side on white, row by row; each stands in the top left of a cell as large as the largest."""
     columns = columns or max(1, math.ceil(math.sqrt(len(pictures))))
     height, width = (max(p.shape[axis] for p in pictures) + gap for axis in (1, 2))

@@ -56,10 +56,10 @@ class BlockTokenizer(nn.Module):
         rows, columns = self.grid(shape)
         return 3 * rows * columns
 
-    def encode(self, media: Sequence[Float[Tensor, "3 h w"]]) -> Codes:
+    def encode(self, media: Sequence[Float[Tensor, "3 _ _"]]) -> Codes:
         return Codes.stack([self._encode(picture) for picture in media])
 
-    def decode(self, codes: Codes) -> list[Float[Tensor, "3 h w"]]:
+    def decode(self, codes: Codes) -> list[Float[Tensor, "3 _ _"]]:
         pictures = []
         for i in range(len(codes)):
             shades = codes.item(i) / (self.config.levels - 1)

@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 RATES = ("tokens", "samples")
 """Metrics that count work done in a step; they are shown per second."""
@@ -26,7 +26,7 @@ class RunLog:
         self._count = 0
         self._since = time.perf_counter()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RunLog":
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,7 @@ class ConvImageTokenizer(nn.Module):
         quantized = self.quantizer(rearrange(latents, "b d h w -> b (h w) d"))
         return self._reconstruct(quantized.latents, latents.shape[2]), quantized
 
-    def encode(self, media: Sequence[Float[Tensor, "3 h w"]]) -> Codes:
+    def encode(self, media: Sequence[Float[Tensor, "3 _ _"]]) -> Codes:
         """Codes of pictures with values in [0, 1], in evaluation mode and float32 whatever mode the module is in.
 
         Pictures are grouped by padded size, so that none is padded for the sake of another.
@@ -126,7 +126,7 @@ class ConvImageTokenizer(nn.Module):
                     ids[part, :, :h, :w] = rearrange(codes, "b (h w) k -> b k h w", h=h).cpu()
         return Codes(ids, torch.tensor(grids).reshape(-1, 2), torch.tensor(sizes).reshape(-1, 2))
 
-    def decode(self, codes: Codes) -> list[Float[Tensor, "3 h w"]]:
+    def decode(self, codes: Codes) -> list[Float[Tensor, "3 _ _"]]:
         """Pictures with values in [0, 1], cropped to ``codes.sizes`` where these are given."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, grid in enumerate(codes.lengths.tolist()):

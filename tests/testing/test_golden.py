@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from mmtp.testing.fakes import BlockTokenizer
+from mmtp.testing.golden import Golden, GoldenError, check_tokenizer_golden, read_golden, tokenizer_golden, write_golden
+from mmtp.types import Codes
+
+
+@pytest.fixture
+def tokenizer(block_registered):
+    return BlockTokenizer.Config(block=2).build()
+
+
+@pytest.fixture
+def golden(tokenizer):
+    return Golden(tokenizer_golden(tokenizer, [torch.rand(3, 64, 64), torch.rand(3, 9, 5)]), 1e-6, {"torch": "x"})
+
+
+def test_what_is_written_is_read(tmp_path, golden):
+    write_golden(tmp_path / "golden.safetensors", golden)
+    read = read_golden(tmp_path / "golden.safetensors")
+    assert read.tensors.keys() == golden.tensors.keys()
+    assert all(torch.equal(read.tensors[k], v) for k, v in golden.tensors.items())
+    assert (read.tolerance, read.notes) == (1e-6, {"torch": "x"})
+    assert [p.name for p in tmp_path.iterdir()] == ["golden.safetensors"]
+
+
+def test_it_is_reproduced(tokenizer, golden):
+    check_tokenizer_golden(tokenizer, golden)
+
+
+def test_a_few_codes_on_a_border_may_differ(tokenizer, golden):
+    codes = golden.tensors["codes"]
+    few, many = codes.clone(), codes.clone()
+    few[0, 0, 0, 0] = (few[0, 0, 0, 0] + 1) % 5
+    many[0, 0] = (many[0, 0] + 1) % 5
+    back = tokenizer.decode(Codes(few, golden.tensors["lengths"], golden.tensors["sizes"]))
+    outputs = {f"output.{i}": picture for i, picture in enumerate(back)}
+    check_tokenizer_golden(tokenizer, Golden(golden.tensors | outputs | {"codes": few}, 1e-6))
+    with pytest.raises(GoldenError, match="1024 of 3117 codes differ"):
+        check_tokenizer_golden(tokenizer, Golden(golden.tensors | {"codes": many}, 1e-6))
+
+
+def test_a_reconstruction_beyond_the_tolerance_is_named(tokenizer, golden):
+    off = golden.tensors["output.1"] + 0.01
+    with pytest.raises(GoldenError, match=r"output\.1: off by 0\.01, 1e-06 is allowed"):
+        check_tokenizer_golden(tokenizer, Golden(golden.tensors | {"output.1": off}, 1e-6))
+    check_tokenizer_golden(tokenizer, Golden(golden.tensors | {"output.1": off}, 0.02))
+
+
+def test_not_a_number_is_never_within_the_tolerance(tokenizer, golden):
+    off = golden.tensors["output.0"] * float("nan")
+    with pytest.raises(GoldenError, match="off by nan"):
+        check_tokenizer_golden(tokenizer, Golden(golden.tensors | {"output.0": off}, 1e9))
+
+
+def test_other_grids_are_named(tokenizer, golden):
+    with pytest.raises(GoldenError, match="grids differ"):
+        check_tokenizer_golden(BlockTokenizer.Config(block=4).build(), golden)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a safetensors file"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
+    path = tmp_path / "golden.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(GoldenError, match=r"golden\.safetensors: cannot be read"):
+        read_golden(path)
+
+
+def test_a_file_without_tolerance_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"codes": torch.zeros(1)}, tmp_path / "golden.safetensors")
+    with pytest.raises(GoldenError, match="metadata must hold 'tolerance'"):
+        read_golden(tmp_path / "golden.safetensors")
