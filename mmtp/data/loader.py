@@ -114,6 +114,15 @@ class ShardDataset(Sequence[Row]):
         return self._shards[number]
 
 
+def open_rows(path: str | Path) -> tuple[ShardDataset | Shard, VocabLayout]:
+    """The documents of a data set, or of one shard of it, and their vocabulary."""
+    if Path(path).suffix == ".arrow":
+        shard = Shard(Path(path))
+        return shard, shard.head.layout
+    dataset = ShardDataset(path)
+    return dataset, dataset.layout
+
+
 class PackedBatches:
     """The batches of training, packed first-fit, as a function of the step.
 

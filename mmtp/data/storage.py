@@ -76,7 +76,8 @@ class Journal:
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     os.fsync(descriptor)
                 except OSError:
-                    os.ftruncate(descriptor, before)
+                    with contextlib.suppress(OSError):
+                        os.ftruncate(descriptor, before)
                     raise
             finally:
                 os.close(descriptor)

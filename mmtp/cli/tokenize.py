@@ -1,0 +1,94 @@
+"""``mmtp tokenize``: pictures or sound into shards of tokens."""
+
+from pathlib import Path
+from typing import Literal
+
+
+def tokenize(
+    source: str,
+    /,
+    *,
+    tokenizer: str,
+    out: Path,
+    text: str | None = None,
+    task: list[str] | None = None,
+    size: str | None = None,
+    fit: Literal["crop", "stretch"] = "crop",
+    questions_per_document: int = 1,
+    max_dim: int = 64,
+    shard_inputs: int | None = None,
+    workers: int | None = None,
+    shard_index: int = 0,
+    num_shards: int = 1,
+) -> int:
+    """Turn pictures or sound, and what is said of them, into shards of tokens.
+
+    Running the same command again goes on where it stopped. What cannot be used goes to quarantine.jsonl with a reason, and the
+    run goes on.
+
+    Args:
+        source: a folder, *.jsonl, *.tar, *.parquet (quote patterns), hf:OWNER/NAME[:SPLIT] or easy-vqa[:SPLIT].
+        tokenizer: of the medium: a zoo entry, a folder or a Hub id.
+        out: folder of the data set.
+        text: the text tokenizer, for tasks that write words.
+        task: plain (the medium alone), caption, draw (words, then the picture) or vqa (questions and answers); may be given
+            several times. Without it: plain.
+        size: bring pictures to WIDTHxHEIGHT, or to a square.
+        fit: how: crop cuts evenly what hangs over, stretch changes the proportions.
+        questions_per_document: how many of a picture's questions share one document (vqa).
+        max_dim: greatest number of cells along one side of a grid.
+        shard_inputs: inputs per shard; by default there are about 64 shards of 256 to 65,536 inputs.
+        workers: processes on this machine; by default one for each core.
+        shard_index: for batch schedulers: make only every NUM_SHARDS-th shard, from this one.
+        num_shards: for batch schedulers: how many such commands share the work.
+
+    Examples:
+        mmtp tokenize photos/ --tokenizer image-fsq-f8 --out tokens/photos --size 64
+        mmtp tokenize easy-vqa --tokenizer image-fsq-f8 --text text-bpe-4k --task vqa --task draw --out tokens/easy-vqa
+        mmtp tokenize 'crawl/*.tar' --tokenizer image-fsq-f8 --out tokens/crawl --shard-index $SLURM_PROCID --num-shards 64
+    """
+    from mmtp.cli.tables import count, progress_bar, reasons
+    from mmtp.data.encode import TokenizeConfig
+    from mmtp.data.job import tokenize as run
+    from mmtp.data.storage import Share
+
+    config = TokenizeConfig(
+        tasks=tuple(task or ["plain"]),
+        size=parse_size(size) if size is not None else None,
+        fit=fit,
+        questions_per_document=questions_per_document,
+        max_dim=max_dim,
+        shard_inputs=shard_inputs,
+    )
+    with progress_bar("tokenizing", "inputs") as bar:
+        outcome = run(
+            source,
+            out,
+            tokenizer=tokenizer,
+            text=text,
+            config=config,
+            workers=workers,
+            share=Share(shard_index, num_shards),
+            progress=lambda done, total, totals: bar(done, total, f"{count(totals.tokens)} tokens, {totals.quarantined} quarantined"),
+        )
+    totals = outcome.totals
+    rest = "" if outcome.complete else " (other writers are still at work)"
+    print(
+        f"{out}: {totals.ok:,} ok, {totals.quarantined:,} quarantined{reasons(totals.reasons)}; {totals.rows:,} documents, "
+        f"{totals.tokens:,} tokens, {totals.bytes:,} bytes, {outcome.seconds:.1f} s{rest}"
+    )
+    return 0
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of ``"64"`` or ``"WIDTHxHEIGHT"``.
+
+    Raises:
+        MmtpError: it is neither.
+    """
+    from mmtp.types import MmtpError
+
+    width, cross, height = text.partition("x")
+    if not width.isdigit() or not (height.isdigit() or not cross):
+        raise MmtpError(f"--size {text}: write 64, or WIDTHxHEIGHT as in 96x64")
+    return int(height or width), int(width)
