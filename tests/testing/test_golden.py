@@ -1,9 +1,20 @@
 import pytest
 import torch
 
+from mmtp.models.presets import preset
+from mmtp.stream.vocab import MediaEntry, Special, TextEntry, VocabLayout
 from mmtp.testing.fakes import BlockTokenizer
-from mmtp.testing.golden import Golden, GoldenError, check_tokenizer_golden, read_golden, tokenizer_golden, write_golden
-from mmtp.types import Codes
+from mmtp.testing.golden import (
+    Golden,
+    GoldenError,
+    check_model_golden,
+    check_tokenizer_golden,
+    model_golden,
+    read_golden,
+    tokenizer_golden,
+    write_golden,
+)
+from mmtp.types import Codes, Modality
 
 
 @pytest.fixture
@@ -74,3 +85,26 @@ def test_a_file_without_tolerance_is_refused(tmp_path):
     save_file({"codes": torch.zeros(1)}, tmp_path / "golden.safetensors")
     with pytest.raises(GoldenError, match="metadata must hold 'tolerance'"):
         read_golden(tmp_path / "golden.safetensors")
+
+
+def test_a_models_golden_file_holds_the_log_probability_of_every_offset():
+    layout = VocabLayout(
+        text=TextEntry(name="t", size=20, fingerprint="t"),
+        media=(MediaEntry(modality=Modality.IMAGE, name="i", fingerprint="i", codebook_sizes=(11,)),),
+    )
+    model = preset("tiny", layout).build().eval()
+    code = layout.code_range(Modality.IMAGE)[0]
+    low = layout.text_range[0]
+    stream = [Special.BOS, low, low + 3, Special.BOI, layout.dim(1), layout.dim(2), code + 4, code + 10, Special.EOI, Special.EOS]
+    tokens = torch.tensor(stream)
+    golden = Golden(model_golden(model, tokens), 1e-6)
+    logprobs = golden.tensors["logprobs"]
+    assert logprobs.shape == (3, 10)
+    for k in range(3):
+        assert (logprobs[k, : 9 - k] < 0).all()
+        assert (logprobs[k, 9 - k :] == 0).all()
+    check_model_golden(model, golden)
+    with torch.no_grad():
+        model.embedding.table.weight[code + 10] += 0.1
+    with pytest.raises(GoldenError, match=r"logprobs\[0\]: off by"):
+        check_model_golden(model, golden)
