@@ -7,13 +7,19 @@ speculatively in turn, with the order exchanged from prompt to prompt, and the r
 import statistics
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Protocol, runtime_checkable
 
 from mmtp.decode.engine import DecodeStats, Generation
 from mmtp.decode.sample import Sampling
 from mmtp.eval.report import Figure, Table, bars
+from mmtp.eval.shapes import COLOURS, SHAPES
+from mmtp.eval.vqa import easy_vqa_samples
+from mmtp.pipeline import Pipeline
+from mmtp.stream.vocab import Special
 
-Progress = Callable[[int], None]
+Progress = Callable[[int, int], None]
+"""Called with what is done and what there is in all."""
 
 
 @runtime_checkable
@@ -191,7 +197,7 @@ def compare(
         sampling: top-k, top-p and the first seed, which counts up over the prompts.
         temperatures: of sampling; 0 is greedy.
         repeats: how often each way is timed; the median time counts.
-        progress: told of every pair.
+        progress: called with pairs decoded and pairs wanted.
     """
     pairs = []
     if prompts:  # The first call pays for what later ones do not: allocation, choice of kernels.
@@ -209,8 +215,25 @@ def compare(
             equal = all(tokens == outputs[0] for tokens in outputs)
             pairs.append(Pair(prompt.kind, temperature, plain, fast, equal, outputs[0]))
             if progress is not None:
-                progress(1)
+                progress(len(pairs), len(prompts) * len(temperatures))
     return DecodingResult(pairs)
+
+
+def easy_vqa_prompts(pipeline: Pipeline, count: int, max_picture_tokens: int = 96) -> list[Prompt]:
+    """Prompts of both directions: the first half asks for pictures ("draw a blue circle"), the second for answers.
+
+    Args:
+        pipeline: a model that draws and answers.
+        count: prompts in all.
+        max_picture_tokens: limit of a picture, its opener, dims and closer included.
+    """
+    captions = [f"a {colour} {shape}" for colour, shape in product(COLOURS, SHAPES)]
+    stop = (int(Special.END),)
+    pictures = [pipeline.draw_prompt(captions[i % len(captions)]) for i in range((count + 1) // 2)]
+    samples = easy_vqa_samples("test", limit=count // 2)
+    segments = pipeline.encode_pictures([s.picture for s in samples]) if samples else []
+    questions = [pipeline.vqa_prompt(segment, s.question) for segment, s in zip(segments, samples, strict=True)]
+    return [Prompt("picture", p, max_picture_tokens, stop) for p in pictures] + [Prompt("answer", q, 16, stop) for q in questions]
 
 
 def _median(runs: list[Generation]) -> DecodeStats:

@@ -1,10 +1,11 @@
 """Drawings from words, judged by the parser of :mod:`mmtp.eval.shapes`, and the ceiling that the tokenizer sets them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,17 +14,22 @@ from mmtp.data.sources import open_source
 from mmtp.eval.report import Pictures, Table
 from mmtp.eval.shapes import COLOURS, SHAPES, Parsed, parse
 from mmtp.eval.vqa import Count
-from mmtp.types import Codes
+from mmtp.types import Codes, MmtpError
 
-Progress = Callable[[int], None]
+Progress = Callable[[int, int], None]
+"""Called with what is done and what there is in all."""
 
 
 @runtime_checkable
 class Drawer(Protocol):
     """What is evaluated; a pipeline is one."""
 
-    def draw(self, captions: Sequence[str], seeds: Sequence[int], temperature: float = 1.0) -> list[Tensor]:
-        """One picture for every caption and seed, RGB in [0, 1]."""
+    def draw(self, captions: Sequence[str], seeds: Sequence[int], *, temperature: float, max_new_tokens: int) -> list[Tensor]:
+        """One picture for every caption and seed, RGB in [0, 1].
+
+        Raises:
+            MmtpError: one of them did not become a picture.
+        """
         ...
 
 
@@ -118,30 +124,37 @@ class DrawingResult:
 
 
 def evaluate(
-    drawer: Drawer, *, seeds: int = 10, temperature: float = 1.0, batch_size: int = 24, progress: Progress | None = None
+    drawer: Drawer,
+    *,
+    seeds: int = 10,
+    temperature: float = 1.0,
+    max_new_tokens: int = 4352,
+    batch_size: int = 24,
+    progress: Progress | None = None,
 ) -> DrawingResult:
     """Draws all colours and shapes with so many seeds each, and judges them.
 
     Args:
-        drawer: what is evaluated.
+        drawer: what is evaluated. What it does not finish as a picture counts as wrong.
         seeds: pictures per colour and shape; seeds run from 0.
         temperature: of sampling.
+        max_new_tokens: limit of a picture's tokens.
         batch_size: pictures per call of the model.
-        progress: told of every picture that is drawn.
+        progress: called with pictures drawn and pictures wanted.
     """
     wanted = [(colour, shape, seed) for seed, colour, shape in product(range(seeds), COLOURS, SHAPES)]
     drawings: list[Drawing] = []
     for start in range(0, len(wanted), batch_size):
         chunk = wanted[start : start + batch_size]
-        pictures = drawer.draw([f"a {c} {s}" for c, s, _ in chunk], [seed for _, _, seed in chunk], temperature=temperature)
+        pictures = _draw(drawer, [(f"a {c} {s}", seed) for c, s, seed in chunk], temperature, max_new_tokens)
         drawings += [Drawing(c, s, seed, p, parse(p)) for (c, s, seed), p in zip(chunk, pictures, strict=True)]
         if progress is not None:
-            progress(len(chunk))
+            progress(len(drawings), len(wanted))
     return DrawingResult(drawings)
 
 
 def judge(
-    samples: Iterable[tuple[Mapping[str, Any], Float[Tensor, "3 _ _"]]],
+    samples: Sequence[tuple[Mapping[str, Any], Float[Tensor, "3 _ _"]]],
     tokenizer: PictureTokenizer | None = None,
     *,
     batch_size: int = 50,
@@ -155,27 +168,18 @@ def judge(
         samples: labels (``color`` and ``shape``, either may be missing) and pictures.
         tokenizer: None judges the pictures as they are.
         batch_size: pictures per call of the tokenizer.
-        progress: told of every picture that is judged.
+        progress: called with pictures judged and pictures in all.
     """
     drawings: list[Drawing] = []
-    chunk: list[tuple[Mapping[str, Any], Tensor]] = []
-
-    def finish() -> None:
-        pictures = [p for _, p in chunk]
+    for start in range(0, len(samples), batch_size):
+        chunk = samples[start : start + batch_size]
+        pictures = [picture for _, picture in chunk]
         if tokenizer is not None:
             pictures = tokenizer.decode(tokenizer.encode(pictures))
         for (labels, _), picture in zip(chunk, pictures, strict=True):
             drawings.append(Drawing(labels.get("color"), labels.get("shape"), len(drawings), picture, parse(picture)))
         if progress is not None:
-            progress(len(chunk))
-        chunk.clear()
-
-    for sample in samples:
-        chunk.append((sample[0], sample[1]))
-        if len(chunk) == batch_size:
-            finish()
-    if chunk:
-        finish()
+            progress(len(drawings), len(samples))
     return DrawingResult(drawings)
 
 
@@ -184,3 +188,14 @@ def easy_vqa_pictures(split: str = "test", limit: int | None = None) -> list[tup
     source = open_source(f"easy-vqa:{split}")
     samples = (source.read(item) for item in source.items()[:limit])
     return [(sample.labels, decode_image(sample.media)) for sample in samples]
+
+
+def _draw(drawer: Drawer, wanted: Sequence[tuple[str, int]], temperature: float, max_new_tokens: int) -> list[Tensor]:
+    """Pictures of captions and seeds; a blank one where the model did not finish a picture."""
+    captions, seeds = [caption for caption, _ in wanted], [seed for _, seed in wanted]
+    try:
+        return drawer.draw(captions, seeds, temperature=temperature, max_new_tokens=max_new_tokens)
+    except MmtpError:
+        if len(wanted) == 1:
+            return [torch.ones(3, 64, 64)]
+        return [picture for one in wanted for picture in _draw(drawer, [one], temperature, max_new_tokens)]

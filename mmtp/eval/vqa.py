@@ -20,7 +20,8 @@ from mmtp.data.sources import open_source
 from mmtp.eval.report import Table
 from mmtp.eval.shapes import COLOURS, SHAPES
 
-Progress = Callable[[int], None]
+Progress = Callable[[int, int], None]
+"""Called with what is done and what there is in all."""
 
 ALL, YES_NO, OPEN = "all answers", "yes / no", "not yes / no"
 GROUPS = (ALL, OPEN, YES_NO, "colour", "shape", "presence", "absence")
@@ -56,7 +57,7 @@ class VqaSample:
 class Answerer(Protocol):
     """What is evaluated; a pipeline is one."""
 
-    def answer(self, images: Sequence[Tensor | None], questions: Sequence[str], batch_size: int = 64) -> list[str]:
+    def answer(self, pictures: Sequence[Any], questions: Sequence[str], *, batch_size: int = 64) -> list[str]:
         """One answer for every question; None in place of a picture asks without one."""
         ...
 
@@ -133,13 +134,22 @@ def evaluate(
         controls: whether to ask also without and with another picture.
         batch_size: questions per call of the model.
         seed: of the exchange of pictures.
-        progress: told of every question that is answered.
+        progress: called with answers given and answers wanted, over all conditions.
     """
     pictures: dict[str, Sequence[Tensor | None]] = {WITH_PICTURE: [s.picture for s in samples]}
     if controls:
         pictures[WITHOUT_PICTURE] = [None] * len(samples)
         pictures[OTHER_PICTURE] = exchange(samples, seed)
-    answers = {c: _ask(answerer, images, samples, batch_size, progress) for c, images in pictures.items()}
+    answers: dict[str, list[str]] = {}
+    # Several batches per call, so that a pipeline may encode a picture once for many of its questions.
+    stride = 8 * batch_size
+    for condition, images in pictures.items():
+        given = answers.setdefault(condition, [])
+        for start in range(0, len(samples), stride):
+            questions = [s.question for s in samples[start : start + stride]]
+            given += answerer.answer(images[start : start + stride], questions, batch_size=batch_size)
+            if progress is not None:
+                progress(sum(map(len, answers.values())), len(samples) * len(pictures))
     if prior is not None:
         commonest = Counter(prior.values()).most_common(1)[0][0] if prior else ""
         answers[PRIOR] = [prior.get(s.question, commonest) for s in samples]
@@ -199,17 +209,3 @@ def easy_vqa_samples(split: str = "test", limit: int | None = None, seed: int = 
         pairs = sorted(random.Random(seed).sample(pairs, limit))
     pictures = {i: decode_image(records[i].media) for i in {i for i, _, _ in pairs}}
     return [VqaSample(records[i].key, pictures[i], question, answer) for i, question, answer in pairs]
-
-
-def _ask(
-    answerer: Answerer, images: Sequence[Tensor | None], samples: Sequence[VqaSample], batch_size: int, progress: Progress | None
-) -> list[str]:
-    # Several batches per call, so that a pipeline may encode a picture once for all its questions.
-    answers: list[str] = []
-    stride = 8 * batch_size
-    for start in range(0, len(samples), stride):
-        questions = [s.question for s in samples[start : start + stride]]
-        answers += answerer.answer(images[start : start + stride], questions, batch_size=batch_size)
-        if progress is not None:
-            progress(len(questions))
-    return answers

@@ -49,8 +49,8 @@ def test_ways_alternate_and_both_see_the_same_settings():
 
 def test_result_counts_equality_speed_and_acceptance():
     told = []
-    result = compare(Scripted(), PROMPTS, temperatures=(1.0,), progress=told.append)
-    assert sum(told) == len(PROMPTS) and result.all_equal
+    result = compare(Scripted(), PROMPTS, temperatures=(1.0,), progress=lambda *state: told.append(state))
+    assert told == [(i + 1, len(PROMPTS)) for i in range(len(PROMPTS))] and result.all_equal
     assert result.tokens_per_pass == pytest.approx(2.0)
     assert result.speedup == pytest.approx(2.0, rel=0.25)  # drift of 1.2 per call cancels in the median over both orders
     assert result.acceptance() == {("image", 1): (64, 80), ("image", 2): (8, 40), ("text", 1): (32, 32)}

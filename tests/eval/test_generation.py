@@ -3,7 +3,7 @@ import torch
 
 from mmtp.eval.generation import easy_vqa_pictures, evaluate, judge
 from mmtp.eval.shapes import PALETTE, draw
-from mmtp.types import Codes
+from mmtp.types import Codes, MmtpError
 
 
 def paint(colour: str, shape: str) -> torch.Tensor:
@@ -15,7 +15,7 @@ def paint(colour: str, shape: str) -> torch.Tensor:
 class Painter:
     """Draws what is asked for, but for one thing that it never learnt, and one picture per seed 1 that it leaves empty."""
 
-    def draw(self, captions, seeds, temperature=1.0):
+    def draw(self, captions, seeds, *, temperature, max_new_tokens):
         out = []
         for caption, seed in zip(captions, seeds, strict=True):
             _, colour, shape = caption.split()
@@ -27,8 +27,8 @@ class Painter:
 
 def test_every_colour_and_shape_is_drawn_and_judged():
     told = []
-    result = evaluate(Painter(), seeds=2, batch_size=7, progress=told.append)
-    assert sum(told) == len(result.drawings) == 48
+    result = evaluate(Painter(), seeds=2, batch_size=7, progress=lambda *state: told.append(state))
+    assert told[-1] == (48, 48) and len(result.drawings) == 48
     assert result.count("teal").share == 0.0 and result.count("blue").share == 1.0
     assert (result.count("red", "circle").right, result.count("red", "circle").total) == (1, 2)
     assert result.accuracy == pytest.approx(41 / 48)
@@ -58,8 +58,8 @@ def test_real_pictures_are_judged_as_they_are_and_through_a_tokenizer():
         ({}, paint("gray", "rectangle")),
     ]
     told = []
-    assert judge(samples, batch_size=2, progress=told.append).accuracy == 1.0
-    assert told == [2, 1]
+    assert judge(samples, batch_size=2, progress=lambda *state: told.append(state)).accuracy == 1.0
+    assert told == [(2, 3), (3, 3)]
     assert judge(samples, Blanks()).accuracy == 0.0
 
 
@@ -67,3 +67,18 @@ def test_easy_vqa_pictures_are_read_right_by_the_parser():
     pytest.importorskip("easy_vqa")
     result = judge(easy_vqa_pictures("train", limit=60))
     assert len(result.drawings) == 60 and result.accuracy == 1.0
+
+
+class Stubborn(Painter):
+    """Never finishes one of the pictures."""
+
+    def draw(self, captions, seeds, *, temperature, max_new_tokens):
+        if "a green triangle" in captions:
+            raise MmtpError("no picture was drawn")
+        return super().draw(captions, seeds, temperature=temperature, max_new_tokens=max_new_tokens)
+
+
+def test_what_is_not_finished_counts_as_wrong_and_stops_nothing():
+    result = evaluate(Stubborn(), seeds=1)
+    assert result.count("green", "triangle").right == 0
+    assert result.count("green").right == 2 and result.accuracy == pytest.approx(20 / 24)

@@ -39,7 +39,7 @@ class Looks:
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def answer(self, images, questions, batch_size=64):
+    def answer(self, images, questions, *, batch_size=64):
         self.sizes.append(len(questions))
         out = []
         for image, question in zip(images, questions, strict=True):
@@ -54,8 +54,8 @@ class Looks:
 def test_a_model_that_looks_is_right_and_falls_in_both_controls():
     asked = samples()
     told = []
-    result = evaluate(Looks(), asked, prior={"what color is the shape?": "red"}, batch_size=4, progress=told.append)
-    assert sum(told) == 3 * len(asked)
+    result = evaluate(Looks(), asked, prior={"what color is the shape?": "red"}, batch_size=4, progress=lambda *state: told.append(state))
+    assert told[-1] == (3 * len(asked),) * 2 and len(told) == 9
     counts = result.counts
     assert result.accuracy == 1.0 and counts[WITH_PICTURE][OPEN].total == 30 and counts[WITH_PICTURE][YES_NO].total == 60
     assert counts[WITH_PICTURE]["colour"].total == 30 and counts[WITH_PICTURE]["absence"].total == 30
