@@ -75,6 +75,7 @@ class WebDatasetSource:
                     stem, _, ending = pure.name.partition(".")
                     if stem and ending:
                         samples.setdefault(str(pure.with_name(stem)), {})[ending] = [member.offset_data, member.size]
+                _check_end(path, archive.offset)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
         except tarfile.TarError as error:
@@ -86,6 +87,14 @@ class WebDatasetSource:
             Item(key, file, json.dumps({"members": members}), sum(size for _, size in members.values()), time)
             for key, members in samples.items()
         ]
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """tarfile takes a damaged or cut header for the end of the archive; the true end is zeros or the end of the file."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        if file.read(512).strip(b"\0"):
+            raise tarfile.ReadError(f"damaged header at byte {offset}")
 
 
 def _kind(ending: str) -> str:

@@ -1,0 +1,54 @@
+"""Texts that stand beside media, or inside installed modules: what text vocabularies are trained and measured on."""
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.progress import track
+
+from mmtp.data.errors import DataError
+from mmtp.data.sources import open_source
+from mmtp.types import Modality
+
+
+def read_texts(
+    spec: str, root: Path = Path(), modality: Modality = Modality.IMAGE, template: str = "{caption}", *, progress: bool = False
+) -> Iterator[str]:
+    """All texts of a source: captions or transcripts, tags, questions with their answers.
+
+    Args:
+        spec: what :func:`~mmtp.data.sources.open_source` takes (paths start at ``root``), or ``python:MODULE`` for the paragraphs of
+            the strings that stand in a module's tables (``python:pydoc_data.topics`` is Python's own manual).
+        root: where relative paths start.
+        modality: the medium beside which the texts stand.
+        template: how a caption is worded; ``{caption}`` stands for it.
+        progress: whether to show a bar.
+
+    Raises:
+        DataError: there is no such source or module.
+    """
+    head, _, name = spec.partition(":")
+    if head == "python":
+        yield from _paragraphs(name)
+        return
+    source = open_source(spec if head in ("easy-vqa", "hf") else root / spec, modality)
+    for item in track(source.items(), f"reading {spec}", disable=not progress, transient=True):
+        labels = source.read(item).labels
+        if caption := labels.get("caption"):
+            yield template.replace("{caption}", caption)
+        if tags := labels.get("tags"):
+            yield ", ".join(tags)
+        for question, answer in labels.get("questions", []):
+            yield f"{question} {answer}"
+
+
+def _paragraphs(name: str) -> Iterator[str]:
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise DataError(f"python:{name}: no such module is installed") from error
+    for attribute, table in sorted(vars(module).items()):
+        if isinstance(table, dict) and not attribute.startswith("_"):
+            for value in table.values():
+                if isinstance(value, str):
+                    yield from (paragraph for paragraph in value.split("\n\n") if paragraph.strip())
