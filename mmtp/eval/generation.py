@@ -183,9 +183,9 @@ def judge(
     return DrawingResult(drawings)
 
 
-def easy_vqa_pictures(split: str = "test", limit: int | None = None) -> list[tuple[dict[str, Any], Tensor]]:
-    """Labels and pictures of easy-VQA, the first ``limit`` in the order of their numbers."""
-    source = open_source(f"easy-vqa:{split}")
+def labelled_pictures(spec: str = "easy-vqa:test", limit: int | None = None) -> list[tuple[dict[str, Any], Tensor]]:
+    """Labels and pictures of a source, the first ``limit``; ``color`` and ``shape`` among the labels say what a picture shows."""
+    source = open_source(spec)
     samples = (source.read(item) for item in source.items()[:limit])
     return [(sample.labels, decode_image(sample.media)) for sample in samples]
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmtp.eval.generation import easy_vqa_pictures, evaluate, judge
+from mmtp.eval.generation import evaluate, judge, labelled_pictures
 from mmtp.eval.shapes import PALETTE, draw
 from mmtp.types import Codes, MmtpError
 
@@ -63,9 +63,9 @@ def test_real_pictures_are_judged_as_they_are_and_through_a_tokenizer():
     assert judge(samples, Blanks()).accuracy == 0.0
 
 
-def test_easy_vqa_pictures_are_read_right_by_the_parser():
+def test_labelled_pictures_are_read_right_by_the_parser():
     pytest.importorskip("easy_vqa")
-    result = judge(easy_vqa_pictures("train", limit=60))
+    result = judge(labelled_pictures("easy-vqa:train", limit=60))
     assert len(result.drawings) == 60 and result.accuracy == 1.0
 
 

@@ -1,0 +1,183 @@
+"""``mmtp eval``: figures of tokenizers and models, with controls, and a threshold for scripts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from mmtp.cli.tables import Step
+    from mmtp.eval.report import Table
+
+What = Literal["vqa", "draw", "tokenizer", "text", "parser"]
+
+
+class Measured(NamedTuple):
+    """What a measurement gives.
+
+    Attributes:
+        headline: the figure that ``--at-least`` looks at: a share from 0 to 1, dB for picture tokenizers.
+        tables: for people.
+        values: for machines.
+    """
+
+    headline: float
+    tables: "list[Table]"
+    values: dict[str, Any]
+
+
+def eval(
+    what: What,
+    name: str | None = None,
+    /,
+    *,
+    data: str | None = None,
+    size: str | None = None,
+    limit: int | None = None,
+    seeds: int = 10,
+    temperature: float = 1.0,
+    controls: bool = True,
+    batch_size: int = 64,
+    json: Path | None = None,
+    at_least: float | None = None,
+) -> int:
+    """Measure a tokenizer or a model.
+
+    vqa: answers to easy-VQA's test questions, beside the same questions without a picture, with another picture, and the
+    commonest answer. draw: all colours and shapes drawn from words, judged by a parser. parser: that parser on real pictures.
+    tokenizer: pictures through a picture tokenizer and back. text: texts through a text tokenizer and back.
+
+    The exit code is 1 where the figure stays below --at-least.
+
+    Args:
+        what: vqa, draw, parser, tokenizer or text.
+        name: zoo entry, folder or Hub id of the model or tokenizer; none for parser.
+        data: what to measure on: easy-vqa:test, a folder, *.tar, ...; for text: a source with captions or questions, or python:MODULE.
+        size: bring pictures to this size first (64, or 96x64).
+        limit: only so many questions, pictures or texts.
+        seeds: pictures drawn per colour and shape.
+        temperature: of drawing.
+        controls: leave out the questions without a picture and with another one.
+        batch_size: questions or pictures at a time.
+        json: write the figures to this file.
+        at_least: threshold: share of right answers or pictures or exact texts (0.98), mean PSNR in dB for tokenizers.
+
+    Examples:
+        mmtp eval vqa vqa-s --at-least 0.98
+        mmtp eval draw vqa-s --seeds 10 --json drawings.json
+        mmtp eval parser
+        mmtp eval tokenizer image-fsq-f8 --data easy-vqa:test --at-least 30
+        mmtp eval tokenizer image-fsq-f8 --data emoji-val.tar --size 64
+        mmtp eval text text-bpe-4k --data python:pydoc_data.topics
+    """
+    from mmtp.cli import CHECK_FAILED
+    from mmtp.cli.tables import progress_bar, show
+    from mmtp.types import MmtpError
+
+    if (name is None) != (what == "parser"):
+        raise MmtpError(f"mmtp eval {what}: " + ("takes no name" if name else "name a zoo entry, a folder or a Hub id"))
+    measure: dict[str, Callable[[Step], Measured]] = {
+        "vqa": lambda bar: _vqa(str(name), limit, controls, batch_size, bar),
+        "draw": lambda bar: _draw(str(name), seeds, temperature, batch_size, bar),
+        "parser": lambda bar: _parser(data or "easy-vqa:test", limit, bar),
+        "tokenizer": lambda bar: _tokenizer(str(name), data or "easy-vqa:test", size, limit, bar),
+        "text": lambda bar: _text(str(name), data or "easy-vqa:test", limit),
+    }
+    with progress_bar(f"eval {what}", "answers" if what == "vqa" else "pictures") as bar:
+        measured = measure[what](bar)
+    show(*(table.rich() for table in measured.tables))
+    if json is not None:
+        write_json(json, {"eval": what, "name": name, "headline": measured.headline, **measured.values})
+    if at_least is not None and measured.headline < at_least:
+        print(f"below the threshold: {measured.headline:.4g} < {at_least:g}")
+        return CHECK_FAILED
+    return 0
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes figures with the version that measured them."""
+    import json
+
+    from mmtp import __version__
+    from mmtp.hub import write_text
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({"mmtp": __version__, **values}, indent=2) + "\n")
+
+
+def _vqa(name: str, limit: int | None, controls: bool, batch_size: int, bar: "Step") -> Measured:
+    from mmtp.eval.vqa import easy_vqa_prior, easy_vqa_samples, evaluate
+    from mmtp.pipeline import Pipeline
+
+    pipeline = Pipeline.from_pretrained(name)
+    samples = easy_vqa_samples("test", limit)
+    result = evaluate(pipeline, samples, prior=easy_vqa_prior(), controls=controls, batch_size=batch_size, progress=bar)
+    return Measured(result.accuracy, [result.table(f"{name}: easy-VQA, test questions answered right")], result.to_dict())
+
+
+def _draw(name: str, seeds: int, temperature: float, batch_size: int, bar: "Step") -> Measured:
+    from mmtp.eval.generation import evaluate
+    from mmtp.pipeline import Pipeline
+
+    result = evaluate(Pipeline.from_pretrained(name), seeds=seeds, temperature=temperature, batch_size=batch_size, progress=bar)
+    caption = f"{name}: pictures drawn right at temperature {temperature:g}, {seeds} of each"
+    return Measured(result.accuracy, [result.table(caption)], {**result.to_dict(), "temperature": temperature})
+
+
+def _parser(data: str, limit: int | None, bar: "Step") -> Measured:
+    from mmtp.eval.generation import judge, labelled_pictures
+
+    result = judge(labelled_pictures(data, limit), progress=bar)
+    return Measured(result.accuracy, [result.table(f"parser: real pictures of {data} read right")], result.to_dict())
+
+
+def _tokenizer(name: str, data: str, size: str | None, limit: int | None, bar: "Step") -> Measured:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from mmtp.cli.tokenize import parse_size
+    from mmtp.data.errors import DecodeError
+    from mmtp.data.media import decode_image
+    from mmtp.data.sources import open_source
+    from mmtp.eval.generation import judge, labelled_pictures
+    from mmtp.eval.reconstruction import evaluate_tokenizer
+    from mmtp.eval.report import Table
+    from mmtp.hub import from_pretrained
+
+    tokenizer = from_pretrained(name)
+    source = open_source(data)
+    items = source.items()[:limit]
+    unreadable: list[str] = []
+    frame = parse_size(size) if size else None
+
+    def pictures() -> Iterator[Tensor]:
+        for done, item in enumerate(items, start=1):
+            try:
+                picture = decode_image(source.read(item).media, size=frame)
+            except DecodeError as error:
+                unreadable.append(f"{item.key}: {error}")
+            else:
+                yield picture
+            bar(done, len(items))
+
+    values = evaluate_tokenizer(tokenizer, pictures())
+    rows = [[key.replace("_", " "), f"{value:,.0f}" if key in ("images", "tokens") else f"{value:.4g}"] for key, value in values.items()]
+    if unreadable:
+        rows.append(["unreadable, left out", f"{len(unreadable)} (the first: {unreadable[0]})"])
+    if data.startswith("easy-vqa"):
+        values["parsed_right"] = judge(labelled_pictures(data, limit), tokenizer).accuracy
+        rows.append(["share that the parser reads right", f"{values['parsed_right']:.4g}"])
+    return Measured(values["psnr"], [Table(["figure", "value"], rows, f"{name} on {data}")], values | {"unreadable": len(unreadable)})
+
+
+def _text(name: str, data: str, limit: int | None) -> Measured:
+    from itertools import islice
+
+    from mmtp.data.texts import read_texts
+    from mmtp.eval.compression import evaluate_text_tokenizer
+    from mmtp.eval.report import Table
+    from mmtp.hub import from_pretrained
+
+    values = evaluate_text_tokenizer(from_pretrained(name), islice(read_texts(data), limit))
+    rows = [[key.replace("_", " "), f"{value:,.0f}" if key == "texts" else f"{value:.4g}"] for key, value in values.items()]
+    return Measured(values["exact"], [Table(["figure", "value"], rows, f"{name} on {data}")], dict(values))
