@@ -1,4 +1,4 @@
-"""Preallocated key-value cache: rows of different lengths, rollback by moving a pointer.
+"""Key-value cache in one block of memory: rows of different lengths, rollback by moving a pointer.
 
 A token's slot in the cache is its place in the stream. A pass writes ``s`` slots from each row's length on; what lies beyond a
 row's length is garbage that no query sees, because a query sees only slots up to its own. So accepting fewer tokens than were
@@ -15,6 +15,7 @@ from mmtp.types import MmtpError
 
 # Attention runs over whole blocks of slots, so that plain and speculative passes see equal shapes (and so equal rounding).
 BLOCK = 64
+FIRST_CAPACITY = 256
 
 
 class CacheFullError(MmtpError):
@@ -29,7 +30,7 @@ class KVCache:
         batch_size: rows.
         num_kv_heads: key heads.
         head_dim: width of one head.
-        capacity: slots per row; rounded up to whole blocks.
+        capacity: greatest number of tokens per row; room is made as it is needed.
         device: where it lives.
         dtype: of keys and values.
     """
@@ -44,12 +45,13 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.capacity = -(-capacity // BLOCK) * BLOCK
+        self.limit = capacity
+        self.capacity = min(-(-capacity // BLOCK) * BLOCK, FIRST_CAPACITY)
         shape = (num_layers, 2, batch_size, num_kv_heads, self.capacity, head_dim)
         self.storage = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = [0] * batch_size
-        self.layers = [_Layer(self, self.storage[i, 0], self.storage[i, 1]) for i in range(num_layers)]
-        self._causal = torch.ones(self.capacity, self.capacity, dtype=torch.bool, device=device).tril()
+        self.layers = [_Layer(self, i) for i in range(num_layers)]
+        self._places = torch.arange(-(-capacity // BLOCK) * BLOCK, device=device)
         self._rows = torch.arange(batch_size, device=device).unsqueeze(1)
         self.extent = 0
         self.start = 0
@@ -62,16 +64,27 @@ class KVCache:
             CacheFullError: a row has no room for ``width`` more tokens.
         """
         longest = max(self.lengths)
-        if longest + width > self.capacity:
-            raise CacheFullError(f"context of {self.capacity} tokens is full: {longest} are in it and {width} more do not fit")
+        if longest + width > self.limit:
+            raise CacheFullError(f"context of {self.limit} tokens is full: {longest} are in it and {width} more do not fit")
         self.extent = -(-(longest + width) // BLOCK) * BLOCK
+        if self.extent > self.capacity:
+            self._grow()
         self.start = self.lengths[0]
+        seen = self._places[: self.extent]
         if len(self.lengths) == 1:
             self.slots = None
-            return self._causal[None, None, self.start : self.start + width, : self.extent]
-        steps = torch.arange(width, device=self.storage.device)
-        self.slots = torch.tensor(self.lengths, device=self.storage.device).unsqueeze(1) + steps
-        return self._causal[self.slots, : self.extent].unsqueeze(1)
+            return (seen <= self._places[self.start : self.start + width].unsqueeze(1))[None, None]
+        self.slots = torch.tensor(self.lengths, device=self.storage.device).unsqueeze(1) + self._places[:width]
+        return (seen <= self.slots.unsqueeze(2)).unsqueeze(1)
+
+    def _grow(self) -> None:
+        """Twice the room, so that copying costs a constant per token in the long run."""
+        self.capacity = max(self.extent, 2 * self.capacity)
+        grown = self.storage.new_zeros((*self.storage.shape[:4], self.capacity, self.storage.shape[5]))
+        grown[..., : self.storage.shape[4], :] = self.storage
+        self.storage = grown
+        for layer in self.layers:
+            layer.bind()
 
     def commit(self, counts: Sequence[int]) -> None:
         """Keeps the first ``counts[row]`` tokens of the pass; the others are as if never written."""
@@ -81,10 +94,15 @@ class KVCache:
 class _Layer:
     """One layer's share of the cache, as :class:`mmtp.nn.attention.Attention` sees it."""
 
-    __slots__ = ("cache", "keys", "values")
+    __slots__ = ("cache", "index", "keys", "values")
 
-    def __init__(self, cache: KVCache, keys: Float[Tensor, "b k t hd"], values: Float[Tensor, "b k t hd"]) -> None:
-        self.cache, self.keys, self.values = cache, keys, values
+    def __init__(self, cache: KVCache, index: int) -> None:
+        self.cache, self.index = cache, index
+        self.bind()
+
+    def bind(self) -> None:
+        """Looks at the cache's present storage."""
+        self.keys, self.values = self.cache.storage[self.index, 0], self.cache.storage[self.index, 1]
 
     def update(
         self, keys: Float[Tensor, "b k s hd"], values: Float[Tensor, "b k s hd"]

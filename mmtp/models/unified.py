@@ -66,12 +66,16 @@ class UnifiedModel(nn.Module):
         causal = document_mask(batch.document_ids)
         spans = input_spans(batch, self.config.layout)
         mask = causal if spans is None else document_mask(batch.document_ids, spans)
-        hidden = self.backbone(x, batch.positions, mask)
+        return self.compute_states(x, batch.positions, mask, causal, detach)
+
+    def compute_states(self, x: Tensor, positions: Tensor, mask: Tensor, causal: Tensor, detach: bool) -> list[Tensor]:
+        """The part of the forward pass that is arithmetic alone, and so can be compiled as one graph."""
+        hidden = self.backbone(x, positions, mask)
         states = [self.backbone.norm(hidden)]
         if self.head.mtp_depth:
             source = (hidden.detach(), x.detach()) if detach else (hidden, x)
             # Always causal: a draft at t may know x[t+k], which a bidirectional span would carry back.
-            states += self.head(*source, batch.positions, causal)
+            states += self.head(*source, positions, causal)
         return states
 
     def loss(self, batch: Batch, config: LossConfig) -> LossOutput:

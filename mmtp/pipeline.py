@@ -1,0 +1,168 @@
+"""Text, pictures and sound in and out: the only place where tokenizers meet a model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmtp.decode.engine import Engine, Generation
+from mmtp.decode.sample import Sampling
+from mmtp.hub import from_pretrained
+from mmtp.models.unified import UnifiedModel
+from mmtp.stream.grammar import StreamGrammar
+from mmtp.stream.template import draw_prompt, vqa_prompt
+from mmtp.stream.vocab import Special, VocabLayout, VocabMismatch
+from mmtp.types import Codes, MmtpError, Modality, Segment
+
+Picture = Float[Tensor, "3 h w"]
+
+
+class PipelineError(MmtpError):
+    """A request that the model or its tokenizers cannot serve."""
+
+
+class Pipeline:
+    """A model with the tokenizers that its vocabulary names.
+
+    Args:
+        model: in evaluation mode.
+        tokenizers: by the names that the model's vocabulary gives them.
+        exact: make speculative output equal plain output bit for bit (see :class:`mmtp.decode.engine.Engine`).
+
+    Raises:
+        VocabMismatch: a tokenizer is not the one the model was trained with.
+    """
+
+    def __init__(self, model: UnifiedModel, tokenizers: dict[str, Any], *, exact: bool = False) -> None:
+        self.model = model.eval()
+        self.layout = model.config.layout
+        self.tokenizers = tokenizers
+        found = VocabLayout.of(tokenizers, self.layout.max_dim, {e.name: e.delays for e in self.layout.media})
+        self.layout.check_same(found, "the tokenizers given")
+        self.engine = Engine(model, exact=exact)
+        self.grammar: StreamGrammar = self.engine.grammar
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, tokenizers: dict[str, Any] | None = None, exact: bool = False) -> "Pipeline":
+        """Loads a model and the tokenizers that it names.
+
+        Args:
+            name: zoo entry, folder or Hub id of a model.
+            tokenizers: objects, or names and folders to load, for the names in the vocabulary; what is missing is looked
+                for in the zoo.
+            exact: see the class.
+
+        Raises:
+            HubError: something is not found.
+            VocabMismatch: a tokenizer differs from the one the model was trained with.
+        """
+        model = from_pretrained(name)
+        if not isinstance(model, UnifiedModel):
+            raise PipelineError(f"{name}: is a {type(model).__name__}, not a unified model; load it with mmtp.load")
+        entries = ([model.config.layout.text] if model.config.layout.text else []) + list(model.config.layout.media)
+        given = tokenizers or {}
+        loaded = {e.name: given.get(e.name, e.name) for e in entries}
+        built = {n: from_pretrained(t) if isinstance(t, str | Path) else t for n, t in loaded.items()}
+        try:
+            return cls(model, built, exact=exact)
+        except VocabMismatch as error:
+            raise VocabMismatch(f"{name}: {error}; the model needs the tokenizers it was trained with") from error
+
+    def encode_text(self, text: str) -> list[int]:
+        """Local ids of a text."""
+        return self._tokenizer(Modality.TEXT).encode_text(text)
+
+    def encode_pictures(self, pictures: Sequence[Picture]) -> list[Segment]:
+        """Pictures as segments of codes, in order."""
+        codes = self._tokenizer(Modality.IMAGE).encode(list(pictures))
+        return [Segment(Modality.IMAGE, codes.item(i)) for i in range(len(codes))]
+
+    def vqa_prompt(self, picture: Segment | None, question: str) -> list[int]:
+        """Stream up to where the answer begins."""
+        return vqa_prompt(self.layout, self.encode_text, picture, question).tolist()
+
+    def draw_prompt(self, caption: str) -> list[int]:
+        """Stream up to where the assistant begins; it writes ``<boi>``, dims and codes itself."""
+        return draw_prompt(self.layout, self.encode_text, caption).tolist()
+
+    def answer(
+        self, pictures: Sequence[Picture | Segment | None], questions: Sequence[str], *, batch_size: int = 64, max_new_tokens: int = 16
+    ) -> list[str]:
+        """Answers each question about its picture, greedily.
+
+        Args:
+            pictures: pictures, or codes from :meth:`encode_pictures`; None asks without one.
+            questions: as many.
+            batch_size: rows decoded at a time.
+            max_new_tokens: limit of an answer.
+        """
+        segments = self._segments(pictures)
+        prompts = [self.vqa_prompt(s, q) for s, q in zip(segments, questions, strict=True)]
+        answers: list[str] = []
+        for start in range(0, len(prompts), batch_size):
+            part = prompts[start : start + batch_size]
+            greedy = [Sampling(temperature=0.0)] * len(part)
+            # Plain: a batch of one-word answers has nothing to draft.
+            for generation in self.engine.generate_batch(part, greedy, max_new_tokens, speculative=False, stop=(Special.END,)):
+                answers.append(self.text(generation))
+        return answers
+
+    def draw(
+        self,
+        captions: Sequence[str],
+        seeds: Sequence[int] | None = None,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        speculative: bool = True,
+        max_new_tokens: int = 4352,
+    ) -> list[Picture]:
+        """Draws a picture per caption.
+
+        Raises:
+            PipelineError: the model ended its turn without a picture, or the limit cut it off; names the caption.
+        """
+        drawn = []
+        for caption, seed in zip(captions, seeds or range(len(captions)), strict=True):
+            sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+            generation = self.engine.generate(self.draw_prompt(caption), sampling, max_new_tokens, speculative, stop=(Special.END,))
+            pictures = self.pictures(generation.tokens)
+            if not pictures:
+                raise PipelineError(f"{caption!r}: no picture was drawn (seed {seed}); the model said {self.text(generation)!r}")
+            drawn.append(pictures[0])
+        return drawn
+
+    def text(self, generation: Generation) -> str:
+        """The words among the new tokens."""
+        ids = self.layout.text_ids(np.array(generation.new_tokens, dtype=np.int64))
+        return self._tokenizer(Modality.TEXT).decode_text(ids.tolist())
+
+    def pictures(self, tokens: Sequence[int] | Int[np.ndarray, " s"]) -> list[Picture]:
+        """All finished pictures of a stream, decoded.
+
+        Raises:
+            GrammarError: the stream breaks the grammar; names the offset.
+        """
+        array = np.asarray(tokens, dtype=np.int64)
+        spans = [span for span in self.grammar.spans(array) if span.modality is Modality.IMAGE and not span.continuous]
+        if not spans:
+            return []
+        codes = [torch.from_numpy(self.grammar.codes(array, span)).unsqueeze(0) for span in spans]
+        lengths = [torch.tensor([span.grid]) for span in spans]
+        return list(self._tokenizer(Modality.IMAGE).decode(Codes.stack([Codes(c, n) for c, n in zip(codes, lengths, strict=True)])))
+
+    def _segments(self, pictures: Sequence[Picture | Segment | None]) -> list[Segment | None]:
+        raw = [p for p in pictures if isinstance(p, Tensor)]
+        coded = iter(self.encode_pictures(raw) if raw else [])
+        return [next(coded) if isinstance(p, Tensor) else p for p in pictures]
+
+    def _tokenizer(self, modality: Modality) -> Any:
+        for tokenizer in self.tokenizers.values():
+            if tokenizer.spec.modality is modality:
+                return tokenizer
+        raise PipelineError(f"this model has no {modality} tokenizer; it has {', '.join(self.tokenizers)}")

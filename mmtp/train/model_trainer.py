@@ -1,0 +1,127 @@
+"""Training of unified models: packed streams in, the loss over all modalities and offsets out."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmtp.config import Config, ConfigError, from_dict
+from mmtp.data.loader import PackedBatches, ShardDataset
+from mmtp.hub import from_pretrained, save_pretrained
+from mmtp.models.loss import LossConfig, LossOutput
+from mmtp.models.presets import preset
+from mmtp.models.unified import UnifiedModel
+from mmtp.stream.vocab import VocabLayout
+from mmtp.train.recipe import Recipe
+from mmtp.train.trainer import Trainer
+from mmtp.types import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelData(Config):
+    """What a model is trained on.
+
+    Attributes:
+        shards: data sets of ``mmtp tokenize``, relative to the data root; all over one vocabulary.
+        weights: part of the documents that comes from each; empty takes all documents of all.
+        budget: tokens per packed row; ``run.batch`` is the number of rows.
+    """
+
+    shards: tuple[str, ...]
+    weights: tuple[float, ...] = ()
+    budget: int = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice(Config):
+    """Which model is trained.
+
+    Attributes:
+        preset: a named size (see :mod:`mmtp.models.presets`); empty where training goes on from ``start``.
+        start: a saved model to go on from; its vocabulary must be that of the shards.
+        backbone: values of the backbone that differ from the preset's.
+        head: a head's configuration (``type`` and values) in place of the preset's.
+        compile: let torch.compile fuse the forward and backward pass; needs a C++ compiler and a minute, and rounds differently.
+    """
+
+    preset: str = ""
+    start: str = ""
+    backbone: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)
+    compile: bool = False
+
+    def build(self, layout: VocabLayout, **runtime: Any) -> UnifiedModel:
+        """The model over a vocabulary.
+
+        Raises:
+            ConfigError: neither or both of ``preset`` and ``start`` are given, or an override does not fit.
+            VocabMismatch: ``start`` was trained over another vocabulary; names the tokenizer that differs.
+        """
+        if bool(self.preset) == bool(self.start):
+            raise ConfigError("model: give either 'preset' or 'start'")
+        if self.start:
+            if self.backbone or self.head:
+                raise ConfigError(f"model: 'backbone' and 'head' belong to a preset; {self.start} has its own")
+            model = from_pretrained(self.start)
+            layout.check_same(model.config.layout, self.start)
+            return model
+        data = preset(self.preset, layout).to_dict()
+        data["backbone"] |= self.backbone
+        data["head"] = self.head or data["head"]
+        return UnifiedModel.Config.from_dict(data, "model").build()
+
+
+class ModelTask:
+    """The unified model as the loop sees it.
+
+    Args:
+        model: to train.
+        batches: packed batches by step.
+        loss: weights of the loss's parts.
+        compiled: run the forward pass through torch.compile.
+    """
+
+    def __init__(self, model: UnifiedModel, batches: PackedBatches, loss: LossConfig, compiled: bool = False) -> None:
+        self.module: nn.Module = model
+        self.model, self.batches, self.config = model, batches, loss
+        if compiled:
+            model.compute_states = torch.compile(model.compute_states, dynamic=False)  # type: ignore[method-assign]
+        self.device = next(model.parameters()).device
+
+    def batch(self, step: int) -> Batch:
+        return self.batches.batch(step).to(self.device)
+
+    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+        output = self.model.loss(batch, self.config)
+        return output.total, metrics(output) | {"tokens": float((batch.document_ids >= 0).sum()), "epoch": float(batch.meta["epoch"])}
+
+    def preview(self, module: nn.Module, folder: Path, step: int) -> None:
+        """Models show themselves through ``mmtp eval`` and ``mmtp generate``; a preview would need their tokenizers."""
+
+
+def metrics(output: LossOutput) -> dict[str, float]:
+    """Mean cross-entropy in nats and top-1 accuracy of the next token and of every draft offset, by modality."""
+    found = {}
+    for (modality, offset), count in sorted(output.counts.items()):
+        name = f"{modality}" if offset == 0 else f"{modality}+{offset}"
+        found[name] = output.sums[modality, offset] / count
+        found[f"{name}.accuracy"] = output.correct[modality, offset] / count
+    return found
+
+
+def train_model(recipe: Recipe, folder: Path, *, data_root: Path, progress: bool = True) -> Path:
+    """Trains a unified model as a recipe says; see :func:`mmtp.train.recipe.run_recipe`."""
+    data = ModelData.from_dict(recipe.data, "data")
+    choice = ModelChoice.from_dict(recipe.model, "model")
+    loss = from_dict(LossConfig, recipe.loss, "loss")
+    datasets = [ShardDataset(data_root / path) for path in data.shards]
+    batches = PackedBatches(datasets, rows=recipe.run.batch, budget=data.budget, seed=recipe.run.seed, weights=data.weights or None)
+    torch.manual_seed(recipe.run.seed)
+    model = choice.build(datasets[0].layout)
+    if torch.cuda.is_available():
+        model.to("cuda")
+    task = ModelTask(model, batches, loss, choice.compile)
+    result = Trainer(task, recipe.optim, recipe.run, folder, progress=progress).fit()
+    return save_pretrained(result, folder / "result")  # type: ignore[arg-type]

@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from mmtp.decode.cache import BLOCK, FIRST_CAPACITY, CacheFullError, KVCache
+
+
+def write(cache: KVCache, width: int, value: float) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = len(cache.lengths)
+    mask = cache.begin(width)
+    keys, _ = cache.layers[0].update(torch.full((rows, 1, width, 2), value), torch.full((rows, 1, width, 2), -value))
+    return keys, mask
+
+
+def test_rollback_is_a_pointer_and_what_lies_beyond_is_not_seen() -> None:
+    cache = KVCache(1, 1, 1, 2, 1000)
+    write(cache, 5, 1.0)
+    cache.commit([2])
+    keys, mask = write(cache, 1, 2.0)
+    assert keys[0, 0, :6, 0].tolist() == [1, 1, 2, 1, 1, 0]
+    assert mask[0, 0, 0].nonzero().flatten().tolist() == [0, 1, 2]
+    assert mask.shape[-1] == BLOCK
+
+
+def test_rows_have_their_own_lengths() -> None:
+    cache = KVCache(1, 3, 1, 2, 1000)
+    write(cache, 4, 1.0)
+    cache.commit([4, 1, 0])
+    keys, mask = write(cache, 2, 2.0)
+    assert keys[:, 0, :7, 0].tolist() == [[1, 1, 1, 1, 2, 2, 0], [1, 2, 2, 1, 0, 0, 0], [2, 2, 1, 1, 0, 0, 0]]
+    assert mask.sum(-1)[:, 0].tolist() == [[5, 6], [2, 3], [1, 2]]
+
+
+def test_grows_without_losing_what_it_holds() -> None:
+    cache = KVCache(2, 1, 1, 2, 5000)
+    before = cache.storage.numel()
+    write(cache, FIRST_CAPACITY, 1.0)
+    cache.commit([FIRST_CAPACITY])
+    keys, _ = write(cache, 3, 2.0)
+    assert cache.storage.numel() == 2 * before
+    assert keys[0, 0, : FIRST_CAPACITY + 3, 0].tolist() == [1.0] * FIRST_CAPACITY + [2.0] * 3
+
+
+def test_says_when_it_is_full() -> None:
+    cache = KVCache(1, 1, 1, 2, 10)
+    write(cache, 8, 1.0)
+    cache.commit([8])
+    with pytest.raises(CacheFullError, match="context of 10 tokens is full: 8 are in it and 3 more do not fit"):
+        cache.begin(3)

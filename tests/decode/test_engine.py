@@ -1,0 +1,134 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmtp.decode.engine import DecodeError, Engine
+from mmtp.decode.sample import Sampling, choose
+from mmtp.models.unified import UnifiedModel
+from mmtp.stream.grammar import GrammarError
+from mmtp.stream.packing import collate
+from mmtp.stream.vocab import Special
+from mmtp.types import Batch
+from tests.models.common import GRAMMAR, LAYOUT, document, model
+
+PICTURE = [Special.BOS, Special.USER, 40, 41, Special.END, Special.ASSISTANT, Special.BOI, LAYOUT.dim(5), LAYOUT.dim(6)]
+TEXT = [Special.BOS, Special.USER, 40, 41, 50, Special.END, Special.ASSISTANT]
+
+
+@pytest.fixture(scope="module")
+def trained() -> UnifiedModel:
+    """A model that has learnt a few documents, so that drafts are accepted often but not always."""
+    net = model(depth=3)
+    packed = collate([document(i, grid=(5, 6)) for i in range(6)], GRAMMAR, 150)
+    from mmtp.models.loss import LossConfig
+
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        net.loss(packed, LossConfig(mtp_weight=1.0, detach=False)).total.backward()
+        optimizer.step()
+    return net.eval()
+
+
+def reference(net: UnifiedModel, prefix: list[int], sampling: Sampling, limit: int) -> list[int]:
+    """Decoding as on a blackboard: the whole stream through the training path for every token."""
+    from mmtp.decode.sample import Noise
+
+    tokens, noise = list(prefix), Noise(sampling.seed)
+    for _ in range(limit):
+        state = GRAMMAR.begin(tokens)
+        slot = LAYOUT.slots[state.slot]
+        if state.done:
+            break
+        if slot.forced is not None:
+            tokens.append(slot.forced)
+            continue
+        info = GRAMMAR.analyse(torch.tensor(tokens))
+        shape = (1, len(tokens))
+        packed = Batch(
+            tokens=torch.tensor([tokens]),
+            positions=torch.from_numpy(info.positions).long()[None],
+            document_ids=torch.zeros(shape, dtype=torch.long),
+            slots=torch.from_numpy(info.slots).long()[None],
+            loss_mask=torch.ones(shape, dtype=torch.bool),
+        )
+        ids = torch.tensor([i for lo, hi in slot.generable for i in range(lo, hi)])
+        with torch.no_grad():
+            logits = net(packed)[0][0, -1] @ net.unembedding.weight[ids].T
+        tokens.append(int(ids[choose(logits[None], sampling, noise, [len(tokens)])[0]]))
+    return tokens
+
+
+@pytest.mark.parametrize("prefix", [PICTURE, TEXT], ids=["picture", "text"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_plain_and_speculative_equal_the_blackboard(trained: UnifiedModel, prefix: list[int], temperature: float) -> None:
+    sampling = Sampling(temperature=temperature, seed=5)
+    wanted = reference(trained, prefix, sampling, 40)
+    for exact in (False, True):
+        engine = Engine(trained, exact=exact)
+        assert engine.generate(prefix, sampling, 40, speculative=False).tokens == wanted
+        assert engine.generate(prefix, sampling, 40, speculative=True).tokens == wanted
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 2**32), st.sampled_from([0.0, 0.5, 1.0, 1.7]), st.sampled_from([0, 1, 3]), st.sampled_from([1.0, 0.8]), st.integers(0, 45)
+)
+def test_speculation_never_changes_the_output(
+    trained: UnifiedModel, seed: int, temperature: float, top_k: int, top_p: float, limit: int
+) -> None:
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    engine = Engine(trained, exact=True)
+    prefix = PICTURE if seed % 2 else TEXT
+    plain = engine.generate(prefix, sampling, limit, speculative=False, stop=(Special.END,))
+    fast = engine.generate(prefix, sampling, limit, speculative=True, stop=(Special.END,))
+    assert fast.tokens == plain.tokens
+    assert fast.stats.passes <= plain.stats.passes
+    assert len(fast.new_tokens) <= limit
+
+
+def test_drafts_are_accepted_and_save_passes(trained: UnifiedModel) -> None:
+    tokens, _ = document(2, grid=(5, 6))
+    at = tokens.tolist().index(Special.ASSISTANT) + 1
+    engine = Engine(trained)
+    plain = engine.generate(tokens[:at].tolist(), Sampling(temperature=0.0), 60, speculative=False)
+    fast = engine.generate(tokens[:at].tolist(), Sampling(temperature=0.0), 60)
+    assert fast.tokens == plain.tokens
+    assert plain.stats.passes == plain.stats.generated
+    assert fast.stats.passes < 0.7 * plain.stats.passes
+    accepted, drafted = fast.stats.accepted, fast.stats.drafted
+    assert all(accepted[key] <= drafted[key] for key in drafted)
+    assert sum(accepted.values()) + fast.stats.passes == fast.stats.generated
+
+
+def test_the_grammar_holds_whatever_the_model_says() -> None:
+    net = model(depth=2).eval()  # untrained: it would write anything
+    for seed in range(8):
+        tokens = Engine(net).generate([Special.BOS], Sampling(seed=seed, temperature=3.0), 120).tokens
+        GRAMMAR.analyse(torch.tensor(tokens))
+
+
+def test_rows_of_a_batch_equal_their_solo_runs(trained: UnifiedModel) -> None:
+    prefixes = [PICTURE, TEXT, TEXT[:3], [Special.BOS], PICTURE[:7]]
+    samplings = [Sampling(seed=i, temperature=t) for i, t in enumerate((1.0, 0.0, 0.7, 1.0, 0.0))]
+    engine = Engine(trained, exact=True)
+    for speculative in (False, True):
+        together = engine.generate_batch(prefixes, samplings, 50, speculative, stop=(Special.END,))
+        for prefix, sampling, row in zip(prefixes, samplings, together, strict=True):
+            assert row.tokens == engine.generate(prefix, sampling, 50, not speculative, stop=(Special.END,)).tokens
+
+
+def test_a_broken_prefix_is_refused_by_offset(trained: UnifiedModel) -> None:
+    with pytest.raises(GrammarError, match="offset 2"):
+        Engine(trained).generate([Special.BOS, Special.USER, Special.EOI])
+    with pytest.raises(DecodeError, match="row 0: the prefix is empty"):
+        Engine(trained).generate([])
+    with pytest.raises(DecodeError, match="max_new_tokens -1"):
+        Engine(trained).generate(TEXT, max_new_tokens=-1)
+
+
+def test_half_precision_decodes() -> None:
+    net = model(depth=2).eval().to(torch.bfloat16)
+    tokens = Engine(net).generate(PICTURE, Sampling(seed=1), 50, stop=(Special.END,)).tokens
+    GRAMMAR.analyse(torch.tensor(tokens))

@@ -1,0 +1,89 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmtp.models.loss import LossConfig, _plan, unified_loss
+from mmtp.stream.vocab import MediaEntry, VocabLayout
+from mmtp.testing.memory import PeakMemory
+from mmtp.types import Batch, Modality
+from tests.models.common import GRAMMAR, LAYOUT, batch, model
+
+
+def blackboard_loss(states: list[Tensor], unembedding: Tensor, packed: Batch, layout: VocabLayout, config: LossConfig) -> Tensor:
+    """The loss as one would write it down, target by target, with all logits in memory."""
+    total = unembedding.new_zeros(())
+    for offset, state in enumerate(states):
+        weight = unembedding.detach() if offset and config.detach else unembedding
+        rows = []
+        for b in range(packed.tokens.shape[0]):
+            for t in range(packed.tokens.shape[1] - offset - 1):
+                goal = t + offset + 1
+                slot = layout.slots[int(packed.slots[b, goal])]
+                if packed.document_ids[b, t] != packed.document_ids[b, goal] or not packed.loss_mask[b, goal] or slot.size == 1:
+                    continue
+                ids = torch.tensor([i for lo, hi in slot.generable for i in range(lo, hi)])
+                logits = weight[ids] @ state[b, t]
+                rows.append((slot.modality, F.cross_entropy(logits, (ids == packed.tokens[b, goal]).nonzero()[0, 0]), logits.logsumexp(0)))
+        for modality in {m for m, _, _ in rows}:
+            losses = [ce for m, ce, _ in rows if m is modality]
+            scale = config.modality_weights.get(modality, 1.0) * (config.mtp_weight * config.mtp_decay**offset if offset else 1.0)
+            total = total + scale * torch.stack(losses).mean()
+        total = total + config.z_weight * torch.stack([z for _, _, z in rows]).square().mean()
+    return total
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("chunk_rows", [7, 1024])
+def test_equals_the_blackboard_in_value_and_gradients(detach: bool, chunk_rows: int) -> None:
+    config = LossConfig(modality_weights={"image": 0.5}, z_weight=0.01, detach=detach, chunk_rows=chunk_rows)
+    packed = batch(3, 80)
+    weight = torch.randn(LAYOUT.size, 16, dtype=torch.float64, requires_grad=True)
+    states = [torch.randn(*packed.tokens.shape, 16, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    wanted = blackboard_loss(states, weight, packed, LAYOUT, config)
+    wanted_grads = torch.autograd.grad(wanted * 3, [weight, *states])
+    found = unified_loss(states, weight, packed, LAYOUT, config).total
+    found_grads = torch.autograd.grad(found * 3, [weight, *states])
+    # Softmax runs in float32 whatever the weights are.
+    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
+    for mine, theirs in zip(found_grads, wanted_grads, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_counts_every_choice_once_and_leaves_out_what_is_forced() -> None:
+    packed = batch(3, 80)
+    output = model(depth=2).loss(packed, LossConfig())
+    slots = packed.slots[packed.loss_mask]
+    free = torch.tensor([LAYOUT.slots[i].size > 1 for i in slots.tolist()])
+    assert sum(n for (_, k), n in output.counts.items() if k == 0) == int(free.sum())
+    codes = int((slots == GRAMMAR.layout.slot_index["image.codes.0"]).sum())
+    assert output.counts[Modality.IMAGE, 0] == codes
+    assert 0 <= output.correct[Modality.IMAGE, 0] <= codes
+    assert output.counts[Modality.TEXT, 2] < output.counts[Modality.TEXT, 0] + 1
+
+
+def test_no_target_lies_in_another_document() -> None:
+    packed = batch(4, 80)
+    for item in _plan(packed, LAYOUT, 4):
+        rows = item.rows // packed.tokens.shape[1], item.rows % packed.tokens.shape[1]
+        goals = rows[0], rows[1] + item.offset + 1
+        assert (packed.document_ids[rows] == packed.document_ids[goals]).all()
+        assert packed.loss_mask[goals].all()
+
+
+def test_peak_memory_does_not_grow_with_the_number_of_heads() -> None:
+    layout = VocabLayout(LAYOUT.text, (MediaEntry(Modality.IMAGE, "many", codebook_sizes=(4000,)),), 16)
+    packed = batch(8, 160, grid=(8, 8))
+    weight = torch.randn(layout.size, 8, requires_grad=True)
+
+    def peak(offsets: int) -> int:
+        states = [torch.randn(*packed.tokens.shape, 8, requires_grad=True) for _ in range(offsets)]
+        with PeakMemory() as memory:
+            unified_loss(states, weight, packed, layout, LossConfig(chunk_rows=64, detach=False)).total.backward()
+        weight.grad = None
+        return memory.peak
+
+    logits = int((packed.slots == layout.slot_index["image.codes.0"]).sum()) * 4000 * 4
+    one, five = peak(1), peak(5)
+    assert one < logits, f"{one} bytes for one head, whose logits would be {logits}"
+    assert five - one < 0.05 * logits, f"{five - one} bytes more for four more heads; the logits of one are {logits}"
