@@ -1,26 +1,38 @@
-"""The README's Python runs, as it stands, from top to bottom."""
+"""The Python of the README and of the pages under docs runs, as it stands, and their links lead somewhere."""
 
 import re
+from pathlib import Path
 
 import pytest
 
+from mmtp.cli import VERBS
 
-def _blocks(text: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_python_of_the_readme_runs(request, tmp_path, monkeypatch):
-    blocks = _blocks((request.config.rootpath / "README.md").read_text(encoding="utf-8"))
-    if not blocks:
-        pytest.skip("the README holds no Python")
+def _blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [pytest.param(p, id=p.name) for p in PAGES if _blocks(p)])
+def test_python_runs_and_prints_what_its_comments_say(page, tmp_path, monkeypatch, capsys, block_registered):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+    for block in _blocks(page):
+        exec(compile(block, page.name, "exec"), names)
+        said = re.findall(r"^\s*print\(.*\)  # (.+)$", block, flags=re.MULTILINE)
+        printed = capsys.readouterr().out.splitlines()
+        if said:
+            assert printed == said
 
 
-def test_links_of_the_readme_lead_somewhere(request):
-    root = request.config.rootpath
-    for page in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
-            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+@pytest.mark.parametrize("page", [pytest.param(p, id=p.name) for p in PAGES])
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_the_page_of_the_command_line_lists_every_verb():
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `mmtp (\w+)` \|", text, flags=re.MULTILINE) == list(VERBS)
