@@ -74,16 +74,15 @@ class Analyser:
         self.turn_change = np.zeros(NUM_SPECIALS, dtype=np.int64)
         self.turn_change[list(ROLES.values())] = 1
         self.turn_change[Special.END] = -1
+        # Row: doc, turn, done. The last column stands for ids outside of the vocabulary.
+        self.text_slots = np.array([self.doc, self.turn, self.done])
+        self.text_legal = np.zeros((3, layout.size + 1), dtype=bool)
+        for row, slot in zip(self.text_legal, self.text_slots, strict=True):
+            for lo, hi in layout.slots[slot].ranges:
+                row[lo:hi] = True
 
     def __call__(self, tokens: Int[np.ndarray, " s"]) -> StreamInfo:
         return _Walk(self, tokens).run()
-
-    def legal(self, slot: int, tokens: np.ndarray) -> np.ndarray:
-        """Whether each token may stand in the slot."""
-        out = np.zeros(len(tokens), dtype=bool)
-        for lo, hi in self.layout.slots[slot].ranges:
-            out |= (tokens >= lo) & (tokens < hi)
-        return out
 
 
 class _Walk:
@@ -103,9 +102,9 @@ class _Walk:
         self.position = 0
         self.in_turn = 0
         self.ended = False
-        special = (tokens >= 0) & (tokens < NUM_SPECIALS)
-        self.special = np.where(special, tokens, Special.PAD)
-        self.openers = np.flatnonzero(tables.is_opener[self.special] & special)
+        self.known = np.where((tokens >= 0) & (tokens < tables.layout.size), tokens, tables.layout.size)
+        self.special = np.where(self.known < NUM_SPECIALS, self.known, Special.PAD)
+        self.openers = np.flatnonzero(tables.is_opener[self.special])
 
     def run(self) -> StreamInfo:
         self._forced(self.tables.start)
@@ -129,17 +128,14 @@ class _Walk:
         start, tables = self.cursor, self.tables
         if start >= end:
             return
-        tokens, special = self.tokens[start:end], self.special[start:end]
+        special = self.special[start:end]
         change = tables.turn_change[special]
         # States are those *before* each token; after the first illegal token they mean nothing, and nothing reads them.
         in_turn = self.in_turn + np.cumsum(change) - change
         is_end = special == Special.EOS
-        ended = (np.cumsum(is_end) - is_end) > 0
-        slots = np.where(ended, tables.done, np.where(in_turn == 1, tables.turn, tables.doc))
-        legal = np.zeros(len(tokens), dtype=bool)
-        for slot in (tables.doc, tables.turn, tables.done):
-            legal |= (slots == slot) & tables.legal(slot, tokens)
-        self._require(legal, slots)
+        state = np.where(np.cumsum(is_end) > is_end, 2, in_turn == 1)
+        slots = tables.text_slots[state]
+        self._require(tables.text_legal[state, self.known[start:end]], slots)
         self.slots[start:end] = slots
         self._place(start, end, np.arange(self.position, self.position + end - start)[:, None])
         self.in_turn = int(in_turn[-1] + change[-1])
