@@ -5,6 +5,7 @@ speculatively in turn, with the order exchanged from prompt to prompt, and the r
 """
 
 import statistics
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -187,6 +188,7 @@ def compare(
     *,
     temperatures: Sequence[float] = (0.0, 1.0),
     repeats: int = 1,
+    max_seconds: float | None = None,
     progress: Progress | None = None,
 ) -> DecodingResult:
     """Decodes every prompt at every temperature plainly and speculatively in turn.
@@ -197,13 +199,17 @@ def compare(
         sampling: top-k, top-p and the first seed, which counts up over the prompts.
         temperatures: of sampling; 0 is greedy.
         repeats: how often each way is timed; the median time counts.
+        max_seconds: decodes no further prompts after so long.
         progress: called with pairs decoded and pairs wanted.
     """
-    pairs = []
+    pairs: list[Pair] = []
+    began = time.monotonic()
     if prompts:  # The first call pays for what later ones do not: allocation, choice of kernels.
         for speculative in (False, True):
             engine.generate(prompts[0].tokens, sampling, min(prompts[0].max_new_tokens, 16), speculative, ())
     for i, prompt in enumerate(prompts):
+        if i > 1 and max_seconds is not None and time.monotonic() - began > max_seconds:
+            break
         for temperature in temperatures:
             chosen = replace(sampling, temperature=temperature, seed=sampling.seed + i)
             runs: dict[bool, list[Generation]] = {False: [], True: []}
@@ -220,7 +226,7 @@ def compare(
 
 
 def easy_vqa_prompts(pipeline: Pipeline, count: int, max_picture_tokens: int = 96) -> list[Prompt]:
-    """Prompts of both directions: the first half asks for pictures ("draw a blue circle"), the second for answers.
+    """Prompts of both directions in turn: every other one asks for a picture ("draw a blue circle"), the rest for answers.
 
     Args:
         pipeline: a model that draws and answers.
@@ -229,11 +235,16 @@ def easy_vqa_prompts(pipeline: Pipeline, count: int, max_picture_tokens: int = 9
     """
     captions = [f"a {colour} {shape}" for colour, shape in product(COLOURS, SHAPES)]
     stop = (int(Special.END),)
-    pictures = [pipeline.draw_prompt(captions[i % len(captions)]) for i in range((count + 1) // 2)]
     samples = easy_vqa_samples("test", limit=count // 2)
-    segments = pipeline.encode_pictures([s.picture for s in samples]) if samples else []
-    questions = [pipeline.vqa_prompt(segment, s.question) for segment, s in zip(segments, samples, strict=True)]
-    return [Prompt("picture", p, max_picture_tokens, stop) for p in pictures] + [Prompt("answer", q, 16, stop) for q in questions]
+    segments = iter(pipeline.encode_pictures([s.picture for s in samples]) if samples else [])
+    prompts = []
+    for i in range(count):
+        if i % 2 == 0:
+            tokens = pipeline.draw_prompt(captions[i // 2 % len(captions)])
+            prompts.append(Prompt("picture", tokens, max_picture_tokens, stop))
+        else:
+            prompts.append(Prompt("answer", pipeline.vqa_prompt(next(segments), samples[i // 2].question), 16, stop))
+    return prompts
 
 
 def _median(runs: list[Generation]) -> DecodeStats:

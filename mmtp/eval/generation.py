@@ -1,5 +1,6 @@
 """Drawings from words, judged by the parser of :mod:`mmtp.eval.shapes`, and the ceiling that the tokenizer sets them."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -130,6 +131,7 @@ def evaluate(
     temperature: float = 1.0,
     max_new_tokens: int = 4352,
     batch_size: int = 24,
+    max_seconds: float | None = None,
     progress: Progress | None = None,
 ) -> DrawingResult:
     """Draws all colours and shapes with so many seeds each, and judges them.
@@ -139,12 +141,16 @@ def evaluate(
         seeds: pictures per colour and shape; seeds run from 0.
         temperature: of sampling.
         max_new_tokens: limit of a picture's tokens.
-        batch_size: pictures per call of the model.
+        batch_size: pictures per call of the model; 24 are all colours and shapes once.
+        max_seconds: draws no further pictures after so long.
         progress: called with pictures drawn and pictures wanted.
     """
     wanted = [(colour, shape, seed) for seed, colour, shape in product(range(seeds), COLOURS, SHAPES)]
     drawings: list[Drawing] = []
+    began = time.monotonic()
     for start in range(0, len(wanted), batch_size):
+        if start and max_seconds is not None and time.monotonic() - began > max_seconds:
+            break
         chunk = wanted[start : start + batch_size]
         pictures = _draw(drawer, [(f"a {c} {s}", seed) for c, s, seed in chunk], temperature, max_new_tokens)
         drawings += [Drawing(c, s, seed, p, parse(p)) for (c, s, seed), p in zip(chunk, pictures, strict=True)]

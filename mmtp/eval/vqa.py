@@ -7,6 +7,7 @@ commonest answer to the same words in the training questions. A model that looks
 
 import random
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,7 @@ def evaluate(
     controls: bool = True,
     batch_size: int = 64,
     seed: int = 0,
+    max_seconds: float | None = None,
     progress: Progress | None = None,
 ) -> VqaResult:
     """Asks every question and counts.
@@ -134,22 +136,26 @@ def evaluate(
         controls: whether to ask also without and with another picture.
         batch_size: questions per call of the model.
         seed: of the exchange of pictures.
+        max_seconds: asks no further questions after so long; those that were asked count.
         progress: called with answers given and answers wanted, over all conditions.
     """
     pictures: dict[str, Sequence[Tensor | None]] = {WITH_PICTURE: [s.picture for s in samples]}
     if controls:
         pictures[WITHOUT_PICTURE] = [None] * len(samples)
         pictures[OTHER_PICTURE] = exchange(samples, seed)
-    answers: dict[str, list[str]] = {}
-    # Several batches per call, so that a pipeline may encode a picture once for many of its questions.
-    stride = 8 * batch_size
-    for condition, images in pictures.items():
-        given = answers.setdefault(condition, [])
-        for start in range(0, len(samples), stride):
-            questions = [s.question for s in samples[start : start + stride]]
-            given += answerer.answer(images[start : start + stride], questions, batch_size=batch_size)
+    answers: dict[str, list[str]] = {condition: [] for condition in pictures}
+    began = time.monotonic()
+    asked = 0
+    while asked < len(samples) and (max_seconds is None or not asked or time.monotonic() - began < max_seconds):
+        # Several batches per call, so that a pipeline may encode a picture once for many of its questions.
+        part = slice(asked, min(asked + 8 * batch_size, len(samples)))
+        questions = [s.question for s in samples[part]]
+        for condition, images in pictures.items():
+            answers[condition] += answerer.answer(images[part], questions, batch_size=batch_size)
             if progress is not None:
                 progress(sum(map(len, answers.values())), len(samples) * len(pictures))
+        asked = part.stop
+    samples = samples[:asked]
     if prior is not None:
         commonest = Counter(prior.values()).most_common(1)[0][0] if prior else ""
         answers[PRIOR] = [prior.get(s.question, commonest) for s in samples]

@@ -75,3 +75,7 @@ def test_one_differing_token_shows():
 def test_nothing_asked_gives_nothing():
     result = compare(Scripted(), [])
     assert result == DecodingResult([]) and result.speedup == 0.0 and result.tokens_per_pass == 0.0
+
+
+def test_time_that_is_up_ends_after_some_prompts_of_both_orders():
+    assert len(compare(Scripted(), PROMPTS, max_seconds=0.0).pairs) == 4

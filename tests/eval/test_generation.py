@@ -82,3 +82,7 @@ def test_what_is_not_finished_counts_as_wrong_and_stops_nothing():
     result = evaluate(Stubborn(), seeds=1)
     assert result.count("green", "triangle").right == 0
     assert result.count("green").right == 2 and result.accuracy == pytest.approx(20 / 24)
+
+
+def test_time_that_is_up_ends_after_whole_batches():
+    assert len(evaluate(Painter(), seeds=5, max_seconds=0.0).drawings) == 24

@@ -107,3 +107,8 @@ def test_easy_vqa_questions_are_drawn_the_same_every_time():
     assert len(same) > 1 and all(s.picture is same[0].picture for s in same)
     prior = easy_vqa_prior()
     assert prior["is there a red shape?"] == "no" and prior["is there not a red shape?"] == "yes"
+
+
+def test_time_that_is_up_ends_the_questions_but_all_conditions_have_the_same():
+    result = evaluate(Looks(), samples(), batch_size=1, max_seconds=0.0, prior={})
+    assert [groups[ALL].total for groups in result.counts.values()] == [8, 8, 8, 8]
