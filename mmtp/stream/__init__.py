@@ -1,1 +1,1 @@
-"""Streams: one vocabulary over all media (``vocab``), what may stand where (``grammar``), documents (``template``) and rows (``packing``)."""
+"""One vocabulary over all media (``vocab``), what may stand where (``grammar``), documents (``template``), rows (``packing``)."""

@@ -15,7 +15,7 @@ from mmtp.types import Modality
 # beartype draws a random item of each list that it checks; the strategies below build objects of the library, so hypothesis sees it.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")
 
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = settings(max_examples=40, deadline=None)
 
 
 def layout_of(image_k: int = 1, image_delays: tuple[int, ...] = (), audio_delays: tuple[int, ...] = (0,)) -> VocabLayout:
@@ -126,7 +126,7 @@ def test_both_forms_agree_on_legal_streams_and_their_prefixes(case, random):
     check_agreement(grammar, tokens[:cut])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(layout_and_stream(), st.data())
 def test_both_forms_refuse_a_corrupted_stream_at_the_same_place(case, data):
     layout, tokens = case

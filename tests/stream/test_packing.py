@@ -66,7 +66,7 @@ def document(text: int, picture: bool, seed: int, features: bool = False) -> Pac
     return PackDocument(tokens, rng.random(len(tokens)) < 0.5, vectors)
 
 
-@QUICK
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 12), st.booleans(), st.integers(0, 99), st.booleans()), min_size=1, max_size=12), st.integers(32, 64)
 )
