@@ -1,10 +1,6 @@
 """``mmtp zoo``: the trained tokenizers and models that come along."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mmtp.testing.card import Card
 
 
 def zoo(name: str | None = None, /, *, check: bool = False) -> int:
@@ -51,7 +47,7 @@ def _list(folders: list[Path]) -> None:
     for folder in folders:
         card = read_card(folder / "README.md")
         size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
-        table.add_row(folder.name, card.what, _count(num_parameters(folder)), f"{size:.1f} MiB", _headline(card))
+        table.add_row(folder.name, card.what, _count(num_parameters(folder)), f"{size:.1f} MiB", card.headline)
     # In a pipe there is no width to keep to: a table broken at 80 columns is of no use to grep.
     console = Console(width=None if Console().is_terminal else 10_000)
     console.print(table if folders else "The zoo is empty.")
@@ -88,7 +84,3 @@ def _count(number: int) -> str:
         if number >= size:
             return f"{number / size:.1f} {unit}"
     return str(number) if number else "-"
-
-
-def _headline(card: "Card") -> str:
-    return "; ".join(f"{row[0]} {row[1]}" for row in card.measured[:2])

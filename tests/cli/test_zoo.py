@@ -44,7 +44,7 @@ def test_the_list_says_what_there_is(zoo, capsys):
         "Mean colours of blocks.",
         "3",
         "0.0 MiB",
-        "PSNR 20 dB",
+        "PSNR: 20 dB",
     ]
 
 
