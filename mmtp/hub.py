@@ -33,7 +33,8 @@ class HubError(MmtpError):
 class Pretrained(Protocol):
     """What the folder format needs of a class: a configuration, weights, and files of its own if it has any."""
 
-    config: Config
+    @property
+    def config(self) -> Any: ...
 
     def state_dict(self) -> dict[str, "Tensor"]: ...
 

@@ -14,7 +14,7 @@ from mmtp.decode.sample import Sampling
 from mmtp.hub import from_pretrained
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.grammar import StreamGrammar
-from mmtp.stream.template import draw_prompt, vqa_prompt
+from mmtp.stream.template import Turn, draw_prompt, encode_prompt, text_segment, vqa_prompt
 from mmtp.stream.vocab import Special, VocabLayout, VocabMismatch
 from mmtp.types import Codes, MmtpError, Modality, Segment
 
@@ -78,6 +78,8 @@ class Pipeline:
 
     def encode_pictures(self, pictures: Sequence[Picture]) -> list[Segment]:
         """Pictures as segments of codes, in order."""
+        if not pictures:
+            return []
         codes = self._tokenizer(Modality.IMAGE).encode(list(pictures))
         return [Segment(Modality.IMAGE, codes.item(i)) for i in range(len(codes))]
 
@@ -137,19 +139,43 @@ class Pipeline:
             drawn.append(pictures[0])
         return drawn
 
+    def reply(
+        self,
+        words: str,
+        pictures: Sequence[Picture] = (),
+        *,
+        sampling: Sampling | None = None,
+        max_new_tokens: int = 4352,
+        speculative: bool = True,
+    ) -> Generation:
+        """The assistant's turn after a person's: pictures, then words. What it holds, :meth:`text` and :meth:`pictures` tell.
+
+        Raises:
+            TemplateError: a picture is larger than the vocabulary can say.
+        """
+        turn = Turn("user", (*self.encode_pictures(pictures), text_segment(self.encode_text, words, target=False)))
+        prompt = encode_prompt(self.layout, (turn,)).tolist()
+        return self.engine.generate(prompt, sampling, max_new_tokens, speculative, stop=(Special.END,))
+
     def text(self, generation: Generation) -> str:
         """The words among the new tokens."""
         ids = self.layout.text_ids(np.array(generation.new_tokens, dtype=np.int64))
         return self._tokenizer(Modality.TEXT).decode_text(ids.tolist())
 
-    def pictures(self, tokens: Sequence[int] | Int[np.ndarray, " s"]) -> list[Picture]:
+    def pictures(self, tokens: Sequence[int] | Int[np.ndarray, " s"], start: int = 0) -> list[Picture]:
         """All finished pictures of a stream, decoded.
+
+        Args:
+            tokens: a document, or the start of one.
+            start: leave out what begins before this offset.
 
         Raises:
             GrammarError: the stream breaks the grammar; names the offset.
         """
         array = np.asarray(tokens, dtype=np.int64)
-        spans = [span for span in self.grammar.spans(array) if span.modality is Modality.IMAGE and not span.continuous]
+        spans = [
+            span for span in self.grammar.spans(array) if span.modality is Modality.IMAGE and not span.continuous and span.start >= start
+        ]
         if not spans:
             return []
         codes = [torch.from_numpy(self.grammar.codes(array, span)).unsqueeze(0) for span in spans]

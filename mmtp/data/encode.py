@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +28,16 @@ BATCH_ITEMS, BATCH_VALUES = 64, 2**23
 WORDLESS = ("plain",)
 
 
+Flips = Literal["none", "horizontal", "vertical", "all"]
+FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "horizontal": ((), (2,)),
+    "vertical": ((), (1,)),
+    "all": ((), (2,), (1,), (1, 2)),
+}
+"""Axes of ``[c, h, w]`` that each variant of a picture mirrors."""
+
+
 @runtime_checkable
 class WritesText(Protocol):
     """All that templates ask of a text tokenizer."""
@@ -44,6 +54,8 @@ class TokenizeConfig(Config):
         size: (height, width) to bring pictures to; None keeps their own.
         fit: how, see :func:`~mmtp.data.media.decode_image`.
         questions_per_document: for ``vqa``: how many of a picture's questions share one document.
+        flips: mirror images that are written besides each picture: ``horizontal``, ``vertical`` or ``all`` (both, and both at once).
+            Their words stay, so this is for pictures in which left and right, above and below are not spoken of.
         max_dim: greatest extent of a grid of codes along one axis.
         max_pixels: larger pictures go to quarantine.
         shard_inputs: inputs per shard; None cuts into about 64 shards of 256 to 65,536 inputs.
@@ -53,6 +65,7 @@ class TokenizeConfig(Config):
     size: tuple[int, int] | None = None
     fit: Fit = "crop"
     questions_per_document: int = 1
+    flips: Flips = "none"
     max_dim: int = 64
     max_pixels: int = MAX_PIXELS
     shard_inputs: int | None = None
@@ -110,6 +123,8 @@ class ShardMaker:
         self.fingerprints, self.config, self.writer = fingerprints, config, writer
         self.plan = Plan.read(folder / PLAN)
         self.spec = tokenizer.spec
+        if self.spec.modality is not Modality.IMAGE and config.flips != "none":
+            raise DataError(f"flips: only pictures can be mirrored, and this tokenizer reads {self.spec.modality}")
         self.encode_text: EncodeText = text.encode_text if text is not None else _no_text
 
     def __call__(self, shard: int) -> ShardRecord:
@@ -160,11 +175,15 @@ class ShardMaker:
         for decoded in batch:
             groups.setdefault(tuple(decoded.medium.shape), []).append(decoded)
         for group in groups.values():
-            for decoded, codes in zip(group, self._codes([d.medium for d in group]), strict=True):
-                try:
-                    outcomes[decoded.place] = codes if isinstance(codes, DecodeError) else self._documents(decoded, codes)
-                except DecodeError as error:
-                    outcomes[decoded.place] = error
+            for axes in FLIPS[self.config.flips]:
+                for decoded, codes in zip(group, self._codes([d.medium.flip(axes) for d in group]), strict=True):
+                    before = outcomes[decoded.place] or []
+                    if isinstance(before, DecodeError):
+                        continue
+                    try:
+                        outcomes[decoded.place] = codes if isinstance(codes, DecodeError) else before + self._documents(decoded, codes)
+                    except DecodeError as error:
+                        outcomes[decoded.place] = error
 
     def _codes(self, media: list[Tensor]) -> Iterator[Tensor | DecodeError]:
         try:

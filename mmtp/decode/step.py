@@ -42,7 +42,9 @@ class SlotLogits:
         for slot in layout.slots:
             ranges = slot.generable
             # One range, as for all codes, is a view of the table: nothing is copied, and ids are a shift.
-            self._weights.append(torch.cat([unembedding[lo:hi] for lo, hi in ranges]) if len(ranges) > 1 else unembedding[slice(*(ranges or ((0, 0),))[0])])
+            self._weights.append(
+                torch.cat([unembedding[lo:hi] for lo, hi in ranges]) if len(ranges) > 1 else unembedding[slice(*(ranges or ((0, 0),))[0])]
+            )
             self._ids.append(ranges[0][0] if len(ranges) == 1 else [i for lo, hi in ranges for i in range(lo, hi)])
 
     def __call__(self, states: Float[Tensor, "m d"], slot: int) -> Float[Tensor, "m n"]:

@@ -21,7 +21,6 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from mmtp.config import Config
 from mmtp.types import Codes, Latents, TokenizerSpec
 
 Media = Sequence[Float[Tensor, "c *size"]] | Sequence[str]
@@ -31,7 +30,10 @@ Media = Sequence[Float[Tensor, "c *size"]] | Sequence[str]
 class Tokenizer(Protocol):
     """What discrete and continuous tokenizers share."""
 
-    config: Config
+    @property
+    def config(self) -> Any:
+        """What it was built from; goes into its folder's ``config.json``."""
+        ...
 
     @property
     def spec(self) -> TokenizerSpec:

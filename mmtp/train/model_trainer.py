@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from mmtp.config import Config, ConfigError, from_dict
 from mmtp.data.loader import PackedBatches, ShardDataset
 from mmtp.hub import from_pretrained, save_pretrained
+from mmtp.models.embed import codebook_embeddings
 from mmtp.models.loss import LossConfig, LossOutput
 from mmtp.models.presets import preset
 from mmtp.models.unified import UnifiedModel
-from mmtp.stream.vocab import VocabLayout
+from mmtp.stream.vocab import VocabLayout, VocabMismatch
 from mmtp.train.recipe import Recipe
 from mmtp.train.trainer import Trainer
 from mmtp.types import Batch
@@ -43,6 +44,8 @@ class ModelChoice(Config):
         start: a saved model to go on from; its vocabulary must be that of the shards.
         backbone: values of the backbone that differ from the preset's.
         head: a head's configuration (``type`` and values) in place of the preset's.
+        codebook_init: let the embeddings of codes start from the codebooks of their tokenizers, so that codes which look alike
+            begin alike; needs the tokenizers that the shards name (zoo entries, or folders of that name).
         compile: let torch.compile fuse the forward and backward pass; needs a C++ compiler and a minute, and rounds differently.
     """
 
@@ -50,9 +53,10 @@ class ModelChoice(Config):
     start: str = ""
     backbone: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
+    codebook_init: bool = False
     compile: bool = False
 
-    def build(self, layout: VocabLayout, **runtime: Any) -> UnifiedModel:
+    def model(self, layout: VocabLayout) -> UnifiedModel:
         """The model over a vocabulary.
 
         Raises:
@@ -70,7 +74,30 @@ class ModelChoice(Config):
         data = preset(self.preset, layout).to_dict()
         data["backbone"] |= self.backbone
         data["head"] = self.head or data["head"]
-        return UnifiedModel.Config.from_dict(data, "model").build()
+        model = UnifiedModel.Config.from_dict(data, "model").build()
+        if self.codebook_init:
+            start_from_codebooks(model)
+        return model
+
+
+@torch.no_grad()
+def start_from_codebooks(model: UnifiedModel) -> None:
+    """Sets the embeddings of all codes from their tokenizers' codebooks.
+
+    Raises:
+        VocabMismatch: a tokenizer of that name is not the one that the vocabulary was made with.
+    """
+    layout = model.config.layout
+    for entry in layout.media:
+        if entry.continuous:
+            continue
+        tokenizer = from_pretrained(entry.name)
+        if (found := tokenizer.spec.fingerprint) != entry.fingerprint:
+            raise VocabMismatch(f"{entry.name!r}: its fingerprint is {found}, but the shards were made with {entry.fingerprint}")
+        for k in range(len(entry.codebook_sizes)):
+            rows = slice(*layout.code_range(entry.modality, k))
+            table = model.embedding.table.weight
+            table[rows] = codebook_embeddings(tokenizer.codebook_vectors(k), table.shape[1]).to(table)
 
 
 class ModelTask:
@@ -119,7 +146,7 @@ def train_model(recipe: Recipe, folder: Path, *, data_root: Path, progress: bool
     datasets = [ShardDataset(data_root / path) for path in data.shards]
     batches = PackedBatches(datasets, rows=recipe.run.batch, budget=data.budget, seed=recipe.run.seed, weights=data.weights or None)
     torch.manual_seed(recipe.run.seed)
-    model = choice.build(datasets[0].layout)
+    model = choice.model(datasets[0].layout)
     if torch.cuda.is_available():
         model.to("cuda")
     task = ModelTask(model, batches, loss, choice.compile)

@@ -73,7 +73,11 @@ def test_plain_and_speculative_equal_the_blackboard(trained: UnifiedModel, prefi
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.integers(0, 2**32), st.sampled_from([0.0, 0.5, 1.0, 1.7]), st.sampled_from([0, 1, 3]), st.sampled_from([1.0, 0.8]), st.integers(0, 45)
+    st.integers(0, 2**32),
+    st.sampled_from([0.0, 0.5, 1.0, 1.7]),
+    st.sampled_from([0, 1, 3]),
+    st.sampled_from([1.0, 0.8]),
+    st.integers(0, 45),
 )
 def test_speculation_never_changes_the_output(
     trained: UnifiedModel, seed: int, temperature: float, top_k: int, top_p: float, limit: int

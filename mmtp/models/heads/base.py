@@ -6,7 +6,7 @@ which of its columns are legal at the position that is predicted.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -25,7 +25,10 @@ class HeadConfig(Config):
 class Head(Protocol):
     """Drafts the tokens after the next one."""
 
-    config: HeadConfig
+    @property
+    def config(self) -> Any:
+        """Its :class:`HeadConfig`."""
+        ...
 
     @property
     def mtp_depth(self) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -89,7 +90,7 @@ class SequentialHead(nn.Module):
     def _run(
         self, depth: int, state: Tensor, embedded: Tensor, positions: Tensor, mask: Tensor, cache: LayerCache | None
     ) -> tuple[Tensor, Tensor]:
-        module = self.depths[depth - 1]
+        module: Any = self.depths[depth - 1]
         joined = torch.cat((module.embedding_norm(embedded), module.state_norm(state).to(embedded.dtype)), dim=-1)
         state = module.block(module.project(joined), self.rope(positions), mask, cache)
         return state, module.norm(state)

@@ -146,6 +146,12 @@ class ConvImageTokenizer(nn.Module):
             pictures = [p[:, :h, :w] for p, (h, w) in zip(pictures, codes.sizes.tolist(), strict=True)]
         return pictures
 
+    def codebook_vectors(self, codebook: int = 0) -> Float[Tensor, "n d"]:
+        """The vector behind every code of a codebook: codes whose vectors are near look alike."""
+        ids = torch.arange(self.quantizer.codebook_sizes[codebook], device=self._device)
+        with self._reference():
+            return self.quantizer.lookup(ids[None, :, None])[0].clone()
+
     @property
     def _device(self) -> torch.device:
         return next(self.parameters()).device
