@@ -10,7 +10,7 @@ from typing import Any
 from mmtp.data.errors import DataError
 from mmtp.data.plan import Plan
 from mmtp.data.shards import Shard
-from mmtp.data.storage import Journal, digest, write_durable
+from mmtp.data.storage import Journal, digest, readable_json, write_durable
 from mmtp.stream.vocab import VocabLayout
 
 MANIFEST, PLAN, QUARANTINE, JOURNALS = "dataset.json", "plan.arrow", "quarantine.jsonl", "journal*.jsonl"
@@ -196,7 +196,7 @@ def quarantine_bytes(folder: Path, records: Mapping[int, ShardRecord]) -> bytes:
     lines = []
     for record in records.values():
         if record.quarantined:
-            lines += [json.dumps(q.to_dict(), ensure_ascii=False) + "\n" for q in Shard(folder / record.file).head.quarantine]
+            lines += [readable_json(q.to_dict()) + "\n" for q in Shard(folder / record.file).head.quarantine]
     return "".join(lines).encode()
 
 

@@ -1,10 +1,11 @@
 """The frozen plan of a run: every input, and which range of them each shard holds."""
 
 import json
-from collections.abc import Sequence
+import os
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -15,6 +16,7 @@ from mmtp.data.storage import digest
 MIN_INPUTS, MAX_INPUTS, TYPICAL_SHARDS = 256, 65536, 64
 
 _FIELDS = {field.name: pa.int64() if field.type is int else pa.string() for field in fields(Item)}
+_FIELDS["file"] = pa.binary()  # names of files are bytes, and need not be UTF-8
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Plan:
             raise DataError(f"{source.name}: holds no inputs")
         if shard_inputs is None:
             shard_inputs = min(max(-(-len(items) // TYPICAL_SHARDS), MIN_INPUTS), MAX_INPUTS)
-        columns = {name: pa.array([getattr(item, name) for item in items], kind) for name, kind in _FIELDS.items()}
+        columns = {name: pa.array([_stored(getattr(item, name), kind) for item in items], kind) for name, kind in _FIELDS.items()}
         return cls(source.name, pa.table(columns), shard_inputs)
 
     @classmethod
@@ -91,7 +93,7 @@ class Plan:
     def items(self, shard: int) -> list[Item]:
         """The inputs of a shard."""
         lo, hi = self.range(shard)
-        return [Item(**row) for row in self.inputs.slice(lo, hi - lo).to_pylist()]
+        return _items(self.inputs.slice(lo, hi - lo))
 
     def difference(self, other: "Plan") -> str:
         """In words, the first thing in which ``other`` (the newer plan) differs."""
@@ -99,7 +101,7 @@ class Plan:
             return f"the source was {self.source} and is {other.source}"
         if self.shard_inputs != other.shard_inputs:
             return f"shards held {self.shard_inputs} inputs and are to hold {other.shard_inputs}"
-        for row, (old, new) in enumerate(zip(_rows(self.inputs), _rows(other.inputs), strict=False)):
+        for row, (old, new) in enumerate(zip(_items(self.inputs), _items(other.inputs), strict=False)):
             if old != new:
                 if old.key != new.key:
                     return f"input {row} was {old.key!r} and is {new.key!r}"
@@ -107,8 +109,14 @@ class Plan:
         return f"there were {len(self)} inputs and are {len(other)}"
 
 
-def _rows(table: pa.Table) -> Sequence[Item]:
-    return [Item(**row) for row in table.to_pylist()]
+def _stored(value: Any, kind: pa.DataType) -> Any:
+    if kind == pa.binary():
+        return os.fsencode(value)
+    return value.encode("utf-8", "backslashreplace").decode() if kind == pa.string() else value
+
+
+def _items(table: pa.Table) -> list[Item]:
+    return [Item(**(row | {"file": os.fsdecode(row["file"])})) for row in table.to_pylist()]
 
 
 def _changes(old: Item, new: Item) -> str:

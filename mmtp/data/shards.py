@@ -19,7 +19,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Int
 
 from mmtp.data.errors import DataError, Reason
-from mmtp.data.storage import digest
+from mmtp.data.storage import digest, readable_json
 from mmtp.stream.template import EncodedDocument, SegmentRecord
 from mmtp.stream.vocab import VocabLayout
 from mmtp.types import Modality
@@ -155,7 +155,7 @@ class ShardBuilder:
             "seg_length": _lists(runs, np.array([r.length for r in records]), pa.uint32()),
             "seg_shape": pa.ListArray.from_arrays(pa.array(runs, pa.int32()), shapes),
             "seg_target": _lists(runs, np.array([r.target for r in records]), pa.bool_()),
-            "meta": pa.array([json.dumps(meta, sort_keys=True, ensure_ascii=False) for _, _, meta in rows], pa.string()),
+            "meta": pa.array([readable_json(meta) for _, _, meta in rows], pa.string()),
         }
         return pa.RecordBatch.from_arrays(list(columns.values()), schema=schema)
 
@@ -210,7 +210,8 @@ class Shard:
         mask = np.repeat(view.targets[runs], view.lengths[runs])
         if len(mask) != len(tokens):
             raise damaged(self.path, f"row {index}: its segments have {len(mask)} tokens, it has {len(tokens)}")
-        return Row(view.batch.column("key")[row].as_py(), tokens, mask, json.loads(view.batch.column("meta")[row].as_py()))
+        with self._sound():
+            return Row(view.batch.column("key")[row].as_py(), tokens, mask, json.loads(view.batch.column("meta")[row].as_py()))
 
     def segments(self, index: int) -> list[SegmentRecord]:
         """The runs of a row's stream."""

@@ -26,6 +26,11 @@ def digest(data: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
+def readable_json(value: Any) -> str:
+    """JSON with letters of all scripts as they are; lone surrogates (file names that are no UTF-8) stay escaped."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+
+
 def write_durable(path: Path, data: bytes, writer: str = "") -> None:
     """Writes a file whole or not at all, and so that it stays after a power cut.
 

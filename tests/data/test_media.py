@@ -216,7 +216,10 @@ def test_read_image_names_the_file(tmp_path) -> None:
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "fine.png").write_bytes(encoded(PICTURE))
     assert read_image(tmp_path / "fine.png").shape == (3, 36, 48)
-    for name, reason, text in [("gone.png", Reason.MISSING, "no such file"), ("folder.png", Reason.UNREADABLE, "cannot be read (Is a directory)")]:
+    for name, reason, text in [
+        ("gone.png", Reason.MISSING, "no such file"),
+        ("folder.png", Reason.UNREADABLE, "cannot be read (Is a directory)"),
+    ]:
         with pytest.raises(DecodeError) as caught:
             read_image(tmp_path / name)
         assert (caught.value.reason, str(caught.value)) == (reason, f"{tmp_path / name}: {text}")

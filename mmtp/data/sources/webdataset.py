@@ -90,7 +90,7 @@ class WebDatasetSource:
 
 
 def _check_end(path: Path, offset: int) -> None:
-    """tarfile takes a damaged or cut header for the end of the archive; the true end is zeros or the end of the file."""
+    """Tarfile takes a damaged or cut header for the end of the archive; the true end is zeros or the end of the file."""
     with open(path, "rb") as file:
         file.seek(offset)
         if file.read(512).strip(b"\0"):
