@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from mmtp.hub import ZOO_FOLDERS, iter_zoo, zoo_root
-from mmtp.testing import check_zoo_entry
+from mmtp.hub import ZOO_FOLDERS, from_pretrained, iter_zoo, zoo_root
+from mmtp.testing import check_tokenizer, check_zoo_entry
+from mmtp.types import Modality
 
 ENTRIES = list(iter_zoo())
 
@@ -18,6 +20,13 @@ def test_the_zoo_holds_data_only(family):
 @pytest.mark.parametrize("folder", [pytest.param(folder, id=folder.name) for _, folder in ENTRIES])
 def test_entry_loads_validates_and_reproduces(folder: Path):
     check_zoo_entry(folder)
+
+
+@pytest.mark.parametrize("folder", [pytest.param(folder, id=folder.name) for family, folder in ENTRIES if family == "tokenizer"])
+def test_tokenizer_keeps_its_promises(folder: Path):
+    tokenizer = from_pretrained(folder)
+    texts = ["draw a blue circle", "", "Ünïcode 漢字 🙂\x00"]
+    check_tokenizer(tokenizer, texts if tokenizer.spec.modality is Modality.TEXT else [torch.rand(3, 64, 64), torch.rand(3, 9, 37)])
 
 
 @pytest.mark.parametrize("folder", [pytest.param(folder, id=folder.name) for _, folder in ENTRIES])

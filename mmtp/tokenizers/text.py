@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -69,7 +69,7 @@ class TextTokenizer:
         )
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Self:
+    def from_file(cls, path: str | Path) -> "TextTokenizer":
         """Reads any ``tokenizer.json``.
 
         Raises:
@@ -86,7 +86,7 @@ class TextTokenizer:
         return cls(cls.Config(file=path.name), backend, content)
 
     @classmethod
-    def train(cls, texts: Iterable[str], size: int) -> Self:
+    def train(cls, texts: Iterable[str], size: int) -> "TextTokenizer":
         """A byte-level BPE of ``size`` entries: the 256 bytes, then merges learned from ``texts``. No control tokens."""
         backend = Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -160,7 +160,7 @@ class TextTokenizer:
         write_text(folder / self.config.file, self._content)
 
     @classmethod
-    def load_files(cls, config: Config, folder: Path) -> Self:
+    def load_files(cls, config: Config, folder: Path) -> "TextTokenizer":
         return cls.from_file(folder / config.file)
 
     def state_dict(self) -> dict[str, Tensor]:
