@@ -98,7 +98,7 @@ def from_pretrained(name: str | Path, **runtime: Any) -> Any:
     built = cls.load_files(config, folder) if hasattr(cls, "load_files") else config.build(**runtime)
     if (state := load_weights(folder)) is not None:
         try:
-            built.load_state_dict(state)
+            built.load_state_dict(_with_shared(state, built.state_dict()))
         except RuntimeError as error:
             raise HubError(f"{folder}: weights do not fit config.json: {str(error).splitlines()[-1].strip()}") from error
     return built.eval() if hasattr(built, "eval") else built
@@ -192,6 +192,13 @@ def load_weights(folder: Path) -> "dict[str, Tensor] | None":
         except Exception as error:  # safetensors raises its own type, without a stable name
             raise HubError(f"{path}: is damaged ({error}); fetch it again") from error
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def _with_shared(state: "dict[str, Tensor]", own: Mapping[str, "Tensor"]) -> "dict[str, Tensor]":
+    """The saved state, with the names that were left out because they share a tensor that was written under another name."""
+    written = {own[name].data_ptr(): tensor for name, tensor in state.items() if name in own and own[name].numel()}
+    shared = {name: written[tensor.data_ptr()] for name, tensor in own.items() if name not in state and tensor.data_ptr() in written}
+    return state | shared
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,6 +5,8 @@ import torch
 
 from mmtp import hub
 from mmtp.config import ConfigError
+from mmtp.models.presets import preset
+from mmtp.stream.vocab import VocabLayout
 from mmtp.testing.fakes import BlockTokenizer
 
 pytestmark = pytest.mark.usefixtures("block_registered")
@@ -46,6 +48,15 @@ def test_shared_weights_are_written_once(tmp_path):
     weight = torch.randn(3)
     hub.save_weights({"a": weight, "b": weight}, tmp_path)
     assert list(hub.load_weights(tmp_path)) == ["a"]
+
+
+def test_a_model_with_shared_weights_is_loaded_again(tmp_path, tokenizer):
+    model = preset("tiny", VocabLayout.of({"block": tokenizer})).build()
+    assert model.config.tie_embeddings
+    hub.save_pretrained(model, tmp_path)
+    loaded = hub.from_pretrained(tmp_path)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    assert loaded.unembedding.weight is loaded.embedding.table.weight
 
 
 def test_damaged_weights_are_named(tmp_path, tokenizer):
