@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from mmtp.data.errors import DataError
 
 R = TypeVar("R", covariant=True)
 
 
+@runtime_checkable
 class Work(Protocol[R]):
     """Picklable work in numbered units; each unit is a pure function of its number."""
 

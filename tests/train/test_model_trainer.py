@@ -1,0 +1,144 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mmtp.config import ConfigError
+from mmtp.data.encode import TokenizeConfig
+from mmtp.data.job import tokenize
+from mmtp.decode.engine import Engine
+from mmtp.decode.sample import Sampling
+from mmtp.hub import from_pretrained
+from mmtp.models.unified import UnifiedModel
+from mmtp.registry import REGISTRY
+from mmtp.stream.vocab import VocabMismatch
+from mmtp.testing.fakes import BlockTokenizer
+from mmtp.train.model_trainer import ModelChoice
+from mmtp.train.recipe import Recipe, run_recipe
+
+RECIPE = {
+    "task": "model",
+    "model": {"preset": "tiny"},
+    "data": {"shards": ["shards"], "budget": 64},
+    "loss": {"mtp_weight": 1.0},
+    "optim": {"lr": 3e-3, "warmup": 2},
+    "run": {"steps": 12, "batch": 4, "seed": 3, "log_every": 1, "checkpoint_every": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pictures as shards: coloured halves, so that there is something to learn."""
+    root = tmp_path_factory.mktemp("data")
+    (root / "pictures").mkdir()
+    for i in range(40):
+        picture = Image.new("RGB", (24, 16), ((i % 4) * 80, 255, 0))
+        picture.paste((0, 0, 255), (0, 0, 12, 16))
+        picture.save(root / "pictures" / f"{i:02}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        register_block(patch)
+        tokenize(root / "pictures", root / "shards", tokenizer=BlockTokenizer(BlockTokenizer.Config()), config=TokenizeConfig(max_dim=8))
+    return root
+
+
+def register_block(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(REGISTRY, "_families", {family: dict(entries) for family, entries in REGISTRY._families.items()})
+    REGISTRY.register("tokenizer", "block", "mmtp.testing.fakes:BlockTokenizer")
+
+
+def recipe(**changes: dict) -> Recipe:
+    return Recipe.from_dict({key: {**value, **changes.get(key, {})} if isinstance(value, dict) else value for key, value in RECIPE.items()})
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Loss by step; the last record of a step counts."""
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {record["step"]: record["loss"] for record in records}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run_recipe(recipe(), folder, data_root=root, progress=False)
+    return folder
+
+
+def test_learns_and_leaves_a_model_that_decodes(uninterrupted: Path) -> None:
+    found = losses(uninterrupted)
+    assert found[12] < 0.8 * found[1]
+    model = from_pretrained(uninterrupted / "result")
+    assert isinstance(model, UnifiedModel)
+    tokens = Engine(model).generate([1], Sampling(seed=1), 40).tokens
+    assert len(tokens) > 1
+    record = json.loads((uninterrupted / "log.jsonl").read_text().splitlines()[-1])
+    assert {"image", "image.accuracy", "image+1", "image+2", "text", "tokens_per_second"} <= record.keys()
+
+
+def test_a_killed_run_continues_to_the_same_losses(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys, json; from mmtp.train.recipe import Recipe, run_recipe\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "run_recipe(Recipe.from_dict(json.loads(sys.argv[1])), sys.argv[2], data_root=sys.argv[3], progress=False)"
+    )
+    folder = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-c", script, json.dumps(RECIPE), str(folder), str(root)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not list((folder / "checkpoints").glob("step-*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list((folder / "checkpoints").glob("*")), "the run was killed before its first checkpoint"
+    run_recipe(recipe(), folder, data_root=root, progress=False)
+    assert losses(folder) == losses(uninterrupted)
+    whole, resumed = (from_pretrained(f / "result").state_dict() for f in (uninterrupted, folder))
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_goes_on_from_a_saved_model(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    started = recipe(model={"preset": "", "start": str(uninterrupted / "result")}, run={"steps": 2}, optim={"lr": 1e-4})
+    run_recipe(started, tmp_path / "more", data_root=root, progress=False)
+    assert losses(tmp_path / "more")[1] < losses(uninterrupted)[2]
+
+
+def test_refuses_a_model_of_another_vocabulary(root: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register_block(monkeypatch)
+    other = BlockTokenizer(BlockTokenizer.Config(levels=4))
+    tokenize(root / "pictures", tmp_path / "shards", tokenizer=other, config=TokenizeConfig(max_dim=8))
+    started = recipe(model={"preset": "", "start": str(uninterrupted / "result")})
+    with pytest.raises(VocabMismatch, match=r"result: image tokenizer is 'BlockTokenizer' \(fingerprint [0-9a-f]{16}, sizes \[5, 5, 5\]\)"):
+        run_recipe(started, tmp_path / "run", data_root=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": {"presett": "tiny"}}, "model: unknown key 'presett'; did you mean 'preset'"),
+        ({"model": {"preset": "tinny"}}, "no model preset is called 'tinny'"),
+        ({"model": {"preset": ""}}, "give either 'preset' or 'start'"),
+        ({"model": {"backbone": {"widht": 3}}}, "unknown key 'widht'; did you mean 'width'"),
+        ({"data": {"shard": ["x"]}}, "data: unknown key 'shard'; did you mean 'shards'"),
+        ({"loss": {"mtp_weigth": 1.0}}, "loss: unknown key 'mtp_weigth'; did you mean 'mtp_weight'"),
+        ({"model": {"head": {"type": "seqential"}}}, "no head is called 'seqential'; did you mean 'sequential'"),
+    ],
+)
+def test_names_what_is_wrong_in_a_recipe(root: Path, tmp_path: Path, changes: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        run_recipe(recipe(**changes), tmp_path / "run", data_root=root, progress=False)
+
+
+def test_overrides_of_a_preset_reach_the_model() -> None:
+    from tests.models.common import LAYOUT
+
+    choice = ModelChoice(preset="tiny", backbone={"depth": 3}, head={"type": "next"})
+    model = choice.model(LAYOUT)
+    assert len(model.backbone.blocks) == 3
+    assert model.head.mtp_depth == 0
+    with pytest.raises(ConfigError, match="has its own"):
+        ModelChoice(start="somewhere", backbone={"depth": 3}).model(LAYOUT)
