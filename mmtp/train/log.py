@@ -86,6 +86,6 @@ class RunLog:
 def _step_of(line: str) -> float:
     """The step of a record; infinite for a line that a kill cut short, so that it is dropped."""
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError, TypeError):
         return float("inf")
