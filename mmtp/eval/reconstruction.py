@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +19,7 @@ class EvalError(MmtpError):
     """A measurement that cannot be made."""
 
 
-class Reporter(Protocol):
-    """Told how many pictures have been measured; a progress bar's ``advance`` will do."""
-
-    def __call__(self, count: int) -> object: ...
-
-
-def evaluate_tokenizer(
-    tokenizer: DiscreteTokenizer, images: Iterable[Float[Tensor, "3 h w"]], *, advance: Reporter | None = None
-) -> dict[str, float]:
+def evaluate_tokenizer(tokenizer: DiscreteTokenizer, images: Iterable[Float[Tensor, "3 h w"]]) -> dict[str, float]:
     """Encodes, decodes and compares every picture of a set.
 
     Output is rounded to 8 bits first, as it would be in a file. Figures are means of per-picture values, as is usual, except usage
@@ -37,7 +28,6 @@ def evaluate_tokenizer(
     Args:
         tokenizer: a picture tokenizer with codes.
         images: pictures with values in [0, 1]; any sizes; read once, in batches.
-        advance: told after every batch how many pictures it held.
 
     Returns:
         ``images``, ``tokens`` (over all codebooks), ``psnr`` (dB), ``ssim``, ``codebook_usage`` (share of the entries that occur) and
@@ -58,8 +48,6 @@ def evaluate_tokenizer(
         for i in range(len(codes)):
             for k, ids in enumerate(codes.item(i)):
                 counts[k] += torch.bincount(ids.flatten().cpu(), minlength=len(counts[k]))
-        if advance:
-            advance(len(batch))
     if not psnrs:
         raise EvalError("the set holds no pictures to measure")
     return {

@@ -56,7 +56,9 @@ class TextTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._bytes = _bytes_of_tokens(backend)
-        self._ids = {data: id_ for id_, data in reversed(self._bytes.items())}
+        # Control tokens are left out, for text must not become one; of equal tokens the last is the one that is no byte fallback.
+        control = {token["id"] for token in json.loads(backend.to_str())["added_tokens"]}
+        self._ids = {data: id_ for id_, data in self._bytes.items() if id_ not in control}
         if missing := [byte for byte in range(256) if bytes([byte]) not in self._ids]:
             raise TextTokenizerError(
                 f"{config.file}: has no token for {len(missing)} of the 256 bytes (the first is 0x{missing[0]:02x}), so some "

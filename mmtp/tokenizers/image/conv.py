@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.config import Config as BaseConfig
@@ -95,8 +95,8 @@ class ConvImageTokenizer(nn.Module):
         quantized = self.quantizer(rearrange(latents, "b d h w -> b (h w) d"))
         return self._reconstruct(quantized.latents, latents.shape[2]), quantized
 
-    def encode(self, media: Sequence[Float[Tensor, "3 _ _"]]) -> Codes:
-        """Codes of pictures with values in [0, 1], in evaluation mode and float32 whatever mode the module is in.
+    def encode(self, media: Sequence[Tensor]) -> Codes:
+        """Codes of pictures ``[3, h, w]`` with values in [0, 1], in evaluation mode and float32 whatever mode the module is in.
 
         Pictures are grouped by padded size, so that none is padded for the sake of another.
 
@@ -124,7 +124,7 @@ class ConvImageTokenizer(nn.Module):
                     latents = self.encoder((pixels * 2 - 1).contiguous(memory_format=torch.channels_last))
                     codes = self.quantizer(rearrange(latents, "b d h w -> b (h w) d")).ids
                     ids[part, :, :h, :w] = rearrange(codes, "b (h w) k -> b k h w", h=h).cpu()
-        return Codes(ids, torch.tensor(grids).reshape(-1, 2), torch.tensor(sizes).reshape(-1, 2))
+        return Codes(ids, _pairs(grids), _pairs(sizes))
 
     def decode(self, codes: Codes) -> list[Float[Tensor, "3 _ _"]]:
         """Pictures with values in [0, 1], cropped to ``codes.sizes`` where these are given."""
@@ -185,6 +185,10 @@ class _Reference:
         for context in reversed(self.contexts):
             context.__exit__(*exception)  # type: ignore[arg-type]
         self.module.train(self.training)
+
+
+def _pairs(values: Sequence[Sequence[int]]) -> Int[Tensor, "b 2"]:
+    return torch.tensor(values, dtype=torch.long).reshape(-1, 2)
 
 
 def _encoder(config: ConvImageTokenizer.Config) -> nn.Sequential:

@@ -1,0 +1,122 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmtp.config import ConfigError, build_config
+from mmtp.hub import from_pretrained, save_pretrained
+from mmtp.testing import check_tokenizer
+from mmtp.tokenizers.image.conv import ConvImageTokenizer, ImageShapeError
+from mmtp.tokenizers.quantizers import FSQ, VQ
+from mmtp.types import Codes, Modality
+
+SMALL = ConvImageTokenizer.Config(
+    patch=2, widths=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1), quantizer=FSQ.Config(levels=(5, 5, 5))
+)
+
+
+@pytest.fixture
+def tokenizer():
+    built = SMALL.build()
+    # Residual blocks start as the identity; random ones make the network see its whole neighbourhood.
+    for parameter in built.parameters():
+        torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None
+    return built.eval()
+
+
+def pictures(*sizes):
+    return [torch.rand(3, h, w, generator=torch.Generator().manual_seed(h * 100 + w)) for h, w in sizes]
+
+
+def test_conforms(tokenizer):
+    check_tokenizer(tokenizer, pictures((16, 16), (13, 22), (16, 16), (1, 1), (40, 8)))
+
+
+def test_conforms_with_a_learned_codebook():
+    config = ConvImageTokenizer.Config(
+        patch=4, widths=(8,), encoder_blocks=(1,), decoder_blocks=(1,), quantizer=VQ.Config(codebook_size=16, codebook_dim=4)
+    )
+    tokenizer = config.build()
+    tokenizer(torch.rand(2, 3, 32, 32))
+    check_tokenizer(tokenizer.eval(), pictures((16, 16), (9, 21)))
+
+
+@settings(deadline=None, max_examples=15)
+@given(height=st.integers(1, 50), width=st.integers(1, 50))
+def test_any_size_comes_back_at_its_size(height, width):
+    tokenizer = SMALL.build().eval()
+    picture = torch.rand(3, height, width)
+    codes = tokenizer.encode([picture])
+    assert tuple(codes.lengths[0].tolist()) == tokenizer.grid((height, width)) == (-(-height // 4), -(-width // 4))
+    assert codes.ids[0].numel() == tokenizer.num_tokens((height, width))
+    (back,) = tokenizer.decode(codes)
+    assert back.shape == picture.shape
+    assert 0 <= back.min() <= back.max() <= 1
+
+
+def test_codes_are_those_of_the_picture_alone_in_a_large_batch(tokenizer):
+    batch = pictures(*[(32, 32 + 4 * (i % 3)) for i in range(33)])
+    together = tokenizer.encode(batch)
+    for i in (0, 7, 32):
+        assert torch.equal(together.item(i), tokenizer.encode([batch[i]]).item(0))
+
+
+def test_a_flat_picture_has_flat_codes_inside(tokenizer):
+    """Codes of a flat area far from its edge do not depend on what stands elsewhere."""
+    flat = torch.full((3, 128, 128), 0.7)
+    spotted = flat.clone()
+    spotted[:, :16, :16] = 0.1
+    codes, other = tokenizer.encode([flat]).ids[0, 0], tokenizer.encode([spotted]).ids[0, 0]
+    assert len(codes[8:-8, 8:-8].unique()) == 1
+    assert torch.equal(codes[16:, 16:], other[16:, 16:])
+
+
+def test_decode_without_sizes_gives_whole_cells(tokenizer):
+    codes = tokenizer.encode(pictures((10, 10)))
+    (back,) = tokenizer.decode(Codes(codes.ids, codes.lengths))
+    assert back.shape == (3, 12, 12)
+
+
+def test_empty_batch(tokenizer):
+    codes = tokenizer.encode([])
+    assert codes.ids.shape == (0, 1, 0, 0)
+    assert tokenizer.decode(codes) == []
+
+
+def test_mode_and_autocast_do_not_change_codes(tokenizer):
+    batch = pictures((32, 32))
+    expected = tokenizer.encode(batch).ids
+    tokenizer.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tokenizer.encode(batch).ids, expected)
+    assert tokenizer.training
+
+
+def test_spec_and_fingerprint_follow_the_weights(tokenizer):
+    spec = tokenizer.spec
+    assert (spec.modality, spec.codebook_sizes, spec.downsampling, spec.channels) == (Modality.IMAGE, (125,), (4, 4), 3)
+    assert tokenizer.spec.fingerprint == spec.fingerprint
+    with torch.no_grad():
+        next(tokenizer.parameters()).add_(0.1)
+    assert tokenizer.spec.fingerprint != spec.fingerprint
+
+
+def test_half_size_weights_load_to_the_same_tokenizer_every_time(tokenizer, tmp_path):
+    first = from_pretrained(save_pretrained(tokenizer, tmp_path / "a", dtype="float16"))
+    second = from_pretrained(save_pretrained(first, tmp_path / "b", dtype="float16"))
+    assert first.spec == second.spec
+    batch = pictures((32, 24))
+    assert torch.equal(first.encode(batch).ids, second.encode(batch).ids)
+
+
+@pytest.mark.parametrize("bad", [torch.rand(1, 8, 8), torch.rand(8, 8), torch.rand(3, 0, 8), torch.zeros(3, 8, 8, dtype=torch.uint8)])
+def test_pictures_of_another_shape_are_refused(tokenizer, bad):
+    with pytest.raises(ImageShapeError, match=r"picture 1: .* \[3, height, width\] wanted"):
+        tokenizer.encode([torch.rand(3, 8, 8), bad])
+
+
+def test_configuration_names_what_is_wrong():
+    with pytest.raises(ConfigError, match="one entry per grid"):
+        build_config("tokenizer", {"type": "image-conv", "widths": [8, 16], "encoder_blocks": [1], "decoder_blocks": [1, 1]})
+    with pytest.raises(ConfigError, match="did you mean 'levels'"):
+        build_config("tokenizer", {"type": "image-conv", "quantizer": {"type": "fsq", "level": [5, 5]}})
