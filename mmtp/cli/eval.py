@@ -35,6 +35,7 @@ def eval(
     limit: int | None = None,
     seeds: int = 10,
     temperature: float = 1.0,
+    max_tokens: int = 512,
     controls: bool = True,
     batch_size: int = 64,
     json: Path | None = None,
@@ -56,8 +57,9 @@ def eval(
         limit: only so many questions, pictures or texts.
         seeds: pictures drawn per colour and shape.
         temperature: of drawing.
+        max_tokens: limit of a drawing's tokens; one that is not finished by then is wrong.
         controls: leave out the questions without a picture and with another one.
-        batch_size: questions or pictures at a time.
+        batch_size: questions at a time.
         json: write the figures to this file.
         at_least: threshold: share of right answers or pictures or exact texts (0.98), mean PSNR in dB for tokenizers.
 
@@ -77,7 +79,7 @@ def eval(
         raise MmtpError(f"mmtp eval {what}: " + ("takes no name" if name else "name a zoo entry, a folder or a Hub id"))
     measure: dict[str, Callable[[Step], Measured]] = {
         "vqa": lambda bar: _vqa(str(name), limit, controls, batch_size, bar),
-        "draw": lambda bar: _draw(str(name), seeds, temperature, batch_size, bar),
+        "draw": lambda bar: _draw(str(name), seeds, temperature, max_tokens, bar),
         "parser": lambda bar: _parser(data or "easy-vqa:test", limit, bar),
         "tokenizer": lambda bar: _tokenizer(str(name), data or "easy-vqa:test", size, limit, bar),
         "text": lambda bar: _text(str(name), data or "easy-vqa:test", limit),
@@ -114,11 +116,11 @@ def _vqa(name: str, limit: int | None, controls: bool, batch_size: int, bar: "St
     return Measured(result.accuracy, [result.table(f"{name}: easy-VQA, test questions answered right")], result.to_dict())
 
 
-def _draw(name: str, seeds: int, temperature: float, batch_size: int, bar: "Step") -> Measured:
+def _draw(name: str, seeds: int, temperature: float, max_tokens: int, bar: "Step") -> Measured:
     from mmtp.eval.generation import evaluate
     from mmtp.pipeline import Pipeline
 
-    result = evaluate(Pipeline.from_pretrained(name), seeds=seeds, temperature=temperature, batch_size=batch_size, progress=bar)
+    result = evaluate(Pipeline.from_pretrained(name), seeds=seeds, temperature=temperature, max_new_tokens=max_tokens, progress=bar)
     caption = f"{name}: pictures drawn right at temperature {temperature:g}, {seeds} of each"
     return Measured(result.accuracy, [result.table(caption)], {**result.to_dict(), "temperature": temperature})
 

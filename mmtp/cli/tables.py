@@ -56,7 +56,7 @@ def show(*renderables: Any) -> None:
         console.print()
 
 
-def count(number: float) -> str:
+def count(number: float | int) -> str:
     """A number in three digits: 12.3k, 4.56M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
