@@ -101,13 +101,12 @@ def parser(verb: str) -> Any:
         name="mmtp",
         version_flags=(),
         help_flags=(),
-        default_parameter=Parameter(negative_iterable=(), negative_none=()),
         result_action="return_value",
         print_error=False,
         exit_on_error=False,
         suppress_keyboard_interrupt=False,
     )
-    app.command(load_verb(verb), name=verb)
+    app.command(load_verb(verb), name=verb, default_parameter=Parameter(negative_iterable="", negative_none=""))
     return app
 
 

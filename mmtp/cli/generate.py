@@ -47,7 +47,7 @@ def generate(
 
     Examples:
         mmtp generate vqa-s "draw a blue circle" --out circle.png
-        mmtp generate vqa-s "draw a red triangle" -n 9 --out triangles.png --report
+        mmtp generate vqa-s "draw a red triangle" --n 9 --out triangles.png --report
         mmtp generate vqa-s "what color is the shape?" --image circle.png --temperature 0
     """
     from mmtp.cli.tokenize import parse_size
@@ -58,7 +58,7 @@ def generate(
     from mmtp.types import MmtpError
 
     if n < 1:
-        raise MmtpError(f"-n {n}: at least 1 is wanted")
+        raise MmtpError(f"--n {n}: at least 1 is wanted")
     if out is not None and out.suffix.lower() != ".png":
         raise MmtpError(f"--out {out}: pictures are written as PNG; give a name that ends in .png")
     bounds = parse_size(size) if size is not None else None

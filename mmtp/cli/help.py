@@ -94,7 +94,7 @@ def _entry(parameter: inspect.Parameter, described: dict[str, str]) -> Entry:
     text = described.get(parameter.name, "")
     if required and not positional:
         text += " [required]"
-    elif default not in (None, False, (), [], inspect.Parameter.empty, ""):
+    elif default not in (None, False, True, (), [], inspect.Parameter.empty, ""):
         text += f" [default: {_shown(default)}]"
     hint = _bare(parameter.annotation)
     many = kind is inspect.Parameter.VAR_POSITIONAL or typing.get_origin(hint) in (list, tuple)

@@ -1,7 +1,7 @@
 import errno
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -21,6 +21,12 @@ def verb(monkeypatch):
     return put
 
 
+def child_seconds():
+    """Processor time of finished child processes: what a command costs, whatever else runs on the machine."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def raising(error):
     def probe() -> None:
         """Fails."""
@@ -38,9 +44,9 @@ def test_help_is_immediate_and_without_torch(name):
     )
     seconds = []
     for _ in range(5):
-        began = time.perf_counter()
+        began = child_seconds()
         done = subprocess.run([sys.executable, "-c", code, *name.split(), "--help"], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(child_seconds() - began)
         assert done.stderr.strip() == "False"
         assert done.stdout.startswith(f"Usage: mmtp {name or 'VERB'}")
         assert "Examples:\n  mmtp " in done.stdout
