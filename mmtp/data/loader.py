@@ -26,7 +26,7 @@ WINDOW = 4096
 """Documents that are packed together: as many as give dense rows, as few as make finding one's place again cheap."""
 
 
-class ShardDataset(Sequence[Row]):
+class ShardDataset(Sequence):  # not Sequence[Row]: checkers of types would read a row to look at it
     """A finished data set of ``mmtp tokenize``: ``len``, ``[i]``, through memory maps.
 
     torch's DataLoader, Grain and torchtitan read it as they read any sequence.

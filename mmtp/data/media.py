@@ -118,7 +118,9 @@ def resize(picture: Tensor, size: tuple[int, int], fit: Fit = "crop") -> Tensor:
     return picture[:, top : top + height, left : left + width].contiguous()
 
 
-def decode_sound(data: bytes, *, sample_rate: float | None = None, max_seconds: float = MAX_SECONDS) -> tuple[Float[Tensor, "1 t"], int]:
+def decode_sound(
+    data: bytes, *, sample_rate: float | int | None = None, max_seconds: float | int = MAX_SECONDS
+) -> tuple[Float[Tensor, "1 t"], int]:
     """A sound file as mono in -1..1, and its rate.
 
     Channels are averaged. A file of floats that is louder than 1 is divided by its peak.
@@ -173,7 +175,7 @@ def to_uint8(picture: Float[Tensor, "3 h w"]) -> np.ndarray:
     return picture.detach().clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 
-def write_wav(path: Path, sound: Float[Tensor, "1 t"], sample_rate: float) -> None:
+def write_wav(path: Path, sound: Float[Tensor, "1 t"], sample_rate: float | int) -> None:
     """Writes a sound in -1..1 as 16-bit WAV."""
     import soundfile
 

@@ -44,4 +44,5 @@ def pictures(tmp_path: Path) -> Path:
     (root / "b/cut.png").write_bytes(whole[: len(whole) // 2])
     (root / "b/gone.png").symlink_to("nowhere.png")
     Image.fromarray(rng.integers(0, 256, (16, 8 * 70, 3), dtype=np.uint8)).save(root / "b/wide.png")
+    (root / "b/wide.txt").write_text("a very wide picture")
     return root

@@ -62,7 +62,7 @@ def test_the_hub_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 class Table:
     """As much of a Hugging Face data set as is used here."""
 
-    column_names = ("image", "caption")
+    column_names = ["image", "caption"]
     _fingerprint = "f00"
 
     def cast_column(self, column: str, feature: Any) -> "Table":
