@@ -16,9 +16,7 @@ from mmtp.config import Config as BaseConfig
 from mmtp.hub import fingerprint, write_text
 from mmtp.types import Codes, MmtpError, Modality, TokenizerSpec
 
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """How text is cut before pairs are merged: cl100k's pattern with digits one by one (as in Qwen2)."""
 
 

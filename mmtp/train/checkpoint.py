@@ -62,4 +62,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler meets
-        raise CheckpointError(f"{path}: is damaged ({type(error).__name__}); remove it, and the run continues from the one before") from error
+        raise CheckpointError(
+            f"{path}: is damaged ({type(error).__name__}); remove it, and the run continues from the one before"
+        ) from error

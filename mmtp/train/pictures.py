@@ -100,9 +100,7 @@ def read_pictures(source: PictureSource, size: int, data_root: Path, *, progress
     return out
 
 
-def augment(
-    picture: UInt8[Tensor, "3 h w"], source: PictureSource, size: int, draw: torch.Generator
-) -> UInt8[Tensor, "3 size size"]:
+def augment(picture: UInt8[Tensor, "3 h w"], source: PictureSource, size: int, draw: torch.Generator) -> UInt8[Tensor, "3 size size"]:
     """A random square window of a picture, brought to ``size`` and perhaps turned over."""
     height, width = picture.shape[1:]
     low, high = source.crop

@@ -65,9 +65,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     return Recipe.from_dict(override(load_file(path), overrides or []), str(path))
 
 
-def run_recipe(
-    recipe: Recipe, folder: str | Path, *, data_root: str | Path | None = None, progress: bool = True
-) -> Path:
+def run_recipe(recipe: Recipe, folder: str | Path, *, data_root: str | Path | None = None, progress: bool = True) -> Path:
     """Trains what a recipe says, continuing where ``folder`` already holds checkpoints of the same recipe.
 
     Args:
@@ -87,9 +85,8 @@ def run_recipe(
     folder.mkdir(parents=True, exist_ok=True)
     record = json.loads(json.dumps(recipe.to_dict()))
     path = folder / "recipe.json"
-    if path.exists():
-        if difference := _first_difference(_comparable(load_file(path)), _comparable(record)):
-            raise ConfigError(f"{folder}: holds a run of another recipe ({difference}); give another folder, or remove this one")
+    if path.exists() and (difference := _first_difference(_comparable(load_file(path)), _comparable(record))):
+        raise ConfigError(f"{folder}: holds a run of another recipe ({difference}); give another folder, or remove this one")
     write_text(path, json.dumps(record, indent=2) + "\n")
     module, _, name = TASKS[recipe.task].partition(":")
     train: Callable[..., Path] = getattr(importlib.import_module(module), name)

@@ -11,6 +11,7 @@ from mmtp.tokenizers.text import TextTokenizer
 from mmtp.train.recipe import Recipe
 from mmtp.types import Modality
 
+
 @dataclass(frozen=True, kw_only=True)
 class TextSource(Config):
     """Where texts come from.

@@ -5,6 +5,7 @@ optimizer, average, random states). So a run that was killed at any point and st
 losses bit for bit as a run that was not.
 """
 
+import copy
 import math
 import time
 from dataclasses import dataclass
@@ -98,8 +99,6 @@ class Average:
     """Exponential moving average of a module's weights, in a module of its own; buffers are copied."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        import copy
-
         self.module = copy.deepcopy(module).requires_grad_(False)
         self.decay = decay
 
@@ -107,9 +106,11 @@ class Average:
     def update(self, module: nn.Module, step: int) -> None:
         # Early on the average would be mostly the random start, so its memory grows with the run.
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
-        for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
-            mine.copy_(theirs)
+        mine: list[Tensor] = list(self.module.parameters())
+        theirs: list[Tensor] = list(module.parameters())
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        for kept, current in zip(self.module.buffers(), module.buffers(), strict=True):
+            kept.copy_(current)
 
 
 class Trainer:

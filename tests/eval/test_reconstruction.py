@@ -34,7 +34,7 @@ def test_perplexity_counts_codes_that_are_used_evenly():
 def test_a_whole_set():
     tokenizer = BlockTokenizer(BlockTokenizer.Config(block=4, levels=5))
     exact = [torch.full((3, 8, 8), shade / 4) for shade in range(4)]
-    figures = evaluate_tokenizer(tokenizer, iter(exact + [torch.full((3, 4, 12), 1.0)]))
+    figures = evaluate_tokenizer(tokenizer, iter([*exact, torch.full((3, 4, 12), 1.0)]))
     assert figures["images"] == 5
     assert figures["tokens"] == 3 * (4 * 4 + 3)
     assert figures["codebook_usage"] == pytest.approx(1.0)

@@ -37,7 +37,9 @@ def test_any_bytes_come_back(data):
     assert trained.decode_bytes(trained.encode_bytes(data)) == data
 
 
-@pytest.mark.parametrize("text", ["\ud83d", "a\udc80b", "\ud83d\ude00", "\x00", "é", "é", "\r\n", "   ", "🙂‍↔️", "\ufffd"])
+@pytest.mark.parametrize(
+    "text", ["\ud83d", "a\udc80b", "\ud83d\ude00", "\x00", "\u00e9", "e\u0301", "\r\n", "   ", "🙂\u200d↔\ufe0f", "\ufeff"]
+)
 def test_unusual_text_comes_back(tokenizer, text):
     assert tokenizer.decode_text(tokenizer.encode_text(text)) == text
 
@@ -90,7 +92,7 @@ def test_a_file_that_normalises_still_gives_text_back(tokenizer, tmp_path):
     backend.normalizer = normalizers.NFC()
     backend.save(str(tmp_path / "tokenizer.json"))
     loaded = TextTokenizer.from_file(tmp_path / "tokenizer.json")
-    for text in ("e\u0301te\u0301", "été", "plain"):
+    for text in ("e\u0301te\u0301", "\u00e9t\u00e9", "plain"):
         assert loaded.decode_text(loaded.encode_text(text)) == text
 
 

@@ -1,0 +1,34 @@
+import json
+
+import pytest
+
+from mmtp.train.log import RunLog
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_means_since_the_last_record_and_rates(tmp_path):
+    with RunLog(tmp_path, total=4, start=0, progress=False) as log:
+        for step, loss in enumerate([1.0, 3.0, 5.0, 7.0], start=1):
+            log.update(step, {"loss": loss, "tokens": 100.0}, write=step % 2 == 0, left=1.0)
+    first, second = records(tmp_path)
+    assert (first["step"], first["loss"], second["step"], second["loss"]) == (2, 2.0, 4, 6.0)
+    assert first["tokens_per_second"] == pytest.approx(100 * first["steps_per_second"])
+    assert "tokens" not in first
+
+
+def test_records_beyond_the_checkpoint_are_dropped(tmp_path):
+    tmp_path.joinpath("log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    with RunLog(tmp_path, total=4, start=2, progress=False) as log:
+        log.update(3, {"loss": 1.0}, write=True, left=1.0)
+    assert [r["step"] for r in records(tmp_path)] == [1, 2, 3]
+
+
+def test_bar_shows_metrics_and_time_left(tmp_path, capsys):
+    with RunLog(tmp_path, total=200, start=0, progress=True) as log:
+        log.update(1, {"loss": 0.125, "samples": 8.0, "lr": 1e-3}, write=True, left=75.0)
+        assert "loss 0.125" in log._bar.tasks[0].fields["metrics"]
+        assert "1:15 left" in log._bar.tasks[0].fields["metrics"]
+        assert "lr" not in log._bar.tasks[0].fields["metrics"]
