@@ -123,20 +123,44 @@ class Pipeline:
         top_p: float = 1.0,
         speculative: bool = True,
         max_new_tokens: int = 4352,
+        batch_size: int = 24,
     ) -> list[Picture]:
         """Draws a picture per caption.
 
         Raises:
             PipelineError: the model ended its turn without a picture, or the limit cut it off; names the caption.
         """
-        drawn = []
-        for caption, seed in zip(captions, seeds or range(len(captions)), strict=True):
-            sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-            generation = self.engine.generate(self.draw_prompt(caption), sampling, max_new_tokens, speculative, stop=(Special.END,))
-            pictures = self.pictures(generation.tokens)
-            if not pictures:
-                raise PipelineError(f"{caption!r}: no picture was drawn (seed {seed}); the model said {self.text(generation)!r}")
-            drawn.append(pictures[0])
+        seeds = seeds or range(len(captions))
+        samplings = [Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed) for seed in seeds]
+        drawn: list[Picture] = []
+        for picture, caption, seed in zip(
+            self.try_draw(captions, samplings, speculative=speculative, max_new_tokens=max_new_tokens, batch_size=batch_size),
+            captions,
+            seeds,
+            strict=True,
+        ):
+            if picture is None:
+                raise PipelineError(f"{caption!r}: no picture was drawn with seed {seed} within {max_new_tokens} tokens")
+            drawn.append(picture)
+        return drawn
+
+    def try_draw(
+        self,
+        captions: Sequence[str],
+        samplings: Sequence[Sampling],
+        *,
+        speculative: bool = True,
+        max_new_tokens: int = 4352,
+        batch_size: int = 24,
+    ) -> list[Picture | None]:
+        """As :meth:`draw`; None where the model ended its turn without a picture or the limit cut it off."""
+        drawn: list[Picture | None] = []
+        for start in range(0, len(captions), batch_size):
+            part = slice(start, start + batch_size)
+            prompts = [self.draw_prompt(caption) for caption in captions[part]]
+            finished = self.engine.generate_batch(prompts, samplings[part], max_new_tokens, speculative, stop=(Special.END,))
+            pictures = [self.pictures(generation.tokens) for generation in finished]
+            drawn += [found[0] if found else None for found in pictures]
         return drawn
 
     def reply(
@@ -183,9 +207,10 @@ class Pipeline:
         return list(self._tokenizer(Modality.IMAGE).decode(Codes.stack([Codes(c, n) for c, n in zip(codes, lengths, strict=True)])))
 
     def _segments(self, pictures: Sequence[Picture | Segment | None]) -> list[Segment | None]:
-        raw = [p for p in pictures if isinstance(p, Tensor)]
-        coded = iter(self.encode_pictures(raw) if raw else [])
-        return [next(coded) if isinstance(p, Tensor) else p for p in pictures]
+        """Codes of every picture; one that is asked about several times is encoded once."""
+        distinct = {id(p): p for p in pictures if isinstance(p, Tensor)}
+        coded = dict(zip(distinct, self.encode_pictures(list(distinct.values())) if distinct else [], strict=True))
+        return [coded[id(p)] if isinstance(p, Tensor) else p for p in pictures]
 
     def _tokenizer(self, modality: Modality) -> Any:
         for tokenizer in self.tokenizers.values():

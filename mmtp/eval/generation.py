@@ -12,10 +12,11 @@ from torch import Tensor
 
 from mmtp.data.media import decode_image
 from mmtp.data.sources import open_source
+from mmtp.decode.sample import Sampling
 from mmtp.eval.report import Pictures, Table
 from mmtp.eval.shapes import COLOURS, SHAPES, Parsed, parse
 from mmtp.eval.vqa import Count
-from mmtp.types import Codes, MmtpError
+from mmtp.types import Codes
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all."""
@@ -25,12 +26,8 @@ Progress = Callable[[int, int], None]
 class Drawer(Protocol):
     """What is evaluated; a pipeline is one."""
 
-    def draw(self, captions: Sequence[str], seeds: Sequence[int], *, temperature: float, max_new_tokens: int) -> list[Tensor]:
-        """One picture for every caption and seed, RGB in [0, 1].
-
-        Raises:
-            MmtpError: one of them did not become a picture.
-        """
+    def try_draw(self, captions: Sequence[str], samplings: Sequence[Sampling], *, max_new_tokens: int) -> Sequence[Tensor | None]:
+        """A picture for every caption, RGB in [0, 1]; None where there came none."""
         ...
 
 
@@ -152,7 +149,9 @@ def evaluate(
         if start and max_seconds is not None and time.monotonic() - began > max_seconds:
             break
         chunk = wanted[start : start + batch_size]
-        pictures = _draw(drawer, [(f"a {c} {s}", seed) for c, s, seed in chunk], temperature, max_new_tokens)
+        samplings = [Sampling(temperature=temperature, seed=seed) for _, _, seed in chunk]
+        drawn = drawer.try_draw([f"a {c} {s}" for c, s, _ in chunk], samplings, max_new_tokens=max_new_tokens)
+        pictures = [torch.ones(3, 64, 64) if picture is None else picture for picture in drawn]
         drawings += [Drawing(c, s, seed, p, parse(p)) for (c, s, seed), p in zip(chunk, pictures, strict=True)]
         if progress is not None:
             progress(len(drawings), len(wanted))
@@ -194,14 +193,3 @@ def labelled_pictures(spec: str = "easy-vqa:test", limit: int | None = None) -> 
     source = open_source(spec)
     samples = (source.read(item) for item in source.items()[:limit])
     return [(sample.labels, decode_image(sample.media)) for sample in samples]
-
-
-def _draw(drawer: Drawer, wanted: Sequence[tuple[str, int]], temperature: float, max_new_tokens: int) -> list[Tensor]:
-    """Pictures of captions and seeds; a blank one where the model did not finish a picture."""
-    captions, seeds = [caption for caption, _ in wanted], [seed for _, seed in wanted]
-    try:
-        return drawer.draw(captions, seeds, temperature=temperature, max_new_tokens=max_new_tokens)
-    except MmtpError:
-        if len(wanted) == 1:
-            return [torch.ones(3, 64, 64)]
-        return [picture for one in wanted for picture in _draw(drawer, [one], temperature, max_new_tokens)]

@@ -1,12 +1,40 @@
-"""A zoo that answers in moments: a block tokenizer and an untrained model under the names of the real ones, and few pictures."""
+"""What the verbs are tried on: small real tokenizers, a folder of pictures, a zoo that answers in moments."""
 
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmtp import hub
+from mmtp.tokenizers.image.conv import ConvImageTokenizer
+from mmtp.tokenizers.text import TextTokenizer
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of an untrained picture tokenizer and a small text tokenizer."""
+    root = tmp_path_factory.mktemp("saved")
+    torch.manual_seed(7)
+    config = ConvImageTokenizer.Config(patch=4, widths=(8, 8), encoder_blocks=(1, 1), decoder_blocks=(1, 1))
+    hub.save_pretrained(ConvImageTokenizer(config).eval(), root / "img")
+    hub.save_pretrained(TextTokenizer.train(["draw a red circle", "a blue triangle"] * 4, 280), root / "txt")
+    return {"image": str(root / "img"), "text": str(root / "txt")}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Five captioned pictures and an empty file."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 256, (40, 24, 3), dtype=np.uint8)).save(root / f"{i}.png")
+        (root / f"{i}.txt").write_text("a red circle")
+    (root / "empty.jpg").touch()
+    return root
 
 
 @pytest.fixture

@@ -1,17 +1,22 @@
 import pytest
 
 from mmtp import cli
+from mmtp.train import recipe
 
 
-def test_the_whole_path_in_moments(little_zoo, tmp_path, capsys):
-    """Everything is as in the real demo but for the size of zoo, data and time."""
+def test_the_whole_path_in_moments(little_zoo, tmp_path, capsys, monkeypatch):
+    """Everything is as in the real demo but for the size of zoo, data, model and time."""
+    read = recipe.load_recipe
+    little = ["model={preset='tiny'}", "run.batch=1", "data.budget=256"]
+    monkeypatch.setattr(recipe, "load_recipe", lambda path, overrides: read(path, [*overrides, *little]))
     out = tmp_path / "demo"
     assert cli.run(["demo", "--minutes", "0.02", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     for chapter in range(1, 8):
         assert f"{chapter} of 7: " in shown
     assert str(out / "report.html") in shown.replace("\n", "")
-    for name in ("tokens/train/dataset.json", "tokens/test/dataset.json", "train/log.jsonl", "train/result/config.json", "pictures/contact-sheet.png"):
+    files = ["tokens/train/dataset.json", "tokens/test/dataset.json", "train/log.jsonl", "train/result/config.json"]
+    for name in [*files, "pictures/contact-sheet.png"]:
         assert (out / name).is_file(), name
     page = (out / "report.html").read_text()
     assert page.count("<h2") == 6 and "fresh" in page and "vqa-s" in page and "data:image/png;base64," in page and "<svg" in page

@@ -3,7 +3,7 @@ import torch
 
 from mmtp.eval.generation import evaluate, judge, labelled_pictures
 from mmtp.eval.shapes import PALETTE, draw
-from mmtp.types import Codes, MmtpError
+from mmtp.types import Codes
 
 
 def paint(colour: str, shape: str) -> torch.Tensor:
@@ -15,9 +15,9 @@ def paint(colour: str, shape: str) -> torch.Tensor:
 class Painter:
     """Draws what is asked for, but for one thing that it never learnt, and one picture per seed 1 that it leaves empty."""
 
-    def draw(self, captions, seeds, *, temperature, max_new_tokens):
+    def try_draw(self, captions, samplings, *, max_new_tokens):
         out = []
-        for caption, seed in zip(captions, seeds, strict=True):
+        for caption, seed in zip(captions, [sampling.seed for sampling in samplings], strict=True):
             _, colour, shape = caption.split()
             if colour == "teal":
                 colour = "blue"
@@ -72,10 +72,9 @@ def test_labelled_pictures_are_read_right_by_the_parser():
 class Stubborn(Painter):
     """Never finishes one of the pictures."""
 
-    def draw(self, captions, seeds, *, temperature, max_new_tokens):
-        if "a green triangle" in captions:
-            raise MmtpError("no picture was drawn")
-        return super().draw(captions, seeds, temperature=temperature, max_new_tokens=max_new_tokens)
+    def try_draw(self, captions, samplings, *, max_new_tokens):
+        pictures = super().try_draw(captions, samplings, max_new_tokens=max_new_tokens)
+        return [None if caption == "a green triangle" else picture for caption, picture in zip(captions, pictures, strict=True)]
 
 
 def test_what_is_not_finished_counts_as_wrong_and_stops_nothing():
