@@ -145,7 +145,7 @@ def _runs(row: "Row", layout: "VocabLayout") -> "Sequence[list[int]]":
         token = int(row.tokens[place])
         lo, hi = layout.text_range
         single = token < lo or layout.dim_range[0] <= token < layout.dim_range[1]
-        return bool(row.target_mask[place]), place if single else (lo <= token < hi)
+        return bool(row.target_mask[place]), f"at {place}" if single else (lo <= token < hi)
 
     return [[int(row.tokens[place]) for place in places] for _, places in groupby(range(len(row.tokens)), kind)]
 

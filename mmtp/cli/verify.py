@@ -28,7 +28,7 @@ def verify(folder: Path, /) -> int:
         f"{totals.quarantined:,} quarantined{reasons(totals.reasons)}; {totals.rows:,} documents, {totals.tokens:,} tokens"
     )
     if verdict.problems:
-        print(f"{folder}: {len(verdict.problems)} problems in {summary}")
+        print(f"{folder}: {len(verdict.problems)} problem{'s'[: len(verdict.problems) > 1]} in {summary}")
         return CHECK_FAILED
     print(f"{folder}: sound: {summary}")
     return 0

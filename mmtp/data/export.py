@@ -12,11 +12,14 @@ from mmtp.data.errors import DataError
 from mmtp.data.media import contact_sheet, encode_png, write_wav
 from mmtp.data.restore import Restored, Restorer, load_tokenizers
 from mmtp.data.shards import Row
+from mmtp.data.sources.base import SUFFIXES
 from mmtp.stream.vocab import VocabLayout
 from mmtp.types import Modality
 
 SHEET, WORDS = "contact-sheet.png", "documents.txt"
 SHEET_PICTURES = 400
+
+_ENDINGS = frozenset().union(*SUFFIXES.values())
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ class _Names:
         if (key, codes) in self._seen:
             return None
         self._seen.add((key, codes))
-        stem = re.sub(r"[^\w.-]+", "_", key).strip("._")[:100] or "item"
+        stem, _, ending = key.rpartition(".")
+        stem = re.sub(r"[^\w.-]+", "_", stem if ending.lower() in _ENDINGS else key).strip("._")[:100] or "item"
         name, number = stem, 1
         while name.lower() in self._used:
             number += 1

@@ -119,7 +119,7 @@ def resize(picture: Tensor, size: tuple[int, int], fit: Fit = "crop") -> Tensor:
 
 
 def decode_sound(
-    data: bytes, *, sample_rate: float | int | None = None, max_seconds: float | int = MAX_SECONDS
+    data: bytes, *, sample_rate: float | int | None = None, max_seconds: float = MAX_SECONDS
 ) -> tuple[Float[Tensor, "1 t"], int]:
     """A sound file as mono in -1..1, and its rate.
 
@@ -300,6 +300,9 @@ def _wav_is_cut(data: bytes) -> bool:
 
 def _damage(error: Exception, data: bytes) -> DecodeError:
     text = str(error).strip().rstrip(".") or type(error).__name__
-    cut = data[:4] == b"RIFF" and struct.unpack("<I", data[4:8].ljust(4, b"\xff"))[0] + 8 > len(data)  # WebP
+    if data.startswith(b"\xff\xd8"):
+        cut = not data.rstrip(b"\0").endswith(b"\xff\xd9")  # JPEG's last marker
+    else:
+        cut = data[:4] == b"RIFF" and struct.unpack("<I", data[4:8].ljust(4, b"\xff"))[0] + 8 > len(data)  # WebP
     truncated = cut or any(word in text.lower() for word in _TRUNCATED)
     return DecodeError(Reason.TRUNCATED if truncated else Reason.CORRUPT, f"the picture is damaged ({text})")

@@ -59,17 +59,17 @@ def test_other_tokenizers_are_refused(dataset: ShardDataset, tokenizers: dict[st
 def test_export_writes_each_medium_once(dataset: ShardDataset, tmp_path: Path, tokenizers: dict[str, Path]) -> None:
     calls: list[tuple[int, int]] = []
     written = export(dataset, dataset.layout, tmp_path / "files", tokenizers=tokenizers.values(), progress=lambda *a: calls.append(a))
-    assert (written.documents, written.pictures, written.sounds) == (len(dataset), 25, 0)
+    assert (written.documents, written.pictures, written.sounds) == (len(dataset), 24, 0)
     assert calls[-1] == (len(dataset), len(dataset))
     names = sorted(p.name for p in (tmp_path / "files").iterdir())
-    assert names[:2] == ["a_00.png.png", "a_02.png.png"]
+    assert names[:2] == ["a_00.png", "a_02.png"]
     assert {"contact-sheet.png", "documents.txt"} < set(names)
-    assert len(names) == 25 + 2
+    assert len(names) == 24 + 2
     assert (
         (tmp_path / "files/documents.txt").read_text().startswith("# a/00.png#0\nuser: <image 2x2> is there a circle?\nassistant: yes\n\n")
     )
     sheet = read_image(tmp_path / "files/contact-sheet.png")
-    first = read_image(tmp_path / "files/a_00.png.png")
+    first = read_image(tmp_path / "files/a_00.png")
     np.testing.assert_array_equal(to_uint8(sheet[:, 2:18, 2:18]), to_uint8(first))
     assert export(dataset, dataset.layout, tmp_path / "few", tokenizers=tokenizers.values(), limit=3).documents == 3
 
