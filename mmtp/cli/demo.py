@@ -138,22 +138,24 @@ class Demo:
         from mmtp.eval.showcase import read_log, training_sections
         from mmtp.train.recipe import load_recipe, run_recipe
 
-        recipe = load_recipe(Path(__file__).with_name("demo.toml"), [f"run.max_minutes={float(self.minutes)}"])
+        folder = self.out / "train"
+        settings = [f"run.max_minutes={float(self.minutes)}", f"run.precision={self._precision(folder)}"]
+        recipe = load_recipe(Path(__file__).with_name("demo.toml"), settings)
         show(f"{self.minutes:g} minutes; losses in nats per token, by what is predicted (+1, +2, ...: drafts of later tokens)")
-        result = run_recipe(recipe, self.out / "train", data_root=self.out)
+        result = run_recipe(recipe, folder, data_root=self.out)
         self.sections += [
             Text(f"A model of preset {recipe.model['preset']} from random weights, {self.minutes:g} minutes on this machine."),
-            *training_sections(read_log(self.out / "train" / "log.jsonl")),
+            *training_sections(read_log(folder / "log.jsonl")),
         ]
         return result
 
     def pipelines(self, result: Path) -> "dict[str, Pipeline]":
-        """Both models, in the mode in which plain and speculative decoding run the same kernels."""
+        """Both models with the tokenizers."""
         from mmtp.hub import from_pretrained
         from mmtp.pipeline import Pipeline
 
         models = {FRESH: from_pretrained(result), self.model: self.trained}
-        return {name: Pipeline(model, self.tokenizers, exact=True) for name, model in models.items()}
+        return {name: Pipeline(model, self.tokenizers) for name, model in models.items()}
 
     def answer(self, pipelines: "Mapping[str, Pipeline]") -> "dict[str, VqaResult]":
         """Chapter 3: as many test questions as time allows, the same for both, with controls."""
@@ -203,13 +205,15 @@ class Demo:
         return results
 
     def decode(self, pipelines: "Mapping[str, Pipeline]") -> "dict[str, DecodingResult]":
-        """Chapter 5: every prompt plainly and speculatively in turn."""
+        """Chapter 5: every prompt plainly and speculatively in turn, in the mode in which both run the same kernels."""
         from mmtp.cli.tables import progress_bar, show
         from mmtp.eval.decoding import compare, easy_vqa_prompts
         from mmtp.eval.showcase import decoding_sections
+        from mmtp.pipeline import Pipeline
 
         results = {}
-        for name, pipeline in pipelines.items():
+        for name in pipelines:
+            pipeline = Pipeline(pipelines[name].model, self.tokenizers, exact=True)
             with progress_bar(f"{name} decodes both ways", "outputs") as bar:
                 prompts = easy_vqa_prompts(pipeline, 200)
                 results[name] = compare(pipeline.engine, prompts, max_seconds=self._seconds(0.15), progress=bar)
@@ -266,6 +270,14 @@ class Demo:
         if len(self.sections) > before:
             self.sections.insert(before, Heading(title))
         self.console.print(f"[dim]{time.monotonic() - began:.0f} s[/dim]")
+
+    def _precision(self, folder: Path) -> str:
+        """The quicker arithmetic here; that of the run where one is to be continued."""
+        from mmtp.config import load_file
+        from mmtp.train.precision import quicker_precision
+
+        begun = folder / "recipe.json"
+        return load_file(begun)["run"]["precision"] if begun.exists() else quicker_precision()
 
     def _seconds(self, share: float) -> float:
         """A part of the time for training, in seconds."""

@@ -235,15 +235,16 @@ def easy_vqa_prompts(pipeline: Pipeline, count: int, max_picture_tokens: int = 9
     """
     captions = [f"a {colour} {shape}" for colour, shape in product(COLOURS, SHAPES)]
     stop = (int(Special.END),)
-    samples = easy_vqa_samples("test", limit=count // 2)
-    segments = iter(pipeline.encode_pictures([s.picture for s in samples]) if samples else [])
+    samples = easy_vqa_samples("test", limit=max(1, count // 2))
+    segments = pipeline.encode_pictures([s.picture for s in samples])
     prompts = []
     for i in range(count):
         if i % 2 == 0:
             tokens = pipeline.draw_prompt(captions[i // 2 % len(captions)])
             prompts.append(Prompt("picture", tokens, max_picture_tokens, stop))
         else:
-            prompts.append(Prompt("answer", pipeline.vqa_prompt(next(segments), samples[i // 2].question), 16, stop))
+            asked = i // 2 % len(samples)
+            prompts.append(Prompt("answer", pipeline.vqa_prompt(segments[asked], samples[asked].question), 16, stop))
     return prompts
 
 

@@ -91,7 +91,7 @@ def training_sections(records: Sequence[Mapping[str, Any]]) -> list[Section]:
         return [Text("The run was too short for a record.")]
     modalities = [m for m in Modality if any(str(m) in r for r in records)]
 
-    def curve(key: str) -> tuple[list[float], list[float]]:
+    def curve(key: str) -> tuple[list[int], list[float]]:
         found = [r for r in records if key in r]
         return [r["step"] for r in found], [r[key] for r in found]
 

@@ -25,6 +25,7 @@ class RunLog:
         self._sums: dict[str, float] = {}
         self._count = 0
         self._since = time.perf_counter()
+        self._shown = ""
 
     def __enter__(self) -> "RunLog":
         from torch.utils.tensorboard import SummaryWriter
@@ -38,15 +39,14 @@ class RunLog:
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.start + 1 if self.start else None)
         self._bar: Any = None
         if self.progress:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+            from rich.progress import BarColumn, Progress, TextColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[metrics]}"))
-            self._bar = Progress(*columns)
+            self._bar = Progress(TextColumn("training"), BarColumn(24), TextColumn("{task.fields[metrics]}"))
             self._bar.start()
-            self._line = self._bar.add_task("training", total=self.total, completed=self.start, metrics="")
+            self._line = self._bar.add_task("training", total=1.0, completed=float(self.start / self.total), metrics="")
         return self
 
-    def update(self, step: int, record: dict[str, float], *, write: bool, left: float) -> None:
+    def update(self, step: int, record: dict[str, float], *, write: bool, left: float, done: float | None = None) -> None:
         """Takes in one step; every so often (``write``) writes the means since the last record.
 
         Args:
@@ -54,6 +54,7 @@ class RunLog:
             record: numbers of this step.
             write: whether a record is due.
             left: seconds until the end, estimated.
+            done: share of the run that lies behind, where a clock ends it; else steps tell.
         """
         for key, value in record.items():
             self._sums[key] = self._sums.get(key, 0.0) + float(value)
@@ -68,19 +69,25 @@ class RunLog:
             for key, value in line.items():
                 self._board.add_scalar(key, value, step)
             self._sums, self._count, self._since = {}, 0, time.perf_counter()
-            if self._bar:
-                shown = {k: v for k, v in line.items() if k not in ("step", "lr", "grad_norm", "steps_per_second")}
-                text = "  ".join(f"{k.replace('_per_second', '/s')} {v:,.0f}" if v >= 100 else f"{k} {v:.4g}" for k, v in shown.items())
-                minutes, rest = divmod(int(min(left, 359_999)), 60)
-                self._bar.update(self._line, metrics=f"{text}  {minutes}:{rest:02d} left")
+            self._shown = _for_the_bar(line)
         if self._bar:
-            self._bar.update(self._line, completed=step)
+            minutes, rest = divmod(int(min(left, 359_999)), 60)
+            share = step / self.total if done is None else done
+            self._bar.update(self._line, completed=share, metrics=f"step {step:,}  {minutes}:{rest:02d} left  {self._shown}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar:
             self._bar.stop()
         self._file.close()
         self._board.close()
+
+
+def _for_the_bar(record: dict[str, float]) -> str:
+    """The numbers that a person watches, in the width of a terminal: rates, then losses; drafts and accuracies are in the log."""
+    hidden = ("step", "lr", "grad_norm", "epoch", "steps_per_second")
+    shown = {k: v for k, v in record.items() if k not in hidden and "+" not in k and "." not in k}
+    rates = [f"{v:,.0f} {k.removesuffix('_per_second')}/s" for k, v in shown.items() if k.endswith("_per_second")]
+    return "  ".join([*rates, *(f"{k} {v:.4g}" for k, v in shown.items() if not k.endswith("_per_second"))])
 
 
 def _step_of(line: str) -> float:

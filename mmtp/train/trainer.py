@@ -188,7 +188,7 @@ class Trainer:
         self.step += 1
         self.seconds += time.perf_counter() - began
         record = {"loss": value, **metrics, "grad_norm": norm.item(), "lr": self.optimizer.param_groups[0]["lr"]}
-        log.update(self.step, record, write=self.step % self.run.log_every == 0, left=self._seconds_left())
+        log.update(self.step, record, write=self.step % self.run.log_every == 0, left=self._seconds_left(), done=self._done())
 
     def rate(self) -> float:
         """Share of the greatest learning rate at the present step."""

@@ -26,9 +26,13 @@ def test_records_beyond_the_checkpoint_are_dropped(tmp_path):
     assert [r["step"] for r in records(tmp_path)] == [1, 2, 3]
 
 
-def test_bar_shows_metrics_and_time_left(tmp_path, capsys):
+def test_bar_shows_what_a_person_watches(tmp_path, capsys):
     with RunLog(tmp_path, total=200, start=0, progress=True) as log:
-        log.update(1, {"loss": 0.125, "samples": 8.0, "lr": 1e-3}, write=True, left=75.0)
-        assert "loss 0.125" in log._bar.tasks[0].fields["metrics"]
-        assert "1:15 left" in log._bar.tasks[0].fields["metrics"]
-        assert "lr" not in log._bar.tasks[0].fields["metrics"]
+        record = {"loss": 0.125, "text": 1.5, "text.accuracy": 0.5, "text+1": 2.0, "tokens": 8.0, "lr": 1e-3}
+        log.update(1, record, write=True, left=75.0)
+        shown = log._bar.tasks[0].fields["metrics"]
+        assert "step 1  1:15 left" in shown and "tokens/s" in shown and "loss 0.125  text 1.5" in shown
+        assert not {"lr", "accuracy", "+1"} & set(shown.replace(".", " ").split())
+        assert log._bar.tasks[0].completed == 1 / 200
+        log.update(2, record, write=False, left=60.0, done=0.25)
+        assert log._bar.tasks[0].completed == 0.25 and "1:00 left" in log._bar.tasks[0].fields["metrics"]
