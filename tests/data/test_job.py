@@ -320,6 +320,7 @@ def members(session: int) -> list[int]:
     return found
 
 
+@pytest.mark.timeout(600)  # three processes import torch; on a machine that is busy with other things that takes its time
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
 def test_killed_pool_leaves_no_orphans_and_continues(
     pictures: Path, tmp_path: Path, tokenizers: dict[str, Path], whole: dict[str, bytes]
@@ -340,7 +341,7 @@ def test_killed_pool_leaves_no_orphans_and_continues(
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while members(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert members(child) == []
