@@ -82,7 +82,7 @@ class RunLog:
         self._board.close()
 
 
-def _for_the_bar(record: dict[str, float]) -> str:
+def _for_the_bar(record: dict[str, int | float]) -> str:
     """The numbers that a person watches, in the width of a terminal: rates, then losses; drafts and accuracies are in the log."""
     hidden = ("step", "lr", "grad_norm", "epoch", "steps_per_second")
     shown = {k: v for k, v in record.items() if k not in hidden and "+" not in k and "." not in k}
