@@ -1,4 +1,4 @@
-"""The Python of the README and of the pages under docs runs, as it stands, and their links lead somewhere."""
+"""The Python of the README and of the pages under docs runs, as it stands (``py`` blocks, which need a data set, do not); links lead somewhere."""
 
 import re
 from pathlib import Path

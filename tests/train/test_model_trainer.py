@@ -88,7 +88,8 @@ def test_a_killed_run_continues_to_the_same_losses(root: Path, uninterrupted: Pa
         "run_recipe(Recipe.from_dict(json.loads(sys.argv[1])), sys.argv[2], data_root=sys.argv[3], progress=False)"
     )
     folder = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "-c", script, json.dumps(RECIPE), str(folder), str(root)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    argv = [sys.executable, "-c", script, json.dumps(RECIPE), str(folder), str(root)]
+    process = subprocess.Popen(argv, env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
     while not list((folder / "checkpoints").glob("step-*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
