@@ -1,4 +1,7 @@
-"""The Python of the README and of the pages under docs runs, as it stands (``py`` blocks, which need a data set, do not); links lead somewhere."""
+"""The Python of the README and of the pages under docs runs, as it stands, and their links lead somewhere.
+
+Blocks marked ``py`` need a data set and are not run.
+"""
 
 import re
 from pathlib import Path
