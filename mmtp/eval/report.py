@@ -250,7 +250,8 @@ def figure(plot: "MplFigure", caption: str = "") -> Figure:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mmtp"}):
         plot.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].strip().replace(_INK, "currentColor").replace(_GRID, "var(--line)")
+    svg = re.sub("<metadata>.*?</metadata>", "", svg[svg.index("<svg") :].strip(), flags=re.DOTALL)
+    svg = svg.replace(_INK, "currentColor").replace(_GRID, "var(--line)")
     own = hashlib.sha256((caption + svg).encode()).hexdigest()[:8]
     return Figure(re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{own}-", svg), caption)
 
