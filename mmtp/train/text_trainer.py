@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from mmtp.config import Config, ConfigError, from_dict
 from mmtp.data.texts import read_texts
 from mmtp.hub import save_pretrained
 from mmtp.tokenizers.text import TextTokenizer
 from mmtp.train.recipe import Recipe
-from mmtp.types import Modality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +16,10 @@ class TextSource(Config):
 
     Attributes:
         source: ``easy-vqa:train``, a tar, a folder (paths start at the data root), or ``python:MODULE`` for an installed module's own text.
-        modality: the medium beside which the labels stand.
         template: how a caption is worded; ``{caption}`` stands for it.
     """
 
     source: str
-    modality: Literal["image", "audio"] = "image"
     template: str = "{caption}"
 
 
@@ -58,7 +54,7 @@ def train_text(recipe: Recipe, folder: Path, *, data_root: Path, progress: bool 
     data = from_dict(TextData, recipe.data, "data")
     texts: dict[str, None] = {}  # a set that keeps order
     for source in data.sources:
-        texts |= dict.fromkeys(read_texts(source.source, data_root, Modality(source.modality), source.template, progress=progress))
+        texts |= dict.fromkeys(read_texts(source.source, data_root, source.template, progress=progress))
     tokenizer = TextTokenizer.train(texts, config.size)
     if (given := tokenizer.spec.codebook_sizes[0]) < config.size:
         raise ConfigError(f"tokenizer.size: the texts give {given} entries, not {config.size}; lower it or add sources")
