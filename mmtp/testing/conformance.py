@@ -31,7 +31,7 @@ def check_tokenizer(tokenizer: Any, media: Sequence[Any]) -> None:
     Raises:
         ConformanceError: names the first promise that is not kept.
     """
-    _require(len(media) >= 2, "give at least two media, of different sizes")
+    require(len(media) >= 2, "give at least two media, of different sizes")
     _check_spec(tokenizer)
     if tokenizer.spec.codebook_sizes:
         _check_codes(tokenizer, media)
@@ -53,12 +53,12 @@ def check_zoo_entry(folder: Path) -> None:
         MmtpError: names the folder and what is wrong.
     """
     for name in ZOO_FILES:
-        _require((folder / name).is_file(), f"{folder}: has no {name}")
+        require((folder / name).is_file(), f"{folder}: has no {name}")
     for path in sorted(folder.rglob("*")):
-        _require(path.suffix != ".py", f"{path}: the zoo holds data only")
-        _require(path.stat().st_size <= MAX_SHARD_BYTES, f"{path}: is larger than {MAX_SHARD_BYTES >> 20} MiB")
+        require(path.suffix != ".py", f"{path}: the zoo holds data only")
+        require(path.stat().st_size <= MAX_SHARD_BYTES, f"{path}: is larger than {MAX_SHARD_BYTES >> 20} MiB")
     card = read_card(folder / "README.md")
-    _require(card.name == folder.name, f"{folder / 'README.md'}: is titled {card.name!r}, not {folder.name!r}")
+    require(card.name == folder.name, f"{folder / 'README.md'}: is titled {card.name!r}, not {folder.name!r}")
     _check_recipe(folder / "recipe.toml")
     entry = from_pretrained(folder)
     golden = read_golden(folder / "golden.safetensors")
@@ -75,58 +75,58 @@ def check_zoo_entry(folder: Path) -> None:
 
 def _check_spec(tokenizer: Any) -> None:
     spec = tokenizer.spec
-    _require(bool(spec.fingerprint), "spec.fingerprint is empty")
-    _require(bool(spec.codebook_sizes) != bool(spec.latent_dim), "spec must have either codebook_sizes or latent_dim")
-    _require(all(n >= 2 for n in spec.codebook_sizes), f"spec.codebook_sizes are {spec.codebook_sizes}; 2 is the least")
+    require(bool(spec.fingerprint), "spec.fingerprint is empty")
+    require(bool(spec.codebook_sizes) != bool(spec.latent_dim), "spec must have either codebook_sizes or latent_dim")
+    require(all(n >= 2 for n in spec.codebook_sizes), f"spec.codebook_sizes are {spec.codebook_sizes}; 2 is the least")
     if spec.modality is not Modality.TEXT:
-        _require(spec.channels >= 1 and bool(spec.downsampling), "spec of a medium needs channels and downsampling")
+        require(spec.channels >= 1 and bool(spec.downsampling), "spec of a medium needs channels and downsampling")
 
 
 def _check_codes(tokenizer: Any, media: Sequence[Any]) -> None:
     codes: Codes = tokenizer.encode(media)
     sizes = tokenizer.spec.codebook_sizes
-    _require(codes.ids.dtype == torch.int64, f"codes are {codes.ids.dtype}, not int64")
-    _require(codes.ids.shape[:2] == (len(media), len(sizes)), f"codes are {list(codes.ids.shape)} for {len(media)} media")
+    require(codes.ids.dtype == torch.int64, f"codes are {codes.ids.dtype}, not int64")
+    require(codes.ids.shape[:2] == (len(media), len(sizes)), f"codes are {list(codes.ids.shape)} for {len(media)} media")
     for k, size in enumerate(sizes):
         least, most = (int(codes.ids[:, k].amin()), int(codes.ids[:, k].amax())) if codes.ids[:, k].numel() else (0, 0)
-        _require(least >= 0 and most < size, f"codes of codebook {k} are {least} to {most}, its size is {size}")
+        require(least >= 0 and most < size, f"codes of codebook {k} are {least} to {most}, its size is {size}")
     again = tokenizer.encode(media)
-    _require(torch.equal(codes.ids, again.ids), "encode gives other codes when it is run again")
+    require(torch.equal(codes.ids, again.ids), "encode gives other codes when it is run again")
     backwards = tokenizer.encode(list(reversed(media)))
     for i, medium in enumerate(media):
         item = codes.item(i)
-        _require(torch.equal(item, tokenizer.encode([medium]).item(0)), f"codes of item {i} depend on what else is in the batch")
-        _require(torch.equal(item, backwards.item(len(media) - 1 - i)), f"codes of item {i} depend on its place in the batch")
+        require(torch.equal(item, tokenizer.encode([medium]).item(0)), f"codes of item {i} depend on what else is in the batch")
+        require(torch.equal(item, backwards.item(len(media) - 1 - i)), f"codes of item {i} depend on its place in the batch")
         window = tuple(slice(0, int(n)) for n in codes.lengths[i])
         rest = codes.ids[i].clone()
         rest[(slice(None), *window)] = 0
-        _require(not rest.any(), f"codes of item {i} are not 0 after its end")
+        require(not rest.any(), f"codes of item {i} are not 0 after its end")
 
 
 def _check_round_trip(tokenizer: Any, media: Sequence[Any]) -> None:
     spec = tokenizer.spec
     back = tokenizer.decode(tokenizer.encode(media))
-    _require(len(back) == len(media), f"decode gives {len(back)} media for {len(media)}")
+    require(len(back) == len(media), f"decode gives {len(back)} media for {len(media)}")
     for i, (medium, again) in enumerate(zip(media, back, strict=True)):
         if isinstance(medium, str):
-            _require(medium == again, f"text {i} comes back as {again[:40]!r}")
+            require(medium == again, f"text {i} comes back as {again[:40]!r}")
             continue
-        _require(again.shape == medium.shape, f"item {i} comes back as {list(again.shape)}, it was {list(medium.shape)}")
+        require(again.shape == medium.shape, f"item {i} comes back as {list(again.shape)}, it was {list(medium.shape)}")
         least, most = float(again.amin()), float(again.amax())
         inside = spec.value_range[0] <= least and most <= spec.value_range[1]
-        _require(inside, f"item {i} comes back with values {least:.3g} to {most:.3g}, outside {spec.value_range}")
+        require(inside, f"item {i} comes back with values {least:.3g} to {most:.3g}, outside {spec.value_range}")
 
 
 def _check_latents(tokenizer: Any, media: Sequence[Any]) -> None:
     latents: Latents = tokenizer.encode(media)
     width = latents.values.shape[-1]
-    _require(width == tokenizer.spec.latent_dim, f"latents are {width} wide, spec.latent_dim is {tokenizer.spec.latent_dim}")
-    _require(torch.equal(latents.values, tokenizer.encode(media).values), "encode gives other latents when it is run again")
+    require(width == tokenizer.spec.latent_dim, f"latents are {width} wide, spec.latent_dim is {tokenizer.spec.latent_dim}")
+    require(torch.equal(latents.values, tokenizer.encode(media).values), "encode gives other latents when it is run again")
     for i, medium in enumerate(media):
         n = int(latents.lengths[i])
-        _require(not latents.values[i, n:].any(), f"latents of item {i} are not 0 after its end")
+        require(not latents.values[i, n:].any(), f"latents of item {i} are not 0 after its end")
         alone = tokenizer.encode([medium]).values[0]
-        _require(torch.equal(latents.values[i, :n], alone[:n]), f"latents of item {i} depend on what else is in the batch")
+        require(torch.equal(latents.values[i, :n], alone[:n]), f"latents of item {i} depend on what else is in the batch")
 
 
 def _check_sizes_without_network(tokenizer: Any, media: Sequence[Tensor]) -> None:
@@ -137,26 +137,26 @@ def _check_sizes_without_network(tokenizer: Any, media: Sequence[Tensor]) -> Non
     for i, (grid, count) in enumerate(zip(grids, counts, strict=True)):
         if isinstance(encoded, Codes):
             real = tuple(encoded.lengths[i].tolist())
-            _require(grid == real, f"grid says {grid} for item {i}, encode gives {real}")
+            require(grid == real, f"grid says {grid} for item {i}, encode gives {real}")
             given = encoded.item(i).numel()
         else:
             given = int(encoded.lengths[i])
-        _require(count == given, f"num_tokens says {count} for item {i}, encode gives {given}")
+        require(count == given, f"num_tokens says {count} for item {i}, encode gives {given}")
 
 
 def _check_saved(tokenizer: Any, media: Sequence[Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         loaded = from_pretrained(save_pretrained(tokenizer, folder))
         loaded_fingerprint = loaded.spec.fingerprint
-        _require(loaded_fingerprint == tokenizer.spec.fingerprint, "the fingerprint changes when a tokenizer is saved and loaded")
+        require(loaded_fingerprint == tokenizer.spec.fingerprint, "the fingerprint changes when a tokenizer is saved and loaded")
         first, second = tokenizer.encode(media), loaded.encode(media)
         tensors = (first.ids, second.ids) if isinstance(first, Codes) else (first.values, second.values)
-        _require(torch.equal(*tensors), "a tokenizer gives other codes when it is saved and loaded")
+        require(torch.equal(*tensors), "a tokenizer gives other codes when it is saved and loaded")
         state = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
         if weight := next((name for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel()), None):
             state[weight] += 1
             loaded.load_state_dict(state)
-            _require(loaded.spec.fingerprint != loaded_fingerprint, f"the fingerprint stays the same when {weight} changes")
+            require(loaded.spec.fingerprint != loaded_fingerprint, f"the fingerprint stays the same when {weight} changes")
 
 
 def _check_recipe(path: Path) -> None:
@@ -172,7 +172,7 @@ def _check_vocabulary(model: Any, folder: Path) -> None:
         if entry.name in zoo:
             found = from_pretrained(zoo[entry.name]).spec.fingerprint
             message = f"{folder}: was trained with {entry.name} {entry.fingerprint}, the zoo holds {found}"
-            _require(found == entry.fingerprint, message)
+            require(found == entry.fingerprint, message)
 
 
 @contextmanager
@@ -188,6 +188,6 @@ def _network_forbidden(tokenizer: Any) -> Iterator[None]:
             hook.remove()
 
 
-def _require(kept: bool, message: str) -> None:
+def require(kept: bool, message: str) -> None:
     if not kept:
         raise ConformanceError(message)

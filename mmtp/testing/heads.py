@@ -1,0 +1,107 @@
+"""What every head must keep, registered or your own: causality, documents apart, drafting equal to training, no change of output."""
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmtp.decode.cache import KVCache
+from mmtp.decode.engine import Engine
+from mmtp.decode.sample import Sampling
+from mmtp.models.backbone import BackboneConfig
+from mmtp.models.heads.base import Head, HeadConfig
+from mmtp.models.unified import UnifiedModel
+from mmtp.nn.attention import document_mask
+from mmtp.stream.grammar import StreamGrammar
+from mmtp.stream.packing import collate
+from mmtp.stream.template import Turn, encode_document
+from mmtp.stream.vocab import MediaEntry, TextEntry, VocabLayout
+from mmtp.testing.conformance import require
+from mmtp.types import Batch, Modality, Segment
+
+LAYOUT = VocabLayout(TextEntry("words", 50), (MediaEntry(Modality.IMAGE, "pictures", codebook_sizes=(40,)),), 16)
+BACKBONE = BackboneConfig(width=48, depth=2, num_heads=4, num_kv_heads=2, head_dim=12, mlp_width=64)
+
+
+def check_head(config: HeadConfig) -> None:
+    """Holds a head to the contract of :mod:`mmtp.models.heads.base`, in a tiny model with random weights.
+
+    Raises:
+        ConformanceError: says which promise is broken, and where.
+    """
+    torch.manual_seed(0)
+    model = UnifiedModel.Config(layout=LAYOUT, backbone=BACKBONE, head=config).build().eval()
+    torch.nn.init.normal_(model.embedding.table.weight, std=0.3)
+    require(isinstance(model.head, Head), f"{type(model.head).__name__} lacks a part of the Head protocol")
+    require(type(config).from_dict(config.to_dict()) == config, "the configuration does not survive to_dict and from_dict")
+    batch = _batch(3)
+    states = model(batch)
+    require(len(states) == 1 + model.head.mtp_depth, f"{len(states) - 1} draft states, mtp_depth is {model.head.mtp_depth}")
+    _check_causality(model, batch, states)
+    _check_documents(model, batch, states)
+    _check_drafting(model)
+    _check_lossless(model)
+
+
+def _check_causality(model: UnifiedModel, batch: Batch, states: list[Tensor]) -> None:
+    length = int((batch.document_ids[0] == 0).sum())
+    for moved in range(3, length, 4):
+        tokens = batch.tokens.clone()
+        tokens[0, moved] = (tokens[0, moved] + 1) % 40
+        for offset, after in enumerate(model(dataclasses.replace(batch, tokens=tokens))):
+            same = (states[offset] == after).all(-1)[0, : max(0, moved - offset)]
+            where = int(same.int().argmin()) if len(same) else 0
+            require(bool(same.all()), f"offset {offset} at position {where} reads token {moved}, which lies further ahead")
+
+
+def _check_documents(model: UnifiedModel, batch: Batch, states: list[Tensor]) -> None:
+    row = int(batch.document_ids.amax(1).argmax())
+    tokens = batch.tokens.clone()
+    tokens[row, 2] = (tokens[row, 2] + 1) % 40
+    others = batch.document_ids[row] > 0
+    for offset, after in enumerate(model(dataclasses.replace(batch, tokens=tokens))):
+        require(bool((states[offset] == after)[row][others].all()), f"offset {offset}: a document sees another one of its row")
+
+
+def _check_drafting(model: UnifiedModel) -> None:
+    """Drafting a few anchors at a time, over a cache, gives the states that training gives to all at once."""
+    tokens, _ = _document(7)
+    info = StreamGrammar(LAYOUT).analyse(tokens)
+    ids, positions = torch.from_numpy(tokens)[None], torch.from_numpy(info.positions).long()[None]
+    s, depth = len(tokens), model.head.mtp_depth
+    mask = document_mask(torch.zeros(1, s, dtype=torch.long))
+    with torch.no_grad():
+        embedded = model.embed(ids)
+        hidden = model.backbone(embedded, positions, mask)
+        wanted = model.head(hidden, embedded, positions, mask)
+        cache = KVCache(model.head.num_caches, 1, BACKBONE.num_kv_heads, BACKBONE.head_dim, s)
+        for start, end in ((0, 5), (5, 6), (6, s - depth)):
+            state, seen = hidden[:, start:end], cache.begin(end - start)
+            for k in range(1, depth + 1):
+                ahead = slice(start + k, end + k)
+                state, out = model.head.draft(k, state, embedded[:, ahead], positions[:, ahead], seen, cache.layers)
+                worst = float((out - wanted[k - 1][:, start:end]).abs().max())
+                require(worst < 1e-4, f"offset {k}: drafting differs from training by {worst:.2g} at anchors {start} to {end - 1}")
+            cache.commit([end - start])
+
+
+def _check_lossless(model: UnifiedModel) -> None:
+    engine, prefix = Engine(model, exact=True), _document(3)[0][:6].tolist()
+    for seed, temperature in ((1, 0.0), (2, 1.0), (3, 1.0)):
+        sampling = Sampling(seed=seed, temperature=temperature)
+        plain, drafted = (engine.generate(prefix, sampling, 40, speculative).tokens for speculative in (False, True))
+        require(plain == drafted, f"speculation changes the output (temperature {temperature}, seed {seed})")
+
+
+def _document(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = torch.Generator().manual_seed(seed)
+    question = Segment(Modality.TEXT, torch.randint(0, 50, (3 + seed % 4,), generator=generator), target=False)
+    picture = Segment(Modality.IMAGE, torch.randint(0, 40, (1, 3, 4), generator=generator))
+    words = Segment(Modality.TEXT, torch.randint(0, 50, (4,), generator=generator))
+    encoded = encode_document(LAYOUT, (Turn("user", (question,)), Turn("assistant", (picture, words))))
+    return encoded.tokens, encoded.target_mask
+
+
+def _batch(count: int) -> Batch:
+    return collate([_document(i) for i in range(count)], StreamGrammar(LAYOUT), 80)
