@@ -43,7 +43,7 @@ class RunLog:
 
             self._bar = Progress(TextColumn("training"), BarColumn(24), TextColumn("{task.fields[metrics]}"))
             self._bar.start()
-            self._line = self._bar.add_task("training", total=1.0, completed=float(self.start / self.total), metrics="")
+            self._line = self._bar.add_task("training", total=1.0, completed=self.start / self.total, metrics="")  # pyrefly: ignore
         return self
 
     def update(self, step: int, record: dict[str, float], *, write: bool, left: float, done: float | None = None) -> None:
