@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from mmtp.eval.vqa import easy_vqa_samples
+from mmtp.eval.shapes import PALETTE, draw
 from mmtp.hub import from_pretrained
 from mmtp.pipeline import Pipeline
 from mmtp.stream.template import Turn, encode_document, question_turn, text_segment
@@ -28,19 +29,31 @@ TEXTS = [
 ]
 
 
+def picture(shape: str, colour: str, height: int = 64, width: int = 64) -> Float[Tensor, "3 h w"]:
+    """A shape on a pale ground, drawn here: golden files hold no picture of others."""
+    cover = torch.from_numpy(draw(shape, (0.3 * height, 0.2 * width, 0.8 * height, 0.7 * width), (height, width))).float()
+    ground = torch.tensor([0.94, 0.97, 0.92])[:, None, None]
+    return ground + (torch.tensor(PALETTE[colour])[:, None, None] / 255 - ground) * cover
+
+
+def gradient(height: int, width: int) -> Float[Tensor, "3 h w"]:
+    """Every channel rises along another direction."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    return torch.stack((x, y, 1 - (x + y) / 2))
+
+
 def first_outputs(entry: Any, folder: Path) -> dict[str, Tensor]:
     """Inputs and outputs of an entry."""
     if hasattr(entry, "spec"):
         if entry.spec.modality is Modality.TEXT:
             return tokenizer_golden(entry, TEXTS)
-        pictures = [sample.picture for sample in easy_vqa_samples("test", limit=2)]
-        ragged = pictures[0][:, 5:50, 3:40]
-        return tokenizer_golden(entry, [*pictures, ragged.contiguous()])
+        return tokenizer_golden(
+            entry, [picture("circle", "blue"), picture("triangle", "red"), picture("rectangle", "black", 45, 37), gradient(64, 64)]
+        )
     pipeline = Pipeline.from_pretrained(folder)
-    sample = easy_vqa_samples("test", limit=1)[0]
-    segment = pipeline.encode_pictures([sample.picture])[0]
-    answer = text_segment(pipeline.encode_text, sample.answer, target=True)
-    document = (question_turn(pipeline.encode_text, sample.question, segment), Turn("assistant", (answer,)))
+    segment = pipeline.encode_pictures([picture("circle", "blue")])[0]
+    answer = text_segment(pipeline.encode_text, "blue", target=True)
+    document = (question_turn(pipeline.encode_text, "what color is the shape?", segment), Turn("assistant", (answer,)))
     return model_golden(entry, torch.from_numpy(encode_document(pipeline.layout, document).tokens))
 
 

@@ -150,6 +150,9 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), device=unembedding.device)
         with torch.autocast(device, enabled=False):
             for item in plan:
+                # A frozen backbone's own loss is measured, its gradients are not needed.
+                learns_state = ctx.needs_input_grad[3 + item.offset]
+                learns_weight = item.learns_weight and ctx.needs_input_grad[0]
                 weight = torch.cat([unembedding[low:high] for low, high in item.ranges]).to(dtype)
                 for start in range(0, len(item.rows), chunk_rows):
                     rows = item.rows[start : start + chunk_rows]
@@ -162,12 +165,14 @@ class _SlicedCrossEntropy(torch.autograd.Function):
                     loss = (normaliser - picked).sum()
                     item.total += float(loss)
                     total += item.weight * loss + item.z_weight * normaliser.square().sum()
+                    if not (learns_state or learns_weight):
+                        continue
                     # d/dlogits of  w (lse - x_target) + z lse^2  =  (w + 2 z lse) softmax - w onehot
                     grad = logits.sub_(normaliser).exp_().mul_(item.weight + 2 * item.z_weight * normaliser)
                     grad.scatter_add_(1, target, torch.full_like(picked, -item.weight))
                     grad = grad.to(dtype)
                     grads[item.offset].index_add_(0, rows, (grad @ weight).to(grads[item.offset].dtype))
-                    if item.learns_weight:
+                    if learns_weight:
                         step, base = grad.T @ x, 0
                         for low, high in item.ranges:
                             grad_weight[low:high] += step[base : base + high - low]

@@ -23,25 +23,25 @@ class ChannelNorm(nn.Module):
         return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), self.weight, self.bias, 1e-6).permute(0, 3, 1, 2)
 
 
-class Conv3x3(nn.Conv2d):
-    """A 3×3 convolution that keeps the size, or halves it with stride 2."""
+class Conv(nn.Conv2d):
+    """A convolution that keeps the size: kernel 3 over the neighbourhood, or kernel 1 at each pixel by itself."""
 
-    def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
-        super().__init__(inputs, outputs, 3, stride=stride, padding=1)
+    def __init__(self, inputs: int, outputs: int, *, kernel: int = 3, padding_mode: str = "zeros") -> None:
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2, padding_mode=padding_mode)
 
 
 class ResidualConv(nn.Module):
-    """Pre-norm residual block of two 3×3 convolutions (He et al. 2016, "Identity mappings", with SiLU).
+    """Pre-norm residual block of two convolutions (He et al. 2016, "Identity mappings", with SiLU).
 
     The second convolution starts at zero, so that a deep stack starts as the identity.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, kernel: int = 3) -> None:
         super().__init__()
         self.norm1 = ChannelNorm(channels)
-        self.conv1 = Conv3x3(channels, channels)
+        self.conv1 = Conv(channels, channels, kernel=kernel)
         self.norm2 = ChannelNorm(channels)
-        self.conv2 = Conv3x3(channels, channels)
+        self.conv2 = Conv(channels, channels, kernel=kernel)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 

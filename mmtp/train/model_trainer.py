@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,9 @@ class ModelChoice(Config):
         preset: a named size (see :mod:`mmtp.models.presets`); empty where training goes on from ``start``.
         start: a saved model to go on from; its vocabulary must be that of the shards.
         backbone: values of the backbone that differ from the preset's.
-        head: a head's configuration (``type`` and values) in place of the preset's.
+        head: a head's configuration (``type`` and values) in place of the preset's or of ``start``'s. Beside ``start`` the new head
+            begins untrained, the rest keeps what it has learnt: so draft heads are added to a model that has none.
+        train: ``head`` freezes everything but the head (frozen-backbone heads as in Medusa-1, arXiv 2401.10774, section 2.2).
         codebook_init: let the embeddings of codes start from the codebooks of their tokenizers, so that codes which look alike
             begin alike; needs the tokenizers that the shards name (zoo entries, or folders of that name).
         compile: let torch.compile fuse the forward and backward pass; needs a C++ compiler and a minute, and rounds differently.
@@ -53,6 +55,7 @@ class ModelChoice(Config):
     start: str = ""
     backbone: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
+    train: Literal["all", "head"] = "all"
     codebook_init: bool = False
     compile: bool = False
 
@@ -66,18 +69,38 @@ class ModelChoice(Config):
         if bool(self.preset) == bool(self.start):
             raise ConfigError("model: give either 'preset' or 'start'")
         if self.start:
-            if self.backbone or self.head:
-                raise ConfigError(f"model: 'backbone' and 'head' belong to a preset; {self.start} has its own")
+            if self.backbone or self.codebook_init:
+                raise ConfigError(f"model: 'backbone' and 'codebook_init' belong to a preset; {self.start} has its own weights")
             model = from_pretrained(self.start)
             layout.check_same(model.config.layout, self.start)
-            return model
-        data = preset(self.preset, layout).to_dict()
-        data["backbone"] |= self.backbone
-        data["head"] = self.head or data["head"]
-        model = UnifiedModel.Config.from_dict(data, "model").build()
-        if self.codebook_init:
-            start_from_codebooks(model)
+            if self.head:
+                model = with_head(model, self.head)
+        else:
+            data = preset(self.preset, layout).to_dict()
+            data["backbone"] |= self.backbone
+            data["head"] = self.head or data["head"]
+            model = UnifiedModel.Config.from_dict(data, "model").build()
+            if self.codebook_init:
+                start_from_codebooks(model)
+        if self.train == "head":
+            if not model.head.mtp_depth:
+                raise ConfigError("model: train = 'head', but this head has nothing to learn; give 'head' a type that drafts")
+            model.requires_grad_(False)
+            model.head.requires_grad_(True)
         return model
+
+
+def with_head(model: UnifiedModel, head: dict[str, Any]) -> UnifiedModel:
+    """The same model with an untrained head of another configuration.
+
+    Raises:
+        ConfigError: the head's configuration does not fit.
+    """
+    other = UnifiedModel.Config.from_dict(model.config.to_dict() | {"head": head}, "model").build()
+    kept = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
+    own = {name: value for name, value in other.state_dict().items() if name.startswith("head.")}
+    other.load_state_dict(kept | own)
+    return other
 
 
 @torch.no_grad()

@@ -7,14 +7,14 @@ from mmtp import cli
 
 def test_vqa_shows_the_controls_writes_json_and_keeps_the_threshold(little_zoo, tmp_path, capsys):
     path = tmp_path / "out" / "vqa.json"
-    assert cli.run(["eval", "vqa", "vqa-s", "--limit", "3", "--json", str(path)]) == 0
+    assert cli.run(["eval", "vqa", "vqa-s", "--limit", "12", "--json", str(path)]) == 0
     shown = capsys.readouterr().out
     assert "no picture" in shown and "other picture" in shown and "prior" in shown and "not yes / no" in shown
     values = json.loads(path.read_text())
-    assert values["eval"] == "vqa" and values["picture"]["all answers"]["total"] == 3
+    assert values["eval"] == "vqa" and values["picture"]["all answers"]["total"] == 12
     assert values["headline"] == pytest.approx(values["picture"]["all answers"]["share"], abs=1e-4)
 
-    assert cli.run(["eval", "vqa", "vqa-s", "--limit", "3", "--no-controls", "--at-least", "0.98"]) == cli.CHECK_FAILED
+    assert cli.run(["eval", "vqa", "vqa-s", "--limit", "12", "--no-controls", "--at-least", "0.98"]) == cli.CHECK_FAILED
     shown = capsys.readouterr().out
     assert "below the threshold" in shown and "other picture" not in shown
 

@@ -108,6 +108,18 @@ def test_goes_on_from_a_saved_model(root: Path, uninterrupted: Path, tmp_path: P
     assert losses(tmp_path / "more")[1] < losses(uninterrupted)[2]
 
 
+def test_adds_draft_heads_to_a_frozen_model(root: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    run_recipe(recipe(model={"head": {"type": "next"}}, run={"steps": 4}), plain, data_root=root, progress=False)
+    heads = {"preset": "", "start": str(plain / "result"), "head": {"type": "sequential", "mtp_depth": 2}, "train": "head"}
+    run_recipe(recipe(model=heads), tmp_path / "heads", data_root=root, progress=False)
+    records = [json.loads(line) for line in (tmp_path / "heads" / "log.jsonl").read_text().splitlines()]
+    assert records[-1]["image+2"] < 0.8 * records[0]["image+2"]
+    before, after = (from_pretrained(f / "result").state_dict() for f in (plain, tmp_path / "heads"))
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert any(name.startswith("head.depths.1.") for name in after.keys() - before.keys())
+
+
 def test_refuses_a_model_of_another_vocabulary(root: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register_block(monkeypatch)
     other = BlockTokenizer(BlockTokenizer.Config(levels=4))
@@ -126,6 +138,7 @@ def test_refuses_a_model_of_another_vocabulary(root: Path, uninterrupted: Path, 
         ({"model": {"backbone": {"widht": 3}}}, "unknown key 'widht'; did you mean 'width'"),
         ({"data": {"shard": ["x"]}}, "data: unknown key 'shard'; did you mean 'shards'"),
         ({"loss": {"mtp_weigth": 1.0}}, "loss: unknown key 'mtp_weigth'; did you mean 'mtp_weight'"),
+        ({"model": {"head": {"type": "next"}, "train": "head"}}, "this head has nothing to learn"),
         ({"model": {"head": {"type": "seqential"}}}, "no head is called 'seqential'; did you mean 'sequential'"),
     ],
 )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmtp.config import Config as BaseConfig
 from mmtp.hub import fingerprint
-from mmtp.nn.conv import ChannelNorm, Conv3x3, ResidualConv
+from mmtp.nn.conv import ChannelNorm, Conv, ResidualConv
 from mmtp.tokenizers.quantizers import FSQ, Quantized, QuantizerConfig
 from mmtp.types import Codes, MmtpError, Modality, TokenizerSpec
 
@@ -39,6 +39,9 @@ class ConvImageTokenizer(nn.Module):
             widths: channels from the finest grid to the coarsest; each further one halves the grid.
             encoder_blocks: residual blocks of the encoder per grid, finest first.
             decoder_blocks: residual blocks of the decoder per grid, finest first.
+            encoder_kernel: kernel of the encoder's residual blocks. 1: a code sees its own cell and ``patch`` pixels around it,
+                so a flat background has one code wherever it lies, which makes streams easy to predict; 3: a code sees most of
+                a small picture, which codes it a little more closely and lets everything around into every code.
             quantizer: any registered quantizer's configuration.
         """
 
@@ -46,11 +49,14 @@ class ConvImageTokenizer(nn.Module):
         widths: tuple[int, ...] = (64, 128)
         encoder_blocks: tuple[int, ...] = (1, 2)
         decoder_blocks: tuple[int, ...] = (2, 3)
+        encoder_kernel: int = 1
         quantizer: QuantizerConfig = field(default_factory=FSQ.Config)
 
         def __post_init__(self) -> None:
             if not len(self.widths) == len(self.encoder_blocks) == len(self.decoder_blocks) > 0:
                 raise ValueError("widths, encoder_blocks and decoder_blocks must have one entry per grid")
+            if self.encoder_kernel not in (1, 3):
+                raise ValueError(f"encoder_kernel is 1 or 3, not {self.encoder_kernel}")
 
         @property
         def downsampling(self) -> int:
@@ -192,19 +198,21 @@ def _pairs(values: Sequence[Sequence[int]]) -> Int[Tensor, "b 2"]:
 
 
 def _encoder(config: ConvImageTokenizer.Config) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.PixelUnshuffle(config.patch), Conv3x3(3 * config.patch**2, config.widths[0])]
+    # Borders repeat themselves: with zeros beyond them, a flat picture would get other codes along its borders.
+    stem = Conv(3 * config.patch**2, config.widths[0], padding_mode="replicate")
+    layers: list[nn.Module] = [nn.PixelUnshuffle(config.patch), stem]
     for i, (width, blocks) in enumerate(zip(config.widths, config.encoder_blocks, strict=True)):
         if i > 0:
-            layers.append(Conv3x3(config.widths[i - 1], width, stride=2))
-        layers += [ResidualConv(width) for _ in range(blocks)]
+            layers.append(nn.Conv2d(config.widths[i - 1], width, 2, stride=2))
+        layers += [ResidualConv(width, kernel=config.encoder_kernel) for _ in range(blocks)]
     return nn.Sequential(*layers, ChannelNorm(config.widths[-1]))
 
 
 def _decoder(config: ConvImageTokenizer.Config) -> nn.Sequential:
-    layers: list[nn.Module] = [Conv3x3(config.widths[-1], config.widths[-1])]
+    layers: list[nn.Module] = [Conv(config.widths[-1], config.widths[-1])]
     for i in reversed(range(len(config.widths))):
         layers += [ResidualConv(config.widths[i]) for _ in range(config.decoder_blocks[i])]
         if i > 0:
-            layers += [Conv3x3(config.widths[i], 4 * config.widths[i - 1]), nn.PixelShuffle(2)]
-    head = [ChannelNorm(config.widths[0]), nn.SiLU(), Conv3x3(config.widths[0], 3 * config.patch**2), nn.PixelShuffle(config.patch)]
+            layers += [Conv(config.widths[i], 4 * config.widths[i - 1]), nn.PixelShuffle(2)]
+    head = [ChannelNorm(config.widths[0]), nn.SiLU(), Conv(config.widths[0], 3 * config.patch**2), nn.PixelShuffle(config.patch)]
     return nn.Sequential(*layers, *head)

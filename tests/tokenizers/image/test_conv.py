@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -61,14 +63,27 @@ def test_codes_are_those_of_the_picture_alone_in_a_large_batch(tokenizer):
         assert torch.equal(together.item(i), tokenizer.encode([batch[i]]).item(0))
 
 
-def test_a_flat_picture_has_flat_codes_inside(tokenizer):
-    """Codes of a flat area far from its edge do not depend on what stands elsewhere."""
-    flat = torch.full((3, 128, 128), 0.7)
+def test_a_flat_background_has_one_code(tokenizer):
+    """A code sees its own cell and ``patch`` pixels around it, and beyond its border a picture repeats itself."""
+    flat = torch.full((3, 64, 64), 0.7)
     spotted = flat.clone()
-    spotted[:, :16, :16] = 0.1
+    spotted[:, 16:32, 16:32] = 0.1
     codes, other = tokenizer.encode([flat]).ids[0, 0], tokenizer.encode([spotted]).ids[0, 0]
-    assert len(codes[8:-8, 8:-8].unique()) == 1
-    assert torch.equal(codes[16:, 16:], other[16:, 16:])
+    assert len(codes.unique()) == 1
+    touched = torch.zeros(16, 16, dtype=torch.bool)
+    touched[3:9, 3:9] = True
+    assert torch.equal(codes[~touched], other[~touched])
+    assert (codes != other)[touched].any()
+
+
+def test_a_wide_encoder_sees_far(tokenizer):
+    wide = dataclasses.replace(SMALL, encoder_kernel=3).build().eval()
+    wide.load_state_dict({k: v if v.ndim < 4 else torch.randn_like(v) * 0.2 for k, v in wide.state_dict().items()})
+    flat = torch.full((3, 64, 64), 0.7)
+    spotted = flat.clone()
+    spotted[:, 24:40, 24:40] = 0.1
+    far, near = ((t.encode([flat]).ids != t.encode([spotted]).ids).sum() for t in (wide, tokenizer))
+    assert far > near
 
 
 def test_decode_without_sizes_gives_whole_cells(tokenizer):
