@@ -1,6 +1,6 @@
 """Convolutional picture tokenizer: encoder, quantizer, decoder. Any height and width."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -115,38 +115,25 @@ class ConvImageTokenizer(nn.Module):
                 raise ImageShapeError(f"picture {i}: {picture.dtype} {list(picture.shape)} given, floats [3, height, width] wanted")
             sizes.append((picture.shape[1], picture.shape[2]))
         grids = [self.grid(size) for size in sizes]
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for i, grid in enumerate(grids):
-            groups.setdefault(grid, []).append(i)
         rows, columns = (max((g[axis] for g in grids), default=0) for axis in (0, 1))
         ids = torch.zeros((len(media), len(self.quantizer.codebook_sizes), rows, columns), dtype=torch.long)
         cell = self.config.downsampling
         with self._reference():
-            for (h, w), members in groups.items():
-                step = max(1, PIXELS_PER_PASS // (h * w * cell * cell))
-                for first in range(0, len(members), step):
-                    part = members[first : first + step]
-                    pixels = torch.stack([self._padded(media[i], h * cell, w * cell) for i in part])
-                    latents = self.encoder((pixels * 2 - 1).contiguous(memory_format=torch.channels_last))
-                    codes = self.quantizer(rearrange(latents, "b d h w -> b (h w) d")).ids
-                    ids[part, :, :h, :w] = rearrange(codes, "b (h w) k -> b k h w", h=h).cpu()
+            for h, w, part in self._passes(grids):
+                pixels = torch.stack([self._padded(media[i], h * cell, w * cell) for i in part])
+                latents = self.encoder((pixels * 2 - 1).contiguous(memory_format=torch.channels_last))
+                codes = self.quantizer(rearrange(latents, "b d h w -> b (h w) d")).ids
+                ids[part, :, :h, :w] = rearrange(codes, "b (h w) k -> b k h w", h=h).cpu()
         return Codes(ids, _pairs(grids), _pairs(sizes))
 
     def decode(self, codes: Codes) -> list[Float[Tensor, "3 _ _"]]:
         """Pictures with values in [0, 1], cropped to ``codes.sizes`` where these are given."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for i, grid in enumerate(codes.lengths.tolist()):
-            groups.setdefault(tuple(grid), []).append(i)
         out: dict[int, Tensor] = {}
-        cell = self.config.downsampling
         with self._reference():
-            for (h, w), members in groups.items():
-                step = max(1, PIXELS_PER_PASS // (h * w * cell * cell))
-                for first in range(0, len(members), step):
-                    part = members[first : first + step]
-                    ids = rearrange(codes.ids[part, :, :h, :w], "b k h w -> b (h w) k").to(self._device)
-                    pixels = self._reconstruct(self.quantizer.lookup(ids), h).add(1).div(2).clamp(0, 1)
-                    out |= dict(zip(part, pixels.contiguous(), strict=True))
+            for h, w, part in self._passes(codes.lengths.tolist()):
+                ids = rearrange(codes.ids[part, :, :h, :w], "b k h w -> b (h w) k").to(self._device)
+                pixels = self._reconstruct(self.quantizer.lookup(ids), h).add(1).div(2).clamp(0, 1)
+                out |= dict(zip(part, pixels.contiguous(), strict=True))
         pictures = [out[i] for i in range(len(codes))]
         if codes.sizes is not None:
             pictures = [p[:, :h, :w] for p, (h, w) in zip(pictures, codes.sizes.tolist(), strict=True)]
@@ -161,6 +148,16 @@ class ConvImageTokenizer(nn.Module):
     @property
     def _device(self) -> torch.device:
         return next(self.parameters()).device
+
+    def _passes(self, grids: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, list[int]]]:
+        """Height, width and members of every pass: pictures of one grid, as many as fit into memory."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, (h, w) in enumerate(grids):
+            groups.setdefault((h, w), []).append(i)
+        for (h, w), members in groups.items():
+            step = max(1, PIXELS_PER_PASS // (h * w * self.config.downsampling**2))
+            for first in range(0, len(members), step):
+                yield h, w, members[first : first + step]
 
     def _padded(self, picture: Float[Tensor, "3 h w"], height: int, width: int) -> Float[Tensor, "3 h2 w2"]:
         amounts = (0, width - picture.shape[2], 0, height - picture.shape[1])
