@@ -40,18 +40,26 @@ class DecodeStats:
     """What a generation cost. Keys are (modality of the drafted token, offset from 1).
 
     Attributes:
-        generated: tokens produced.
-        passes: passes of the backbone that produced them, the prompt's included.
+        per_pass: tokens that each pass of the backbone produced, the prompt's first.
         seconds: wall-clock time.
         drafted: drafts proposed.
         accepted: drafts that stood, with all drafts before them.
     """
 
-    generated: int = 0
-    passes: int = 0
+    per_pass: list[int] = field(default_factory=list)
     seconds: float = 0.0
     drafted: Counter[tuple[str, int]] = field(default_factory=Counter)
     accepted: Counter[tuple[str, int]] = field(default_factory=Counter)
+
+    @property
+    def generated(self) -> int:
+        """Tokens produced."""
+        return sum(self.per_pass)
+
+    @property
+    def passes(self) -> int:
+        """Passes of the backbone that produced them."""
+        return len(self.per_pass)
 
     @property
     def tokens_per_pass(self) -> float:
@@ -104,7 +112,6 @@ class _Row:
         """Keeps a token for good."""
         self.positions.append(self.state.push(token))
         self.tokens.append(token)
-        self.stats.generated += 1
         self.done = token in stop or self.state.done or len(self.tokens) >= self.end
 
 
@@ -208,8 +215,7 @@ class Engine:
     @staticmethod
     def _accept(row: _Row, truths: list[int], stop: Collection[int]) -> int:
         """Keeps true choices up to the first that differs from its draft; returns how many drafts stood."""
-        row.stats.passes += 1
-        kept = 0
+        before, kept = len(row.tokens), 0
         for j, truth in enumerate(truths):
             row.push(truth, stop)
             if j == len(row.drafts) or truth != row.drafts[j]:
@@ -217,6 +223,7 @@ class Engine:
             kept += 1
             if row.done:
                 break
+        row.stats.per_pass.append(len(row.tokens) - before)
         for j in range(len(row.drafts)):
             key = str(row.draft_states[j].modality), j + 1
             row.stats.drafted[key] += 1

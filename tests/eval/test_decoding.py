@@ -21,8 +21,7 @@ class Scripted:
             new[-1] += 1
         drift = 1.2 ** len(self.calls)  # an ever slower machine must not decide the ratio
         stats = DecodeStats(
-            generated=len(new),
-            passes=len(new) // 2 if speculative else len(new),
+            per_pass=[2] * (len(new) // 2) if speculative else [1] * len(new),
             seconds=len(new) * 0.01 * drift / (2 if speculative else 1),
             drafted=Counter({("image", 1): 10, ("image", 2): 5, ("text", 1): 4}) if speculative else Counter(),
             accepted=Counter({("image", 1): 8, ("image", 2): 1, ("text", 1): 4}) if speculative else Counter(),

@@ -51,8 +51,8 @@ def drawings() -> DrawingResult:
 
 
 def decoding(equal: bool = True) -> DecodingResult:
-    plain = DecodeStats(generated=60, passes=60, seconds=2.0)
-    fast = DecodeStats(generated=60, passes=20, seconds=1.0, drafted=Counter({("image", 1): 20}), accepted=Counter({("image", 1): 15}))
+    plain = DecodeStats(per_pass=[1] * 60, seconds=2.0)
+    fast = DecodeStats(per_pass=[3] * 20, seconds=1.0, drafted=Counter({("image", 1): 20}), accepted=Counter({("image", 1): 15}))
     return DecodingResult([Pair("picture", 1.0, plain, fast, equal, [1]), Pair("answer", 1.0, plain, fast, True, [2])])
 
 
