@@ -16,6 +16,7 @@ def tokenize(
     fit: Literal["crop", "stretch"] = "crop",
     questions_per_document: int = 1,
     flips: Literal["none", "horizontal", "vertical", "all"] = "none",
+    shifts: int = 0,
     max_dim: int = 64,
     shard_inputs: int | None = None,
     workers: int | None = None,
@@ -38,6 +39,7 @@ def tokenize(
         fit: how: crop cuts evenly what hangs over, stretch changes the proportions.
         questions_per_document: how many of a picture's questions share one document (vqa).
         flips: write mirror images besides each picture, with the same words.
+        shifts: write so many slightly moved copies besides each picture and mirror image, with the same words.
         max_dim: greatest number of cells along one side of a grid.
         shard_inputs: inputs per shard; by default there are about 64 shards of 256 to 65,536 inputs.
         workers: processes on this machine; by default one for each core.
@@ -60,6 +62,7 @@ def tokenize(
         fit=fit,
         questions_per_document=questions_per_document,
         flips=flips,
+        shifts=shifts,
         max_dim=max_dim,
         shard_inputs=shard_inputs,
     )

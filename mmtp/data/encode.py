@@ -1,7 +1,9 @@
 """From a range of inputs to one shard."""
 
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -56,6 +58,8 @@ class TokenizeConfig(Config):
         questions_per_document: for ``vqa``: how many of a picture's questions share one document.
         flips: mirror images that are written besides each picture: ``horizontal``, ``vertical`` or ``all`` (both, and both at once).
             Their words stay, so this is for pictures in which left and right, above and below are not spoken of.
+        shifts: further variants of each picture and mirror image, each moved by up to half a cell of codes along both axes (borders
+            repeat), so that a shape is seen on many places of the grid; drawn at random, the same for the same input.
         max_dim: greatest extent of a grid of codes along one axis.
         max_pixels: larger pictures go to quarantine.
         shard_inputs: inputs per shard; None cuts into about 64 shards of 256 to 65,536 inputs.
@@ -66,6 +70,7 @@ class TokenizeConfig(Config):
     fit: Fit = "crop"
     questions_per_document: int = 1
     flips: Flips = "none"
+    shifts: int = 0
     max_dim: int = 64
     max_pixels: int = MAX_PIXELS
     shard_inputs: int | None = None
@@ -79,6 +84,8 @@ class TokenizeConfig(Config):
         for name in ("questions_per_document", "max_dim", "max_pixels", "shard_inputs"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise DataError(f"{name}: at least 1 is wanted, {value} given")
+        if self.shifts < 0:
+            raise DataError(f"shifts: 0 or more is wanted, {self.shifts} given")
         if self.size is not None and min(self.size) < 1:
             raise DataError(f"size: at least 1 x 1 is wanted, {self.size} given")
 
@@ -123,8 +130,8 @@ class ShardMaker:
         self.fingerprints, self.config, self.writer = fingerprints, config, writer
         self.plan = Plan.read(folder / PLAN)
         self.spec = tokenizer.spec
-        if self.spec.modality is not Modality.IMAGE and config.flips != "none":
-            raise DataError(f"flips: only pictures can be mirrored, and this tokenizer reads {self.spec.modality}")
+        if self.spec.modality is not Modality.IMAGE and (config.flips != "none" or config.shifts):
+            raise DataError(f"flips and shifts: only pictures can be mirrored and moved, and this tokenizer reads {self.spec.modality}")
         self.encode_text: EncodeText = text.encode_text if text is not None else _no_text
 
     def __call__(self, shard: int) -> ShardRecord:
@@ -175,8 +182,9 @@ class ShardMaker:
         for decoded in batch:
             groups.setdefault(tuple(decoded.medium.shape), []).append(decoded)
         for group in groups.values():
-            for axes in FLIPS[self.config.flips]:
-                for decoded, codes in zip(group, self._codes([d.medium.flip(axes) for d in group]), strict=True):
+            for number, axes in product(range(1 + self.config.shifts), FLIPS[self.config.flips]):
+                variants = [self._moved(d, number).flip(axes) for d in group]
+                for decoded, codes in zip(group, self._codes(variants), strict=True):
                     before = outcomes[decoded.place] or []
                     if isinstance(before, DecodeError):
                         continue
@@ -184,6 +192,17 @@ class ShardMaker:
                         outcomes[decoded.place] = codes if isinstance(codes, DecodeError) else before + self._documents(decoded, codes)
                     except DecodeError as error:
                         outcomes[decoded.place] = error
+
+    def _moved(self, decoded: _Decoded, number: int) -> Tensor:
+        """The medium itself as number 0, else a picture moved by an amount that its key and the number decide."""
+        if number == 0:
+            return decoded.medium
+        draw = random.Random(f"{decoded.sample.key} {number}")
+        rows, columns = (
+            (torch.arange(size) - draw.randint(-(cell // 2), cell // 2)).clamp(0, size - 1)
+            for size, cell in zip(decoded.medium.shape[1:], self.spec.downsampling, strict=True)
+        )
+        return decoded.medium[:, rows][:, :, columns]
 
     def _codes(self, media: list[Tensor]) -> Iterator[Tensor | DecodeError]:
         try:

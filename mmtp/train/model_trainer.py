@@ -45,6 +45,8 @@ class ModelChoice(Config):
         backbone: values of the backbone that differ from the preset's.
         head: a head's configuration (``type`` and values) in place of the preset's or of ``start``'s. Beside ``start`` the new head
             begins untrained, the rest keeps what it has learnt: so draft heads are added to a model that has none.
+        tie_embeddings: whether embedding and unembedding are one table; None leaves it to the preset. Untied, the embeddings of codes
+            keep the nearness that ``codebook_init`` gives them: every step of a softmax moves all rows of a tied table.
         train: ``head`` freezes everything but the head (frozen-backbone heads as in Medusa-1, arXiv 2401.10774, section 2.2).
         codebook_init: let the embeddings of codes start from the codebooks of their tokenizers, so that codes which look alike
             begin alike; needs the tokenizers that the shards name (zoo entries, or folders of that name).
@@ -55,6 +57,7 @@ class ModelChoice(Config):
     start: str = ""
     backbone: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
+    tie_embeddings: bool | None = None
     train: Literal["all", "head"] = "all"
     codebook_init: bool = False
     compile: bool = False
@@ -69,8 +72,8 @@ class ModelChoice(Config):
         if bool(self.preset) == bool(self.start):
             raise ConfigError("model: give either 'preset' or 'start'")
         if self.start:
-            if self.backbone or self.codebook_init:
-                raise ConfigError(f"model: 'backbone' and 'codebook_init' belong to a preset; {self.start} has its own weights")
+            if self.backbone or self.codebook_init or self.tie_embeddings is not None:
+                raise ConfigError(f"model: 'backbone', 'tie_embeddings' and 'codebook_init' belong to a preset; {self.start} has its own")
             model = from_pretrained(self.start)
             layout.check_same(model.config.layout, self.start)
             if self.head:
@@ -79,6 +82,8 @@ class ModelChoice(Config):
             data = preset(self.preset, layout).to_dict()
             data["backbone"] |= self.backbone
             data["head"] = self.head or data["head"]
+            if self.tie_embeddings is not None:
+                data["tie_embeddings"] = self.tie_embeddings
             model = UnifiedModel.Config.from_dict(data, "model").build()
             if self.codebook_init:
                 start_from_codebooks(model)
@@ -103,9 +108,14 @@ def with_head(model: UnifiedModel, head: dict[str, Any]) -> UnifiedModel:
     return other
 
 
+UNTIED_STD = 0.3
+"""Of the embeddings that start from codebooks, where they are no unembeddings: steps of AdamW are of one size whatever the row's,
+and what many codes have in common should not be lost to the noise of few occurrences."""
+
+
 @torch.no_grad()
 def start_from_codebooks(model: UnifiedModel) -> None:
-    """Sets the embeddings of all codes from their tokenizers' codebooks.
+    """Sets the embeddings and unembeddings of all codes from their tokenizers' codebooks.
 
     Raises:
         VocabMismatch: a tokenizer of that name is not the one that the vocabulary was made with.
@@ -119,8 +129,10 @@ def start_from_codebooks(model: UnifiedModel) -> None:
             raise VocabMismatch(f"{entry.name!r}: its fingerprint is {found}, but the shards were made with {entry.fingerprint}")
         for k in range(len(entry.codebook_sizes)):
             rows = slice(*layout.code_range(entry.modality, k))
-            table = model.embedding.table.weight
-            table[rows] = codebook_embeddings(tokenizer.codebook_vectors(k), table.shape[1]).to(table)
+            vectors = tokenizer.codebook_vectors(k)
+            model.unembedding.weight[rows] = codebook_embeddings(vectors, model.unembedding.weight.shape[1])
+            if not model.config.tie_embeddings:
+                model.embedding.table.weight[rows] = codebook_embeddings(vectors, model.config.backbone.width, UNTIED_STD)
 
 
 class ModelTask:

@@ -27,10 +27,12 @@ class TrainError(MmtpError):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Config):
-    """AdamW and its schedule: linear warm-up, flat, then cosine down to ``final * lr``.
+    """AdamW, Muon for hidden matrices if wanted, and the schedule: linear warm-up, flat, then cosine down to ``final`` of the rates.
 
     Attributes:
         lr: greatest learning rate.
+        muon_lr: greatest learning rate of Muon (orthogonalised momentum; Liu et al. 2025, arXiv 2502.16982, whose scaling makes rates
+            comparable to AdamW's), which then trains the weights of hidden linear layers; 0 leaves all to AdamW.
         betas: AdamW's decay rates.
         weight_decay: on matrices and kernels only, never on norms and biases.
         warmup: steps of warm-up.
@@ -41,6 +43,7 @@ class OptimConfig(Config):
     """
 
     lr: float = 1e-3
+    muon_lr: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     warmup: int = 50
@@ -127,7 +130,7 @@ class Trainer:
     def __init__(self, task: Task, optim: OptimConfig, run: RunConfig, folder: Path, *, progress: bool = True) -> None:
         self.task, self.optim, self.run, self.folder = task, optim, run, Path(folder)
         self.progress = progress
-        self.optimizer = torch.optim.AdamW(parameter_groups(task.module, optim.weight_decay), lr=optim.lr, betas=optim.betas)
+        self.optimizers = build_optimizers(task.module, optim)
         self.average = Average(task.module, optim.ema) if optim.ema else None
         self.step = 0
         self.seconds = 0.0
@@ -167,8 +170,10 @@ class Trainer:
 
     def _advance(self, log: RunLog) -> None:
         began = time.perf_counter()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.optim.lr * self.rate()
+        rate = self.rate()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * rate
         batch = self.task.batch(self.step)
         device = next(self.task.module.parameters()).device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.run.precision == "bfloat16"):
@@ -179,15 +184,17 @@ class Trainer:
                 f"step {self.step}: the loss is {value}; lower optim.lr (now {self.optim.lr:g}) or optim.clip, "
                 f"and remove {self.folder / 'checkpoints'} to start over"
             )
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.task.module.parameters(), self.optim.clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         if self.average:
             self.average.update(self.task.module, self.step)
         self.step += 1
         self.seconds += time.perf_counter() - began
-        record = {"loss": value, **metrics, "grad_norm": norm.item(), "lr": self.optimizer.param_groups[0]["lr"]}
+        record = {"loss": value, **metrics, "grad_norm": norm.item(), "lr": self.optim.lr * rate}
         log.update(self.step, record, write=self.step % self.run.log_every == 0, left=self._seconds_left(), done=self._done())
 
     def rate(self) -> float:
@@ -226,7 +233,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "module": self.task.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average.module.state_dict() if self.average else None,
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -235,7 +242,8 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         self.step, self.seconds = state["step"], state["seconds"]
         self.task.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         if self.average:
             self.average.module.load_state_dict(state["average"])
         torch.set_rng_state(state["rng"])
@@ -243,11 +251,26 @@ class Trainer:
             torch.cuda.set_rng_state_all(state["rng_cuda"])
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and kernels with weight decay, norms and biases without."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
+def build_optimizers(module: nn.Module, optim: OptimConfig) -> list[torch.optim.Optimizer]:
+    """AdamW over all parameters that train, or over what Muon leaves to it."""
+    matrices = hidden_matrices(module) if optim.muon_lr else []
+    taken = set(map(id, matrices))
+    rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": optim.weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return [group for group in groups if group["params"]]
+    groups = [group for group in groups if group["params"]]
+    found: list[torch.optim.Optimizer] = []
+    if groups:
+        found.append(torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas))
+    if matrices:
+        muon = torch.optim.Muon(matrices, lr=optim.muon_lr, weight_decay=optim.weight_decay, adjust_lr_fn="match_rms_adamw")
+        found.append(muon)
+    return found
+
+
+def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """Weights of linear layers between hidden states. Embeddings and unembeddings are none: their rows belong to single ids."""
+    linear = (layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and name != "unembedding")
+    return [layer.weight for layer in linear if layer.weight.requires_grad]

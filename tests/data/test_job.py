@@ -106,6 +106,17 @@ def test_flips_are_further_documents(pictures: Path, tmp_path: Path, tokenizers:
     assert (outcome.totals.ok, outcome.totals.rows) == (24, 24 * 4)
 
 
+def test_shifts_are_moved_copies(pictures: Path, tmp_path: Path, tokenizers: dict[str, Path]) -> None:
+    config = TokenizeConfig(size=(32, 32), shifts=2)
+    outcome = make(pictures, tmp_path / "out", tokenizers, config=config, text=None)
+    assert (outcome.totals.ok, outcome.totals.rows) == (25, 25 * 3)
+    make(pictures, tmp_path / "again", tokenizers, config=config, text=None)
+    rows, again = ({row.key: row.tokens.tolist() for row in ShardDataset(tmp_path / name)} for name in ("out", "again"))
+    assert rows == again
+    # Random offsets may be 0; some of 50 are not.
+    assert sum(rows[f"{key[:-2]}#0"] != tokens for key, tokens in rows.items() if not key.endswith("#0")) > 25
+
+
 def test_labels_that_do_not_fit_go_to_quarantine(pictures: Path, tmp_path: Path, tokenizers: dict[str, Path]) -> None:
     (pictures / "a/00.txt").unlink()
     (pictures / "a/02.json").write_text('{"questions": [["only a question"]]}')

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mmtp.train import checkpoint
-from mmtp.train.trainer import Average, OptimConfig, RunConfig, Trainer, TrainError, parameter_groups
+from mmtp.train.trainer import Average, OptimConfig, RunConfig, Trainer, TrainError, build_optimizers, hidden_matrices
 
 TINY = Path(__file__).with_name("tiny.py")
 _SPEC = importlib.util.spec_from_file_location("tiny", TINY)
@@ -137,9 +137,38 @@ def test_bfloat16_forward_keeps_float32_weights(tmp_path):
 def test_weight_decay_spares_norms_and_biases():
     module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
     module[0].weight.requires_grad_(True)
-    decayed, spared = parameter_groups(module, 0.1)
+    (adamw,) = build_optimizers(module, OptimConfig(weight_decay=0.1))
+    decayed, spared = adamw.param_groups
     assert [p.shape for p in decayed["params"]] == [(3, 3)]
     assert (decayed["weight_decay"], spared["weight_decay"], len(spared["params"])) == (0.1, 0.0, 3)
+
+
+def test_muon_takes_the_hidden_matrices_only():
+    module = torch.nn.ModuleDict({"table": torch.nn.Embedding(5, 4), "inner": torch.nn.Linear(4, 6), "unembedding": torch.nn.Linear(4, 5)})
+    module["frozen"] = torch.nn.Linear(4, 4)
+    module["frozen"].requires_grad_(False)
+    adamw, muon = build_optimizers(module, OptimConfig(lr=1e-3, muon_lr=2e-3))
+    assert [p is module["inner"].weight for p in muon.param_groups[0]["params"]] == [True]
+    assert hidden_matrices(module)[0] is module["inner"].weight
+    others = [p for group in adamw.param_groups for p in group["params"]]
+    assert {tuple(p.shape) for p in others} == {(5, 4), (6,), (5,)} and len(others) == 4
+    assert (adamw.defaults["lr"], muon.defaults["lr"]) == (1e-3, 2e-3)
+
+
+def test_muon_learns_and_resumes_to_the_same_losses(tmp_path):
+    optim = OptimConfig(lr=1e-2, muon_lr=1e-2, warmup=3)
+
+    def run(folder: Path, poison_at: int = -1) -> None:
+        trainer = Trainer(tiny.TinyTask(), optim, RunConfig(steps=60, batch=8, log_every=1, checkpoint_every=20), folder, progress=False)
+        trainer.task.poison_at = poison_at
+        trainer.fit()
+
+    run(tmp_path / "whole")
+    with pytest.raises(TrainError, match="step 33"):
+        run(tmp_path / "stopped", poison_at=33)
+    run(tmp_path / "stopped")
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "whole")[60] < 0.6 * losses(tmp_path / "whole")[1]
 
 
 def test_average_follows_early_and_smooths_later():
