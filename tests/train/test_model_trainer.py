@@ -156,3 +156,22 @@ def test_overrides_of_a_preset_reach_the_model() -> None:
     assert model.head.mtp_depth == 0
     with pytest.raises(ConfigError, match="has its own"):
         ModelChoice(start="somewhere", backbone={"depth": 3}).model(LAYOUT)
+
+
+def test_codes_that_look_alike_begin_alike() -> None:
+    from mmtp.stream.vocab import VocabLayout
+    from mmtp.types import Modality
+
+    tokenizers = {name: from_pretrained(name) for name in ("text-bpe-4k", "image-fsq-f8")}
+    layout = VocabLayout.of(tokenizers)
+    low, high = layout.code_range(Modality.IMAGE)
+    vectors = tokenizers["image-fsq-f8"].codebook_vectors()
+    near, far = (torch.cdist(vectors[:1], vectors)[0].topk(2, largest=largest).indices[-1] for largest in (False, True))
+    tied = ModelChoice(preset="tiny", codebook_init=True).model(layout)
+    untied = ModelChoice(preset="tiny", codebook_init=True, tie_embeddings=False).model(layout)
+    assert tied.unembedding is tied.embedding.table and untied.unembedding is not untied.embedding.table
+    for table in (tied.embedding.table, untied.embedding.table, untied.unembedding):
+        codes = table.weight[low:high]
+        assert torch.dist(codes[0], codes[near]) < 0.7 * torch.dist(codes[0], codes[far])
+    with pytest.raises(ConfigError, match="belong to a preset"):
+        ModelChoice(start="somewhere", tie_embeddings=False).model(layout)
