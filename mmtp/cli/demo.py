@@ -102,7 +102,7 @@ class Demo:
         from mmtp.eval.showcase import reconstructions
         from mmtp.types import MmtpError
 
-        config = TokenizeConfig(tasks=("vqa", "draw"), questions_per_document=4)
+        config = TokenizeConfig(tasks=("caption", "vqa", "draw"), questions_per_document=4)
         rows = []
         for split in ("train", "test"):
             with progress_bar(f"tokenizing the {split} pictures", "pictures") as bar:

@@ -29,6 +29,8 @@ class LossConfig(mmtp.config.Config):
         mtp_weight: beta, weight of the draft heads.
         mtp_decay: weight of offset k is ``mtp_decay ** k``.
         z_weight: pulls the log-normaliser to 0 (PaLM, section 5).
+        inputs: media that are predicted where they are input as well, such as the picture before a question: so every document teaches
+            what pictures look like, not only those that end in one. The codes in question cost a forward pass in any case.
         detach: draft heads read the backbone's states, embedding and unembedding without sending gradients into them.
         chunk_rows: rows whose logits are in memory at a time.
     """
@@ -37,8 +39,14 @@ class LossConfig(mmtp.config.Config):
     mtp_weight: float = 0.3
     mtp_decay: float = 0.8
     z_weight: float = 1e-5
+    inputs: tuple[str, ...] = ()
     detach: bool = True
     chunk_rows: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in (*self.modality_weights, *self.inputs):
+            if name not in set(Modality):
+                raise mmtp.config.ConfigError(f"loss: {name!r} is no modality; there are {', '.join(Modality)}")
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ def unified_loss(
         layout: gives each slot's legal ids.
         config: weights.
     """
-    plan = _plan(batch, layout, len(states))
+    plan = _plan(batch, layout, len(states), config.inputs)
     counts: dict[tuple[Modality, int], int] = defaultdict(int)
     for item in plan:
         counts[item.modality, item.offset] += len(item.rows)
@@ -104,15 +112,19 @@ class _Item:
     correct: int = 0
 
 
-def _plan(batch: Batch, layout: VocabLayout, num_offsets: int) -> list[_Item]:
+def _plan(batch: Batch, layout: VocabLayout, num_offsets: int, inputs: tuple[str, ...]) -> list[_Item]:
     """Groups every target by (offset, slot)."""
     items = []
     s = batch.tokens.shape[1]
+    predicted = batch.loss_mask
+    if inputs:
+        of_input = torch.tensor([slot.modality in inputs for slot in layout.slots], device=predicted.device)
+        predicted = predicted | of_input[batch.slots]
     for offset in range(num_offsets):
         ahead = offset + 1
         if ahead >= s:
             continue
-        same = (batch.document_ids[:, ahead:] == batch.document_ids[:, :-ahead]) & batch.loss_mask[:, ahead:]
+        same = (batch.document_ids[:, ahead:] == batch.document_ids[:, :-ahead]) & predicted[:, ahead:]
         rows, columns = same.nonzero(as_tuple=True)
         slots = batch.slots[rows, columns + ahead]
         targets = batch.tokens[rows, columns + ahead]

@@ -1,5 +1,7 @@
 """Convolutional blocks whose output at a pixel depends on its neighbourhood only, never on statistics of the whole picture."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -26,7 +28,7 @@ class ChannelNorm(nn.Module):
 class Conv(nn.Conv2d):
     """A convolution that keeps the size: kernel 3 over the neighbourhood, or kernel 1 at each pixel by itself."""
 
-    def __init__(self, inputs: int, outputs: int, *, kernel: int = 3, padding_mode: str = "zeros") -> None:
+    def __init__(self, inputs: int, outputs: int, *, kernel: int = 3, padding_mode: Literal["zeros", "replicate"] = "zeros") -> None:
         super().__init__(inputs, outputs, kernel, padding=kernel // 2, padding_mode=padding_mode)
 
 

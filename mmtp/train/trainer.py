@@ -272,5 +272,5 @@ def build_optimizers(module: nn.Module, optim: OptimConfig) -> list[torch.optim.
 
 def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
     """Weights of linear layers between hidden states. Embeddings and unembeddings are none: their rows belong to single ids."""
-    linear = (layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and name != "unembedding")
-    return [layer.weight for layer in linear if layer.weight.requires_grad]
+    layers = (layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and name != "unembedding")
+    return [weight for layer in layers for weight in layer.parameters(recurse=False) if weight.ndim == 2 and weight.requires_grad]

@@ -1,8 +1,11 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmtp.config import ConfigError
 from mmtp.models.loss import LossConfig, _plan, unified_loss
 from mmtp.stream.vocab import MediaEntry, VocabLayout
 from mmtp.testing.memory import PeakMemory
@@ -20,7 +23,8 @@ def blackboard_loss(states: list[Tensor], unembedding: Tensor, packed: Batch, la
             for t in range(packed.tokens.shape[1] - offset - 1):
                 goal = t + offset + 1
                 slot = layout.slots[int(packed.slots[b, goal])]
-                if packed.document_ids[b, t] != packed.document_ids[b, goal] or not packed.loss_mask[b, goal] or slot.size == 1:
+                predicted = packed.loss_mask[b, goal] or slot.modality in config.inputs
+                if packed.document_ids[b, t] != packed.document_ids[b, goal] or not predicted or slot.size == 1:
                     continue
                 ids = torch.tensor([i for lo, hi in slot.generable for i in range(lo, hi)])
                 logits = weight[ids] @ state[b, t]
@@ -35,9 +39,11 @@ def blackboard_loss(states: list[Tensor], unembedding: Tensor, packed: Batch, la
 
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("chunk_rows", [7, 1024])
-def test_equals_the_blackboard_in_value_and_gradients(detach: bool, chunk_rows: int) -> None:
-    config = LossConfig(modality_weights={"image": 0.5}, z_weight=0.01, detach=detach, chunk_rows=chunk_rows)
+@pytest.mark.parametrize("inputs", [(), ("image",)])
+def test_equals_the_blackboard_in_value_and_gradients(detach: bool, chunk_rows: int, inputs: tuple[str, ...]) -> None:
+    config = LossConfig(modality_weights={"image": 0.5}, z_weight=0.01, inputs=inputs, detach=detach, chunk_rows=chunk_rows)
     packed = batch(3, 80)
+    packed.loss_mask[:, ::3] = False
     weight = torch.randn(LAYOUT.size, 16, dtype=torch.float64, requires_grad=True)
     states = [torch.randn(*packed.tokens.shape, 16, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     wanted = blackboard_loss(states, weight, packed, LAYOUT, config)
@@ -48,6 +54,23 @@ def test_equals_the_blackboard_in_value_and_gradients(detach: bool, chunk_rows: 
     torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
     for mine, theirs in zip(found_grads, wanted_grads, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_inputs_are_predicted_where_the_recipe_says_so() -> None:
+    packed = batch(3, 80)
+    packed.loss_mask[0] = False
+    states = [torch.randn(*packed.tokens.shape, 16)]
+    weight = torch.randn(LAYOUT.size, 16)
+    few, many = (unified_loss(states, weight, packed, LAYOUT, LossConfig(inputs=inputs)).counts for inputs in ((), ("image",)))
+    codes = packed.slots == GRAMMAR.layout.slot_index["image.codes.0"]
+    assert many[Modality.IMAGE, 0] == int(codes.sum()) > few[Modality.IMAGE, 0] > 0
+    assert many[Modality.TEXT, 0] == few[Modality.TEXT, 0]
+
+
+@pytest.mark.parametrize("wrong", [{"inputs": ("picture",)}, {"modality_weights": {"picture": 1.0}}])
+def test_unknown_modalities_are_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="'picture' is no modality; there are text, image"):
+        LossConfig(**wrong)
 
 
 def test_counts_every_choice_once_and_leaves_out_what_is_forced() -> None:
@@ -64,7 +87,7 @@ def test_counts_every_choice_once_and_leaves_out_what_is_forced() -> None:
 
 def test_no_target_lies_in_another_document() -> None:
     packed = batch(4, 80)
-    for item in _plan(packed, LAYOUT, 4):
+    for item in _plan(packed, LAYOUT, 4, ()):
         rows = item.rows // packed.tokens.shape[1], item.rows % packed.tokens.shape[1]
         goals = rows[0], rows[1] + item.offset + 1
         assert (packed.document_ids[rows] == packed.document_ids[goals]).all()
