@@ -1,6 +1,7 @@
 """Text, pictures and sound in and out: the only place where tokenizers meet a model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor
 from mmtp.decode.engine import Engine, Generation
 from mmtp.decode.sample import Sampling
 from mmtp.hub import from_pretrained
+from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.grammar import StreamGrammar
-from mmtp.stream.template import Turn, draw_prompt, encode_prompt, text_segment, vqa_prompt
+from mmtp.stream.packing import collate
+from mmtp.stream.template import TEMPLATES, Sample, Turn, draw_prompt, encode_document, encode_prompt, text_segment, vqa_prompt
 from mmtp.stream.vocab import Special, VocabLayout, VocabMismatch
 from mmtp.types import Codes, MmtpError, Modality, Segment
 
@@ -124,8 +127,21 @@ class Pipeline:
         speculative: bool = True,
         max_new_tokens: int = 4352,
         batch_size: int = 24,
+        candidates: int = 1,
     ) -> list[Picture]:
         """Draws a picture per caption.
+
+        Args:
+            captions: what to draw; the person's words are "draw" and the caption.
+            seeds: of the draws; 0, 1, 2, … where none are given.
+            temperature: of sampling; 0 takes the most probable code every time.
+            top_k: sample among so many of the most probable codes; 0 among all.
+            top_p: sample among the most probable codes that make up this share.
+            speculative: several codes per pass; the output is the same.
+            max_new_tokens: limit of a drawing.
+            batch_size: drawings decoded at a time.
+            candidates: draw so many of each caption and keep the one in which the model itself best reads the caption
+                (:meth:`caption_scores`). Seeds of different drawings share no candidate.
 
         Raises:
             PipelineError: the model ended its turn without a picture, or the limit cut it off; names the caption.
@@ -134,7 +150,14 @@ class Pipeline:
         samplings = [Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed) for seed in seeds]
         drawn: list[Picture] = []
         for picture, caption, seed in zip(
-            self.try_draw(captions, samplings, speculative=speculative, max_new_tokens=max_new_tokens, batch_size=batch_size),
+            self.try_draw(
+                captions,
+                samplings,
+                speculative=speculative,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                candidates=candidates,
+            ),
             captions,
             seeds,
             strict=True,
@@ -152,16 +175,33 @@ class Pipeline:
         speculative: bool = True,
         max_new_tokens: int = 4352,
         batch_size: int = 24,
+        candidates: int = 1,
     ) -> list[Picture | None]:
         """As :meth:`draw`; None where the model ended its turn without a picture or the limit cut it off."""
-        drawn: list[Picture | None] = []
-        for start in range(0, len(captions), batch_size):
-            part = slice(start, start + batch_size)
-            prompts = [self.draw_prompt(caption) for caption in captions[part]]
-            finished = self.engine.generate_batch(prompts, samplings[part], max_new_tokens, speculative, stop=(Special.END,))
-            pictures = [self.pictures(generation.tokens) for generation in finished]
-            drawn += [found[0] if found else None for found in pictures]
-        return drawn
+        if candidates < 1:
+            raise PipelineError(f"candidates {candidates}: at least 1 is wanted")
+        asked = [caption for caption in captions for _ in range(candidates)]
+        tries = [replace(s, seed=s.seed * candidates + i) for s in samplings for i in range(candidates)]
+        drawn = self._draw_codes(asked, tries, speculative, max_new_tokens, batch_size)
+        groups = [drawn[start : start + candidates] for start in range(0, len(drawn), candidates)]
+        chosen = [self._best(group, caption) for group, caption in zip(groups, captions, strict=True)]
+        decoded = iter(self._decode([codes for codes in chosen if codes is not None]))
+        return [None if codes is None else next(decoded) for codes in chosen]
+
+    def caption_scores(self, pictures: Sequence[Picture | Segment], captions: Sequence[str]) -> list[float]:
+        """How well the model reads each caption in its picture: log-likelihood of the caption's tokens given the picture, in nats.
+
+        The caption score of CogView's self-reranking (arXiv 2105.13290, section 3.3). It needs a model that was trained on captions.
+        """
+        scores = []
+        for segment, words in zip(self._segments(pictures), captions, strict=True):
+            assert segment is not None, "only questions go without a picture"
+            (document,) = TEMPLATES["caption"](Sample(segment, words), self.encode_text)
+            encoded = encode_document(self.layout, document)
+            with torch.no_grad():
+                batch = collate([(encoded.tokens, encoded.target_mask)], self.grammar, len(encoded.tokens)).to(self.engine.device)
+                scores.append(-self.model.loss(batch, LossConfig()).sums[Modality.TEXT, 0])
+        return scores
 
     def reply(
         self,
@@ -187,7 +227,11 @@ class Pipeline:
         return self._tokenizer(Modality.TEXT).decode_text(ids.tolist())
 
     def pictures(self, tokens: Sequence[int] | Int[np.ndarray, " s"], start: int = 0) -> list[Picture]:
-        """All finished pictures of a stream, decoded.
+        """All finished pictures of a stream, decoded; arguments and errors are those of :meth:`segments`."""
+        return self._decode(self.segments(tokens, start))
+
+    def segments(self, tokens: Sequence[int] | Int[np.ndarray, " s"], start: int = 0) -> list[Segment]:
+        """Codes of all finished pictures of a stream.
 
         Args:
             tokens: a document, or the start of one.
@@ -200,11 +244,32 @@ class Pipeline:
         spans = [
             span for span in self.grammar.spans(array) if span.modality is Modality.IMAGE and not span.continuous and span.start >= start
         ]
-        if not spans:
-            return []
-        codes = [torch.from_numpy(self.grammar.codes(array, span)).unsqueeze(0) for span in spans]
-        lengths = [torch.tensor([span.grid]) for span in spans]
-        return list(self._tokenizer(Modality.IMAGE).decode(Codes.stack([Codes(c, n) for c, n in zip(codes, lengths, strict=True)])))
+        return [Segment(Modality.IMAGE, torch.from_numpy(self.grammar.codes(array, span))) for span in spans]
+
+    def _draw_codes(
+        self, captions: Sequence[str], samplings: Sequence[Sampling], speculative: bool, max_new_tokens: int, batch_size: int
+    ) -> list[Segment | None]:
+        """Codes of the first picture of every reply; None where there is none."""
+        drawn: list[Segment | None] = []
+        for start in range(0, len(captions), batch_size):
+            part = slice(start, start + batch_size)
+            prompts = [self.draw_prompt(caption) for caption in captions[part]]
+            for generation in self.engine.generate_batch(prompts, samplings[part], max_new_tokens, speculative, stop=(Special.END,)):
+                drawn.append(next(iter(self.segments(generation.tokens)), None))
+        return drawn
+
+    def _best(self, drawn: Sequence[Segment | None], caption: str) -> Segment | None:
+        """The drawing in which the model best reads the caption."""
+        finished = [codes for codes in drawn if codes is not None]
+        if len(finished) < 2:
+            return finished[0] if finished else None
+        scores = self.caption_scores(finished, [caption] * len(finished))
+        return finished[scores.index(max(scores))]
+
+    def _decode(self, pictures: Sequence[Segment]) -> list[Picture]:
+        """Pictures of codes, in order."""
+        codes = [Codes(segment.ids.unsqueeze(0), torch.tensor([segment.shape])) for segment in pictures if segment.ids is not None]
+        return list(self._tokenizer(Modality.IMAGE).decode(Codes.stack(codes))) if codes else []
 
     def _segments(self, pictures: Sequence[Picture | Segment | None]) -> list[Segment | None]:
         """Codes of every picture; one that is asked about several times is encoded once."""

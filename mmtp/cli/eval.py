@@ -35,6 +35,7 @@ def eval(
     limit: int | None = None,
     seeds: int = 10,
     temperature: float = 1.0,
+    candidates: int = 1,
     max_tokens: int = 512,
     controls: bool = True,
     batch_size: int = 64,
@@ -57,6 +58,7 @@ def eval(
         limit: only so many questions, pictures or texts.
         seeds: pictures drawn per colour and shape.
         temperature: of drawing.
+        candidates: draw so many pictures for one and let the model keep that in which it best reads the caption.
         max_tokens: limit of a drawing's tokens; one that is not finished by then is wrong.
         controls: leave out the questions without a picture and with another one.
         batch_size: questions at a time.
@@ -66,6 +68,7 @@ def eval(
     Examples:
         mmtp eval vqa vqa-s --at-least 0.98
         mmtp eval draw vqa-s --seeds 10 --json drawings.json
+        mmtp eval draw vqa-s --candidates 8
         mmtp eval parser
         mmtp eval tokenizer image-fsq-f8 --data easy-vqa:test --at-least 30
         mmtp eval tokenizer image-fsq-f8 --data emoji-val.tar --size 64
@@ -79,7 +82,7 @@ def eval(
         raise MmtpError(f"mmtp eval {what}: " + ("takes no name" if name else "name a zoo entry, a folder or a Hub id"))
     measure: dict[str, Callable[[Step], Measured]] = {
         "vqa": lambda bar: _vqa(str(name), limit, controls, batch_size, bar),
-        "draw": lambda bar: _draw(str(name), seeds, temperature, max_tokens, bar),
+        "draw": lambda bar: _draw(str(name), seeds, temperature, candidates, max_tokens, bar),
         "parser": lambda bar: _parser(data or "easy-vqa:test", limit, bar),
         "tokenizer": lambda bar: _tokenizer(str(name), data or "easy-vqa:test", size, limit, bar),
         "text": lambda bar: _text(str(name), data or "easy-vqa:test", limit),
@@ -116,13 +119,21 @@ def _vqa(name: str, limit: int | None, controls: bool, batch_size: int, bar: "St
     return Measured(result.accuracy, [result.table(f"{name}: easy-VQA, test questions answered right")], result.to_dict())
 
 
-def _draw(name: str, seeds: int, temperature: float, max_tokens: int, bar: "Step") -> Measured:
+def _draw(name: str, seeds: int, temperature: float, candidates: int, max_tokens: int, bar: "Step") -> Measured:
     from mmtp.eval.generation import evaluate
     from mmtp.pipeline import Pipeline
 
-    result = evaluate(Pipeline.from_pretrained(name), seeds=seeds, temperature=temperature, max_new_tokens=max_tokens, progress=bar)
-    caption = f"{name}: pictures drawn right at temperature {temperature:g}, {seeds} of each"
-    return Measured(result.accuracy, [result.table(caption)], {**result.to_dict(), "temperature": temperature})
+    result = evaluate(
+        Pipeline.from_pretrained(name),
+        seeds=seeds,
+        temperature=temperature,
+        candidates=candidates,
+        max_new_tokens=max_tokens,
+        progress=bar,
+    )
+    chosen = f", the best of {candidates} by the model's own reading" if candidates > 1 else ""
+    caption = f"{name}: pictures drawn right at temperature {temperature:g}, {seeds} of each{chosen}"
+    return Measured(result.accuracy, [result.table(caption)], {**result.to_dict(), "temperature": temperature, "candidates": candidates})
 
 
 def _parser(data: str, limit: int | None, bar: "Step") -> Measured:

@@ -33,8 +33,8 @@ def tokenize(
         tokenizer: of the medium: a zoo entry, a folder or a Hub id.
         out: folder of the data set.
         text: the text tokenizer, for tasks that write words.
-        task: plain (the medium alone), caption, draw (words, then the picture) or vqa (questions and answers); may be given
-            several times. Without it: plain.
+        task: plain (the medium alone), caption, draw (words, then the picture), vqa (questions and answers) or vqa-blind (the same
+            without the medium); may be given several times. Without it: plain.
         size: bring pictures to WIDTHxHEIGHT, or to a square.
         fit: how: crop cuts evenly what hangs over, stretch changes the proportions.
         questions_per_document: how many of a picture's questions share one document (vqa).

@@ -52,10 +52,10 @@ class TokenizeConfig(Config):
     """How inputs become documents.
 
     Attributes:
-        tasks: templates (``plain``, ``caption``, ``draw``, ``vqa``); each writes its documents of every input that has the labels.
+        tasks: names of :data:`mmtp.stream.template.TEMPLATES`; each writes its documents of every input that has the labels.
         size: (height, width) to bring pictures to; None keeps their own.
         fit: how, see :func:`~mmtp.data.media.decode_image`.
-        questions_per_document: for ``vqa``: how many of a picture's questions share one document.
+        questions_per_document: for ``vqa`` and ``vqa-blind``: how many of a picture's questions share one document.
         flips: mirror images that are written besides each picture: ``horizontal``, ``vertical`` or ``all`` (both, and both at once).
             Their words stay, so this is for pictures in which left and right, above and below are not spoken of.
         shifts: further variants of each picture and mirror image, each moved by up to half a cell of codes along both axes (borders

@@ -26,8 +26,10 @@ Progress = Callable[[int, int], None]
 class Drawer(Protocol):
     """What is evaluated; a pipeline is one."""
 
-    def try_draw(self, captions: Sequence[str], samplings: Sequence[Sampling], *, max_new_tokens: int) -> Sequence[Tensor | None]:
-        """A picture for every caption, RGB in [0, 1]; None where there came none."""
+    def try_draw(
+        self, captions: Sequence[str], samplings: Sequence[Sampling], *, max_new_tokens: int, candidates: int
+    ) -> Sequence[Tensor | None]:
+        """A picture for every caption, RGB in [0, 1], the best of so many candidates; None where there came none."""
         ...
 
 
@@ -126,6 +128,7 @@ def evaluate(
     *,
     seeds: int = 10,
     temperature: float = 1.0,
+    candidates: int = 1,
     max_new_tokens: int = 4352,
     batch_size: int = 24,
     max_seconds: float | None = None,
@@ -137,6 +140,7 @@ def evaluate(
         drawer: what is evaluated. What it does not finish as a picture counts as wrong.
         seeds: pictures per colour and shape; seeds run from 0.
         temperature: of sampling.
+        candidates: drawings among which the drawer chooses itself; it is not told what the judge says of them.
         max_new_tokens: limit of a picture's tokens.
         batch_size: pictures per call of the model; 24 are all colours and shapes once.
         max_seconds: draws no further pictures after so long.
@@ -150,7 +154,7 @@ def evaluate(
             break
         chunk = wanted[start : start + batch_size]
         samplings = [Sampling(temperature=temperature, seed=seed) for _, _, seed in chunk]
-        drawn = drawer.try_draw([f"a {c} {s}" for c, s, _ in chunk], samplings, max_new_tokens=max_new_tokens)
+        drawn = drawer.try_draw([f"a {c} {s}" for c, s, _ in chunk], samplings, max_new_tokens=max_new_tokens, candidates=candidates)
         pictures = [torch.ones(3, 64, 64) if picture is None else picture for picture in drawn]
         drawings += [Drawing(c, s, seed, p, parse(p)) for (c, s, seed), p in zip(chunk, pictures, strict=True)]
         if progress is not None:

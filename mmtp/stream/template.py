@@ -178,19 +178,30 @@ def draw(sample: Sample, encode_text: EncodeText, questions_per_document: int = 
 
 def vqa(sample: Sample, encode_text: EncodeText, questions_per_document: int = 1) -> list[Document]:
     """Questions about the picture, in order, ``questions_per_document`` to a document; only answers are predicted."""
+    return _conversations(sample, sample.picture, encode_text, questions_per_document)
+
+
+def vqa_blind(sample: Sample, encode_text: EncodeText, questions_per_document: int = 1) -> list[Document]:
+    """As `vqa` without the picture. A model that has met a few of these knows how likely answers are by the words alone, so that the
+    control which hides the picture measures just that; else the prompt is unlike any other, and the answer arbitrary.
+    """
+    return _conversations(sample, None, encode_text, questions_per_document)
+
+
+def _conversations(sample: Sample, picture: Segment | None, encode_text: EncodeText, questions_per_document: int) -> list[Document]:
     if questions_per_document < 1:
         raise TemplateError(f"questions_per_document: at least 1 is wanted, {questions_per_document} given")
     documents: list[Document] = []
     for start in range(0, len(sample.questions), questions_per_document):
         turns = []
         for i, (question, answer) in enumerate(sample.questions[start : start + questions_per_document]):
-            turns.append(question_turn(encode_text, question, sample.picture if i == 0 else None))
+            turns.append(question_turn(encode_text, question, picture if i == 0 else None))
             turns.append(Turn("assistant", (text_segment(encode_text, answer, target=True),)))
         documents.append(tuple(turns))
     return documents
 
 
-TEMPLATES: dict[str, Template] = {"plain": plain, "caption": caption, "draw": draw, "vqa": vqa}
+TEMPLATES: dict[str, Template] = {"plain": plain, "caption": caption, "draw": draw, "vqa": vqa, "vqa-blind": vqa_blind}
 
 
 class _Writer:

@@ -15,7 +15,7 @@ def paint(colour: str, shape: str) -> torch.Tensor:
 class Painter:
     """Draws what is asked for, but for one thing that it never learnt, and one picture per seed 1 that it leaves empty."""
 
-    def try_draw(self, captions, samplings, *, max_new_tokens):
+    def try_draw(self, captions, samplings, *, max_new_tokens, candidates):
         out = []
         for caption, seed in zip(captions, [sampling.seed for sampling in samplings], strict=True):
             _, colour, shape = caption.split()
@@ -72,8 +72,8 @@ def test_labelled_pictures_are_read_right_by_the_parser():
 class Stubborn(Painter):
     """Never finishes one of the pictures."""
 
-    def try_draw(self, captions, samplings, *, max_new_tokens):
-        pictures = super().try_draw(captions, samplings, max_new_tokens=max_new_tokens)
+    def try_draw(self, captions, samplings, *, max_new_tokens, candidates):
+        pictures = super().try_draw(captions, samplings, max_new_tokens=max_new_tokens, candidates=candidates)
         return [None if caption == "a green triangle" else picture for caption, picture in zip(captions, pictures, strict=True)]
 
 

@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from mmtp.decode.sample import Sampling
+from mmtp.models.presets import preset
+from mmtp.pipeline import Pipeline, PipelineError
+from mmtp.stream.packing import collate
+from mmtp.stream.template import TEMPLATES, Sample, encode_document
+from mmtp.stream.vocab import VocabLayout, VocabMismatch
+from mmtp.testing.fakes import BlockTokenizer
+from mmtp.tokenizers.text import TextTokenizer
+
+CAPTIONS = ["a red circle", "a blue triangle"]
+
+
+@pytest.fixture
+def tokenizers(block_registered):
+    return {
+        "words": TextTokenizer.train(["draw a red circle", "a blue triangle"] * 4, 280),
+        "blocks": BlockTokenizer.Config(block=16, levels=3).build(),
+    }
+
+
+@pytest.fixture
+def pipeline(tokenizers):
+    torch.manual_seed(0)
+    return Pipeline(preset("tiny", VocabLayout.of(tokenizers, 4)).build(), tokenizers)
+
+
+@pytest.fixture(scope="module")
+def painter():
+    """A model that draws when it is asked to; the other one knows nothing."""
+    return Pipeline.from_pretrained("vqa-s")
+
+
+def picture(seed: int) -> torch.Tensor:
+    return torch.rand(3, 32, 48, generator=torch.Generator().manual_seed(seed))
+
+
+def test_drawings_follow_their_seeds_alone(painter):
+    together = painter.draw(CAPTIONS, [3, 4])
+    alone = [painter.draw([caption], [seed], speculative=False)[0] for caption, seed in zip(CAPTIONS, [3, 4], strict=True)]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def test_the_best_candidate_is_the_one_whose_caption_the_model_reads_best(painter):
+    best = painter.draw(CAPTIONS, [0, 5], candidates=3)
+    for caption, seed, chosen in zip(CAPTIONS, [0, 5], best, strict=True):
+        replies = [painter.reply(f"draw {caption}", sampling=Sampling(seed=3 * seed + i)) for i in range(3)]
+        scores = painter.caption_scores([painter.segments(reply.tokens)[0] for reply in replies], [caption] * 3)
+        assert len(set(scores)) == 3
+        wanted = painter.pictures(replies[scores.index(max(scores))].tokens)[0]
+        torch.testing.assert_close(chosen, wanted, atol=1e-4, rtol=0)
+
+
+def test_caption_scores_are_log_likelihoods(pipeline):
+    (segment,) = pipeline.encode_pictures([picture(0)])
+    document = encode_document(pipeline.layout, TEMPLATES["caption"](Sample(segment, CAPTIONS[0]), pipeline.encode_text)[0])
+    tokens, info = document.tokens.tolist(), pipeline.grammar.analyse(document.tokens, complete=True)
+    wanted = 0.0
+    batch = collate([(document.tokens, document.target_mask)], pipeline.grammar, len(tokens))
+    with torch.no_grad():
+        states = pipeline.model(batch)[0][0]
+    for place in document.target_mask.nonzero()[0]:
+        slot = pipeline.layout.slots[info.slots[place]]
+        ids = torch.tensor([i for low, high in slot.generable for i in range(low, high)])
+        logits = pipeline.model.unembedding.weight[ids].detach() @ states[place - 1]
+        wanted += float(logits.log_softmax(0)[ids == tokens[place]])
+    assert pipeline.caption_scores([segment], [CAPTIONS[0]]) == pytest.approx([wanted], abs=1e-4)
+    assert pipeline.caption_scores([picture(0)], [CAPTIONS[0]]) == pipeline.caption_scores([segment], [CAPTIONS[0]])
+
+
+def test_unfinished_drawings_are_none_or_name_their_caption(pipeline):
+    assert pipeline.try_draw(CAPTIONS, [Sampling(seed=0)] * 2, max_new_tokens=2, candidates=2) == [None, None]
+    with pytest.raises(PipelineError, match="'a red circle': no picture was drawn with seed 0 within 2 tokens"):
+        pipeline.draw(CAPTIONS, max_new_tokens=2)
+    with pytest.raises(PipelineError, match="candidates 0: at least 1 is wanted"):
+        pipeline.draw(CAPTIONS, candidates=0)
+
+
+def test_answers_do_not_depend_on_the_batch(pipeline):
+    pictures, questions = [picture(0), picture(1), None], ["red?", "a circle?", "draw"]
+    assert pipeline.answer(pictures, questions) == pipeline.answer(pictures, questions, batch_size=1)
+
+
+def test_another_tokenizer_is_refused(tokenizers):
+    model = preset("tiny", VocabLayout.of(tokenizers, 4)).build()
+    with pytest.raises(VocabMismatch, match="blocks"):
+        Pipeline(model, tokenizers | {"blocks": BlockTokenizer.Config(block=8, levels=3).build()})
