@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 PICTURES, TEXTS = "image-fsq-f8", "text-bpe-4k"
 FRESH = "fresh"
 CHAPTERS = 7
+TOP_K = 20
+"""Codes to draw with: small models leave some probability with thousands of codes that no picture has at that place."""
 
 
 def demo(*, minutes: float = 4.0, out: Path = Path("runs/demo"), model: str = "vqa-s") -> int:
@@ -187,7 +189,9 @@ class Demo:
     def draw(self, pipelines: "Mapping[str, Pipeline]") -> "dict[str, DrawingResult]":
         """Chapter 4: every colour and shape, judged by a parser that is itself judged."""
         from mmtp.cli.tables import progress_bar, show
+        from mmtp.decode.sample import Sampling
         from mmtp.eval.generation import evaluate, judge, labelled_pictures
+        from mmtp.eval.report import Text
         from mmtp.eval.showcase import drawing_sections, judged_table
 
         real = labelled_pictures("easy-vqa:test", min(1000, max(50, round(100 * self.minutes))))
@@ -195,13 +199,14 @@ class Demo:
             parser = judge(real, progress=bar)
             ceiling = judge(real, self.tokenizers[PICTURES], progress=bar)
         tokens = self.tokenizers[PICTURES].num_tokens((64, 64)) + 16
-        results = {}
+        sampling, limit, results = Sampling(top_k=TOP_K), self._seconds(0.15), {}
         for name, pipeline in pipelines.items():
             with progress_bar(f"{name} draws", "pictures") as bar:
-                results[name] = evaluate(pipeline, max_new_tokens=tokens, max_seconds=self._seconds(0.15), progress=bar)
+                results[name] = evaluate(pipeline, sampling=sampling, max_new_tokens=tokens, max_seconds=limit, progress=bar)
         table = judged_table(results, ceiling, parser)
         show(table.rich())
-        self.sections += [table, *drawing_sections(results)]
+        words = f"Sampled at temperature 1 from the {TOP_K} most probable codes of each cell; one drawing for each seed."
+        self.sections += [table, Text(words), *drawing_sections(results)]
         return results
 
     def decode(self, pipelines: "Mapping[str, Pipeline]") -> "dict[str, DecodingResult]":

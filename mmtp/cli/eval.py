@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from mmtp.cli.tables import Step
+    from mmtp.decode.sample import Sampling
     from mmtp.eval.report import Table
 
 What = Literal["vqa", "draw", "tokenizer", "text", "parser"]
@@ -35,6 +36,8 @@ def eval(
     limit: int | None = None,
     seeds: int = 10,
     temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
     candidates: int = 1,
     max_tokens: int = 512,
     controls: bool = True,
@@ -58,6 +61,8 @@ def eval(
         limit: only so many questions, pictures or texts.
         seeds: pictures drawn per colour and shape.
         temperature: of drawing.
+        top_k: draw with so many of the most probable codes; 0 with all.
+        top_p: draw with the most probable codes that make up this share.
         candidates: draw so many pictures for one and let the model keep that in which it best reads the caption.
         max_tokens: limit of a drawing's tokens; one that is not finished by then is wrong.
         controls: leave out the questions without a picture and with another one.
@@ -68,7 +73,7 @@ def eval(
     Examples:
         mmtp eval vqa vqa-s --at-least 0.98
         mmtp eval draw vqa-s --seeds 10 --json drawings.json
-        mmtp eval draw vqa-s --candidates 8
+        mmtp eval draw vqa-s --top-k 20 --candidates 8
         mmtp eval parser
         mmtp eval tokenizer image-fsq-f8 --data easy-vqa:test --at-least 30
         mmtp eval tokenizer image-fsq-f8 --data emoji-val.tar --size 64
@@ -76,13 +81,15 @@ def eval(
     """
     from mmtp.cli import CHECK_FAILED
     from mmtp.cli.tables import progress_bar, show
+    from mmtp.decode.sample import Sampling
     from mmtp.types import MmtpError
 
     if (name is None) != (what == "parser"):
         raise MmtpError(f"mmtp eval {what}: " + ("takes no name" if name else "name a zoo entry, a folder or a Hub id"))
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     measure: dict[str, Callable[[Step], Measured]] = {
         "vqa": lambda bar: _vqa(str(name), limit, controls, batch_size, bar),
-        "draw": lambda bar: _draw(str(name), seeds, temperature, candidates, max_tokens, bar),
+        "draw": lambda bar: _draw(str(name), seeds, sampling, candidates, max_tokens, bar),
         "parser": lambda bar: _parser(data or "easy-vqa:test", limit, bar),
         "tokenizer": lambda bar: _tokenizer(str(name), data or "easy-vqa:test", size, limit, bar),
         "text": lambda bar: _text(str(name), data or "easy-vqa:test", limit),
@@ -119,21 +126,16 @@ def _vqa(name: str, limit: int | None, controls: bool, batch_size: int, bar: "St
     return Measured(result.accuracy, [result.table(f"{name}: easy-VQA, test questions answered right")], result.to_dict())
 
 
-def _draw(name: str, seeds: int, temperature: float, candidates: int, max_tokens: int, bar: "Step") -> Measured:
+def _draw(name: str, seeds: int, sampling: "Sampling", candidates: int, max_tokens: int, bar: "Step") -> Measured:
     from mmtp.eval.generation import evaluate
     from mmtp.pipeline import Pipeline
 
-    result = evaluate(
-        Pipeline.from_pretrained(name),
-        seeds=seeds,
-        temperature=temperature,
-        candidates=candidates,
-        max_new_tokens=max_tokens,
-        progress=bar,
-    )
-    chosen = f", the best of {candidates} by the model's own reading" if candidates > 1 else ""
-    caption = f"{name}: pictures drawn right at temperature {temperature:g}, {seeds} of each{chosen}"
-    return Measured(result.accuracy, [result.table(caption)], {**result.to_dict(), "temperature": temperature, "candidates": candidates})
+    pipeline = Pipeline.from_pretrained(name)
+    result = evaluate(pipeline, seeds=seeds, sampling=sampling, candidates=candidates, max_new_tokens=max_tokens, progress=bar)
+    settings = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p, "candidates": candidates}
+    said = ", ".join(f"{key.replace('_', '-')} {value:g}" for key, value in settings.items())
+    table = result.table(f"{name}: pictures drawn right, {seeds} of each; {said}")
+    return Measured(result.accuracy, [table], {**result.to_dict(), **settings})
 
 
 def _parser(data: str, limit: int | None, bar: "Step") -> Measured:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Protocol, runtime_checkable
 
@@ -127,7 +127,7 @@ def evaluate(
     drawer: Drawer,
     *,
     seeds: int = 10,
-    temperature: float = 1.0,
+    sampling: Sampling | None = None,
     candidates: int = 1,
     max_new_tokens: int = 4352,
     batch_size: int = 24,
@@ -139,7 +139,7 @@ def evaluate(
     Args:
         drawer: what is evaluated. What it does not finish as a picture counts as wrong.
         seeds: pictures per colour and shape; seeds run from 0.
-        temperature: of sampling.
+        sampling: temperature and truncation, temperature 1 where it is not given; the seeds are set here.
         candidates: drawings among which the drawer chooses itself; it is not told what the judge says of them.
         max_new_tokens: limit of a picture's tokens.
         batch_size: pictures per call of the model; 24 are all colours and shapes once.
@@ -153,7 +153,7 @@ def evaluate(
         if start and max_seconds is not None and time.monotonic() - began > max_seconds:
             break
         chunk = wanted[start : start + batch_size]
-        samplings = [Sampling(temperature=temperature, seed=seed) for _, _, seed in chunk]
+        samplings = [replace(sampling or Sampling(), seed=seed) for _, _, seed in chunk]
         drawn = drawer.try_draw([f"a {c} {s}" for c, s, _ in chunk], samplings, max_new_tokens=max_new_tokens, candidates=candidates)
         pictures = [torch.ones(3, 64, 64) if picture is None else picture for picture in drawn]
         drawings += [Drawing(c, s, seed, p, parse(p)) for (c, s, seed), p in zip(chunk, pictures, strict=True)]
