@@ -201,7 +201,7 @@ class Engine:
             last = len(window) - len(row.drafts) - 1
             for j, state in enumerate(row.draft_states if window else []):
                 wanted.append((row, last + j, state.slot, len(row.tokens) + j))
-        chosen = iter(self.pick(self.model.backbone.norm, hidden, wanted))
+        chosen = iter(self.pick(self.model.backbone.norm, hidden, wanted, self.exact))
         counts = []
         for row, window in zip(rows, windows, strict=True):
             truths = [next(chosen) for _ in row.draft_states] if window else []
@@ -231,13 +231,14 @@ class Engine:
         row.noise.forget_before(len(row.tokens))
         return kept
 
-    def pick(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[tuple[_Row, int, int, int]]) -> list[int]:
+    def pick(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[tuple[_Row, int, int, int]], exact: bool = False) -> list[int]:
         """Chooses a token at every wanted place; logits are taken over each slot's legal ids alone.
 
         Args:
             norm: applied to the states first.
             hidden: states of the pass.
             wanted: (row, index into the pass, slot, place in the stream).
+            exact: take at least as many rows at a time as make the kernels agree; drafts need not.
         """
         tokens = [0] * len(wanted)
         by_slot: dict[int, list[int]] = defaultdict(list)
@@ -248,18 +249,14 @@ class Engine:
                 tokens[i] = forced
         for slot, members in by_slot.items():
             states = norm(hidden[[wanted[i][0].index for i in members], [wanted[i][1] for i in members]])
-            logits = iter(self.logits(self._padded(states), slot).split(1))
+            missing = max(0, MIN_EXACT_WIDTH - len(members)) if exact else 0
+            logits = iter(self.logits(torch.nn.functional.pad(states, (0, 0, 0, missing)), slot).split(1))
             for row, group in groupby(members, key=lambda i: wanted[i][0]):
                 own = list(group)
                 scores = torch.cat([next(logits) for _ in own])
                 for i, local in zip(own, choose(scores, row.sampling, row.noise, [wanted[i][3] for i in own]), strict=True):
                     tokens[i] = self.logits.token(slot, local)
         return tokens
-
-    def _padded(self, states: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
-        """In exact mode, at least as many rows as make the kernels agree."""
-        missing = MIN_EXACT_WIDTH - states.shape[0] if self.exact else 0
-        return torch.nn.functional.pad(states, (0, 0, 0, missing)) if missing > 0 else states
 
     def tensor(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, device=self.device)
