@@ -37,7 +37,7 @@ def tokenize(
             without the medium); may be given several times. Without it: plain.
         size: bring pictures to WIDTHxHEIGHT, or to a square.
         fit: how: crop cuts evenly what hangs over, stretch changes the proportions.
-        questions_per_document: how many of a picture's questions share one document (vqa).
+        questions_per_document: how many of a picture's questions share one document (vqa, vqa-blind).
         flips: write mirror images besides each picture, with the same words.
         shifts: write so many slightly moved copies besides each picture and mirror image, with the same words.
         max_dim: greatest number of cells along one side of a grid.
