@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmtp.decode.engine import Engine, Generation
+from mmtp.decode.engine import Engine
 from mmtp.decode.sample import Sampling
+from mmtp.decode.stats import Generation
 from mmtp.hub import from_pretrained
 from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel
@@ -124,6 +125,7 @@ class Pipeline:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        guidance: float = 1.0,
         speculative: bool = True,
         max_new_tokens: int = 4352,
         batch_size: int = 24,
@@ -137,6 +139,7 @@ class Pipeline:
             temperature: of sampling; 0 takes the most probable code every time.
             top_k: sample among so many of the most probable codes; 0 among all.
             top_p: sample among the most probable codes that make up this share.
+            guidance: scale of classifier-free guidance; above 1 the words weigh more, 1 is off. It doubles the work of a pass.
             speculative: several codes per pass; the output is the same.
             max_new_tokens: limit of a drawing.
             batch_size: drawings decoded at a time.
@@ -147,7 +150,7 @@ class Pipeline:
             PipelineError: the model ended its turn without a picture, or the limit cut it off; names the caption.
         """
         seeds = seeds or range(len(captions))
-        samplings = [Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed) for seed in seeds]
+        samplings = [Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed) for seed in seeds]
         drawn: list[Picture] = []
         for picture, caption, seed in zip(
             self.try_draw(

@@ -11,6 +11,7 @@ def bench(
     *,
     prompts: int = 200,
     temperature: list[float] | None = None,
+    guidance: float = 1.0,
     repeats: int = 1,
     exact: bool = True,
     threads: int | None = None,
@@ -29,6 +30,7 @@ def bench(
         model: zoo entry, folder or Hub id.
         prompts: how many.
         temperature: of sampling, 0 is greedy; may be given several times; without it 0 and 1.
+        guidance: scale of classifier-free guidance inside pictures, of both ways; 1 is off.
         repeats: timings of each way per prompt; the median counts.
         exact: let plain decoding run its own single-row kernels; by default both ways run the same kernels on the same shapes, and
             only so is output promised to be equal bit for bit.
@@ -46,6 +48,7 @@ def bench(
     from mmtp.cli import CHECK_FAILED
     from mmtp.cli.eval import write_json
     from mmtp.cli.tables import progress_bar, show
+    from mmtp.decode.sample import Sampling
     from mmtp.eval.decoding import compare, easy_vqa_prompts
     from mmtp.pipeline import Pipeline
 
@@ -54,7 +57,9 @@ def bench(
     pipeline = Pipeline.from_pretrained(model, exact=exact)
     temperatures = tuple(temperature or (0.0, 1.0))
     with progress_bar("decoding both ways", "prompts") as bar:
-        result = compare(pipeline.engine, easy_vqa_prompts(pipeline, prompts), temperatures=temperatures, repeats=repeats, progress=bar)
+        asked = easy_vqa_prompts(pipeline, prompts)
+        sampling = Sampling(guidance=guidance)
+        result = compare(pipeline.engine, asked, sampling, temperatures=temperatures, repeats=repeats, progress=bar)
     kernels = "same kernels" if exact else "single-row kernels for plain decoding"
     show(
         result.table(f"{model}: plain and speculative decoding in turn, {torch.get_num_threads()} threads, {kernels}").rich(),
@@ -62,7 +67,13 @@ def bench(
     )
     ratio = result.of("picture").speedup
     if json is not None:
-        settings = {"model": model, "exact": exact, "threads": torch.get_num_threads(), "device": str(pipeline.engine.device)}
+        settings = {
+            "model": model,
+            "exact": exact,
+            "guidance": guidance,
+            "threads": torch.get_num_threads(),
+            "device": str(pipeline.engine.device),
+        }
         write_json(json, {"bench": what, **settings, "picture_speedup": round(ratio, 3), **result.to_dict()})
     if exact and not result.all_equal:
         print("speculative output differs from plain output")

@@ -38,6 +38,7 @@ def eval(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    guidance: float = 1.0,
     candidates: int = 1,
     max_tokens: int = 512,
     controls: bool = True,
@@ -63,6 +64,7 @@ def eval(
         temperature: of drawing.
         top_k: draw with so many of the most probable codes; 0 with all.
         top_p: draw with the most probable codes that make up this share.
+        guidance: scale of classifier-free guidance of drawing; 1 is off.
         candidates: draw so many pictures for one and let the model keep that in which it best reads the caption.
         max_tokens: limit of a drawing's tokens; one that is not finished by then is wrong.
         controls: leave out the questions without a picture and with another one.
@@ -86,7 +88,7 @@ def eval(
 
     if (name is None) != (what == "parser"):
         raise MmtpError(f"mmtp eval {what}: " + ("takes no name" if name else "name a zoo entry, a folder or a Hub id"))
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
     measure: dict[str, Callable[[Step], Measured]] = {
         "vqa": lambda bar: _vqa(str(name), limit, controls, batch_size, bar),
         "draw": lambda bar: _draw(str(name), seeds, sampling, candidates, max_tokens, bar),
@@ -132,7 +134,7 @@ def _draw(name: str, seeds: int, sampling: "Sampling", candidates: int, max_toke
 
     pipeline = Pipeline.from_pretrained(name)
     result = evaluate(pipeline, seeds=seeds, sampling=sampling, candidates=candidates, max_new_tokens=max_tokens, progress=bar)
-    settings = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p, "candidates": candidates}
+    settings = {key: getattr(sampling, key) for key in ("temperature", "top_k", "top_p", "guidance")} | {"candidates": candidates}
     said = ", ".join(f"{key.replace('_', '-')} {value:g}" for key, value in settings.items())
     table = result.table(f"{name}: pictures drawn right, {seeds} of each; {said}")
     return Measured(result.accuracy, [table], {**result.to_dict(), **settings})

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmtp.decode.engine import Generation
+    from mmtp.decode.stats import Generation
 
 
 def generate(
@@ -19,6 +19,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    guidance: float = 1.0,
     max_new_tokens: int = 4352,
     size: str | None = None,
     plain: bool = False,
@@ -39,6 +40,7 @@ def generate(
         temperature: 0 takes the most probable token every time.
         top_k: choose among so many of the most probable tokens; 0 among all.
         top_p: choose among the most probable tokens that make up this share.
+        guidance: scale of classifier-free guidance inside pictures; above 1 the words weigh more, 1 is off.
         max_new_tokens: limit of the answer.
         size: bring given pictures to WIDTHxHEIGHT, or to a square.
         plain: one token per pass, without drafts; the output is the same.
@@ -52,8 +54,8 @@ def generate(
     """
     from mmtp.cli.tokenize import parse_size
     from mmtp.data.media import contact_sheet, encode_png, read_image
-    from mmtp.decode.engine import Generation
     from mmtp.decode.sample import Sampling
+    from mmtp.decode.stats import Generation
     from mmtp.pipeline import Pipeline
     from mmtp.types import MmtpError
 
@@ -66,7 +68,7 @@ def generate(
     pipeline = Pipeline.from_pretrained(model, exact=exact)
     drawn, replies = [], list[Generation]()
     for i in range(n):
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed + i)
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed + i)
         reply = pipeline.reply(prompt, pictures, sampling=sampling, max_new_tokens=max_new_tokens, speculative=not plain)
         replies.append(reply)
         drawn += pipeline.pictures(reply.tokens, reply.prompt_length)

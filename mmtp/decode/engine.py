@@ -9,12 +9,14 @@ same loop with no drafts.
 Rounding can differ between matrix kernels for one row and for several. In *exact* mode every pass is padded to one width, plain
 or speculative, so both run the same kernels on the same shapes and the promise holds bit for bit. Outside of it plain decoding
 uses single-row kernels: faster, and equal up to ties within rounding.
+
+A guided row (classifier-free guidance) carries a second row of the batch, its unconditional branch, which reads the same tokens
+and drafts. Both sides are mixed before any choice, of drafts as of true tokens: so guidance costs rows, and nothing of the promise.
 """
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -23,9 +25,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmtp.decode.cache import KVCache
-from mmtp.decode.sample import Noise, Sampling, choose
+from mmtp.decode.rows import Choice, Lane, Row
+from mmtp.decode.sample import Sampling, choose
+from mmtp.decode.stats import Generation
 from mmtp.decode.step import SlotLogits, Step
-from mmtp.stream.grammar import GrammarState, StreamGrammar
+from mmtp.stream.grammar import StreamGrammar
 from mmtp.types import MmtpError
 
 MIN_EXACT_WIDTH = 4  # from four rows on, matrix kernels give each row the same result whatever the number of rows
@@ -33,86 +37,6 @@ MIN_EXACT_WIDTH = 4  # from four rows on, matrix kernels give each row the same 
 
 class DecodeError(MmtpError):
     """A request that cannot be decoded: names the row and what to change."""
-
-
-@dataclass
-class DecodeStats:
-    """What a generation cost. Keys are (modality of the drafted token, offset from 1).
-
-    Attributes:
-        per_pass: tokens that each pass of the backbone produced, the prompt's first.
-        seconds: wall-clock time.
-        drafted: drafts proposed.
-        accepted: drafts that stood, with all drafts before them.
-    """
-
-    per_pass: list[int] = field(default_factory=list)
-    seconds: float = 0.0
-    drafted: Counter[tuple[str, int]] = field(default_factory=Counter)
-    accepted: Counter[tuple[str, int]] = field(default_factory=Counter)
-
-    @property
-    def generated(self) -> int:
-        """Tokens produced."""
-        return sum(self.per_pass)
-
-    @property
-    def passes(self) -> int:
-        """Passes of the backbone that produced them."""
-        return len(self.per_pass)
-
-    @property
-    def tokens_per_pass(self) -> float:
-        return self.generated / max(1, self.passes)
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A finished row.
-
-    Attributes:
-        tokens: the prompt and what follows it.
-        prompt_length: where the new tokens begin.
-        stats: of this row; ``seconds`` are those of its batch.
-    """
-
-    tokens: list[int]
-    prompt_length: int
-    stats: DecodeStats
-
-    @property
-    def new_tokens(self) -> list[int]:
-        return self.tokens[self.prompt_length :]
-
-
-class _Row:
-    """One request on its way."""
-
-    def __init__(self, grammar: StreamGrammar, index: int, prefix: Sequence[int], sampling: Sampling, limit: int) -> None:
-        self.index = index
-        self.sampling = sampling
-        self.noise = Noise(sampling.seed)
-        self.state = grammar.begin()
-        self.tokens: list[int] = []
-        self.positions: list[tuple[int, int, int]] = []
-        for token in prefix:
-            self.positions.append(self.state.push(token))
-            self.tokens.append(token)
-        self.end = len(prefix) + limit
-        self.done = limit == 0 or self.state.done
-        self.stats = DecodeStats()
-        self.forget_drafts()
-
-    def forget_drafts(self) -> None:
-        self.drafts: list[int] = []
-        self.draft_positions: list[tuple[int, int, int]] = []
-        self.draft_states: list[GrammarState] = [self.state]  # [j]: the state after j drafts
-
-    def push(self, token: int, stop: Collection[int]) -> None:
-        """Keeps a token for good."""
-        self.positions.append(self.state.push(token))
-        self.tokens.append(token)
-        self.done = token in stop or self.state.done or len(self.tokens) >= self.end
 
 
 class Engine:
@@ -170,14 +94,20 @@ class Engine:
             if not prefix:
                 raise DecodeError(f"row {i}: the prefix is empty; a stream starts with <bos>")
         begun = time.perf_counter()
-        rows = [_Row(self.grammar, i, p, s, max_new_tokens) for i, (p, s) in enumerate(zip(prefixes, samplings, strict=True))]
+        guided = [i for i, sampling in enumerate(samplings) if sampling.guidance != 1]
+        branch_index = {i: len(prefixes) + n for n, i in enumerate(guided)}
+        rows = [
+            Row(self.grammar, i, p, s, max_new_tokens, branch_index.get(i, -1))
+            for i, (p, s) in enumerate(zip(prefixes, samplings, strict=True))
+        ]
+        lanes: list[Lane] = [*rows, *(row.branch for row in rows if row.branch is not None)]
         depth = self.model.head.mtp_depth if speculative else 0
         width = max(MIN_EXACT_WIDTH, self.model.head.mtp_depth + 1) if self.exact else 0
         capacity = max((len(p) for p in prefixes), default=0) + max_new_tokens + max(depth + 1, width)
-        cache = self._cache(self.model.config.backbone.depth, len(rows), capacity)
-        drafter = Drafter(self, self._cache(self.model.head.num_caches, len(rows), capacity), depth) if depth else None
+        cache = self._cache(self.model.config.backbone.depth, len(lanes), capacity)
+        drafter = Drafter(self, self._cache(self.model.head.num_caches, len(lanes), capacity), depth) if depth else None
         while not all(row.done for row in rows):
-            self._round(rows, cache, drafter, width, stop)
+            self._round(rows, lanes, cache, drafter, width, stop)
         seconds = time.perf_counter() - begun
         for row in rows:
             row.stats.seconds = seconds
@@ -187,74 +117,77 @@ class Engine:
         backbone = self.model.config.backbone
         return KVCache(layers, rows, backbone.num_kv_heads, backbone.head_dim, capacity, self.device, self.dtype)
 
-    def _round(self, rows: list[_Row], cache: KVCache, drafter: "Drafter | None", width: int, stop: Collection[int]) -> None:
-        """One pass over the window of every row."""
-        windows = [[] if row.done else row.tokens[cache.lengths[row.index] :] + row.drafts for row in rows]
-        places = [[] if row.done else row.positions[cache.lengths[row.index] :] + row.draft_positions for row in rows]
+    def _round(
+        self, rows: list[Row], lanes: list[Lane], cache: KVCache, drafter: "Drafter | None", width: int, stop: Collection[int]
+    ) -> None:
+        """One pass over the window of every lane."""
+        for row in rows:
+            if row.branch is not None and row.branch.fresh:
+                row.branch.fresh = False
+                for stale in (cache, drafter.cache) if drafter is not None else (cache,):
+                    stale.lengths[row.branch.index] = 0
+        resting = {row.index for row in rows if row.done}
+        resting |= {row.branch.index for row in rows if row.branch is not None and (row.done or not row.branch.open)}
+        windows = [[] if lane.index in resting else lane.tokens[cache.lengths[lane.index] :] + lane.drafts for lane in lanes]
+        places = [[] if lane.index in resting else lane.positions[cache.lengths[lane.index] :] + lane.draft_positions for lane in lanes]
         longest = max(width, max(map(len, windows)))
         mask = cache.begin(longest)
         tokens = self.tensor([w + [0] * (longest - len(w)) for w in windows])
         positions = self.tensor([p + [(0, 0, 0)] * (longest - len(p)) for p in places])
         hidden = self.model.extend(tokens, positions, mask, cache.layers)
-        wanted = []  # (row, index into the window whose state predicts, slot, place in the stream)
-        for row, window in zip(rows, windows, strict=True):
-            last = len(window) - len(row.drafts) - 1
-            for j, state in enumerate(row.draft_states if window else []):
-                wanted.append((row, last + j, state.slot, len(row.tokens) + j))
+        last = [len(window) - len(lane.drafts) - 1 for window, lane in zip(windows, lanes, strict=True)]
+        wanted = []
+        for row in rows:
+            for j, state in enumerate([] if row.done else row.draft_states):
+                guide = None if row.branch is None else row.branch.guide(j, last[row.branch.index] + j)
+                wanted.append(Choice(row, last[row.index] + j, state.slot, len(row.tokens) + j, guide))
         chosen = iter(self.pick(self.model.backbone.norm, hidden, wanted, self.exact))
-        counts = []
-        for row, window in zip(rows, windows, strict=True):
-            truths = [next(chosen) for _ in row.draft_states] if window else []
-            kept = self._accept(row, truths, stop) if window else 0
-            counts.append(len(window) - len(row.drafts) + kept if window else 0)
+        counts = [0] * len(lanes)
+        for row in rows:
+            if row.done:
+                continue
+            kept = row.accept([next(chosen) for _ in row.draft_states], stop)
+            counts[row.index] = last[row.index] + 1 + kept
+            if row.branch is not None:
+                if windows[row.branch.index] and not row.branch.fresh:
+                    counts[row.branch.index] = last[row.branch.index] + 1 + min(kept, len(row.branch.drafts))
+                row.branch.forget_drafts()
             row.forget_drafts()
         cache.commit(counts)
         if drafter is not None and not all(row.done for row in rows):
-            drafter.propose(rows, hidden[:, : max(counts)], counts)
+            drafter.propose(rows, lanes, hidden[:, : max(counts)], counts)
 
-    @staticmethod
-    def _accept(row: _Row, truths: list[int], stop: Collection[int]) -> int:
-        """Keeps true choices up to the first that differs from its draft; returns how many drafts stood."""
-        before, kept = len(row.tokens), 0
-        for j, truth in enumerate(truths):
-            row.push(truth, stop)
-            if j == len(row.drafts) or truth != row.drafts[j]:
-                break
-            kept += 1
-            if row.done:
-                break
-        row.stats.per_pass.append(len(row.tokens) - before)
-        for j in range(len(row.drafts)):
-            key = str(row.draft_states[j].modality), j + 1
-            row.stats.drafted[key] += 1
-            row.stats.accepted[key] += j < kept
-        row.noise.forget_before(len(row.tokens))
-        return kept
-
-    def pick(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[tuple[_Row, int, int, int]], exact: bool = False) -> list[int]:
+    def pick(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[int]:
         """Chooses a token at every wanted place; logits are taken over each slot's legal ids alone.
 
         Args:
             norm: applied to the states first.
             hidden: states of the pass.
-            wanted: (row, index into the pass, slot, place in the stream).
+            wanted: where.
             exact: take at least as many rows at a time as make the kernels agree; drafts need not.
         """
         tokens = [0] * len(wanted)
         by_slot: dict[int, list[int]] = defaultdict(list)
-        for i, (_, _, slot, _) in enumerate(wanted):
-            if (forced := self.slots[slot].forced) is None:
-                by_slot[slot].append(i)
+        for i, choice in enumerate(wanted):
+            if (forced := self.slots[choice.slot].forced) is None:
+                by_slot[choice.slot].append(i)
             else:
                 tokens[i] = forced
         for slot, members in by_slot.items():
-            states = norm(hidden[[wanted[i][0].index for i in members], [wanted[i][1] for i in members]])
-            missing = max(0, MIN_EXACT_WIDTH - len(members)) if exact else 0
-            logits = iter(self.logits(torch.nn.functional.pad(states, (0, 0, 0, missing)), slot).split(1))
-            for row, group in groupby(members, key=lambda i: wanted[i][0]):
+            at = [(wanted[i].row.index, wanted[i].column) for i in members]
+            guided = [n for n, i in enumerate(members) if wanted[i].guide is not None]
+            at += [guide for i in members if (guide := wanted[i].guide) is not None]
+            states = norm(hidden[[lane for lane, _ in at], [column for _, column in at]])
+            missing = max(0, MIN_EXACT_WIDTH - len(at)) if exact else 0
+            logits = self.logits(torch.nn.functional.pad(states, (0, 0, 0, missing)), slot)
+            if guided:
+                scale = torch.tensor([[wanted[members[n]].row.sampling.guidance] for n in guided], device=logits.device, dtype=logits.dtype)
+                logits[guided] = torch.lerp(logits[len(members) : len(at)], logits[guided], scale)
+            each = iter(logits.split(1))
+            for row, group in groupby(members, key=lambda i: wanted[i].row):
                 own = list(group)
-                scores = torch.cat([next(logits) for _ in own])
-                for i, local in zip(own, choose(scores, row.sampling, row.noise, [wanted[i][3] for i in own]), strict=True):
+                scores = torch.cat([next(each) for _ in own])
+                for i, local in zip(own, choose(scores, row.sampling, row.noise, [wanted[i].place for i in own]), strict=True):
                     tokens[i] = self.logits.token(slot, local)
         return tokens
 
@@ -278,13 +211,14 @@ class Drafter:
     def __init__(self, engine: Engine, cache: KVCache, depth: int) -> None:
         self.engine, self.cache, self.depth = engine, cache, depth
 
-    def propose(self, rows: list[_Row], hidden: Float[Tensor, "b s d"], counts: list[int]) -> None:
-        """Fills ``drafts`` of every row that goes on.
+    def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int]) -> None:
+        """Fills ``drafts`` of every lane that goes on.
 
         Args:
             rows: with the token chosen last as the end of ``tokens``.
+            lanes: the rows, and the branches of those that are guided.
             hidden: states of the anchors that the last pass added, padded at the end.
-            counts: how many anchors each row has added.
+            counts: how many anchors each lane has added.
         """
         engine, model = self.engine, self.engine.model
         width = hidden.shape[1]
@@ -293,11 +227,11 @@ class Drafter:
         open_rows = [row for row in rows if not row.done]
         for k in range(1, self.depth + 1):
             tokens, positions = [], []
-            for row, count in zip(rows, counts, strict=True):
-                first = self.cache.lengths[row.index] + k
-                have = len(row.tokens)
-                window = (row.tokens[first:] + row.drafts[max(0, first - have) :])[:count]
-                place = (row.positions[first:] + row.draft_positions[max(0, first - have) :])[:count]
+            for lane, count in zip(lanes, counts, strict=True):
+                first = self.cache.lengths[lane.index] + k
+                have = len(lane.tokens)
+                window = (lane.tokens[first:] + lane.drafts[max(0, first - have) :])[:count]
+                place = (lane.positions[first:] + lane.draft_positions[max(0, first - have) :])[:count]
                 tokens.append(window + [0] * (width - len(window)))
                 positions.append(place + [(0, 0, 0)] * (width - len(place)))
             embedded = model.embed(engine.tensor(tokens))
@@ -306,13 +240,17 @@ class Drafter:
             open_rows = [r for r in open_rows if not r.draft_states[-1].done and len(r.tokens) + k < r.end]
             if not open_rows:
                 break
-            wanted = [(row, counts[row.index] - 1, row.draft_states[-1].slot, len(row.tokens) + k - 1) for row in open_rows]
-            for row, token in zip(open_rows, engine.pick(_identity, out, wanted), strict=True):
-                after = row.draft_states[-1].copy()
-                row.draft_positions.append(after.push(token))
-                row.drafts.append(token)
-                row.draft_states.append(after)
+            wanted = [self._choice(row, counts, k) for row in open_rows]
+            picked = engine.pick(_identity, out, wanted)
+            open_rows = [row for row, token in zip(open_rows, picked, strict=True) if row.take_draft(token)]
         self.cache.commit(counts)
+
+    @staticmethod
+    def _choice(row: Row, counts: list[int], k: int) -> Choice:
+        """The place of draft k. Guided where the branch has an anchor; a draft may do without, it is verified with guidance."""
+        anchors = 0 if row.branch is None else counts[row.branch.index]
+        guide = row.branch.guide(k - 1, anchors - 1) if row.branch is not None and anchors else None
+        return Choice(row, counts[row.index] - 1, row.draft_states[-1].slot, len(row.tokens) + k - 1, guide)
 
 
 def _identity(states: Tensor) -> Tensor:

@@ -28,12 +28,15 @@ class Sampling:
         temperature: divides the logits; 0 takes the most probable token.
         top_k: keep the k most probable; 0 keeps all.
         top_p: keep the most probable until their sum reaches p (Holtzman et al. 2020, section 3.1); 1 keeps all.
+        guidance: scale w of classifier-free guidance inside pictures, sounds and videos: logits become ``u + w (c - u)``, where c
+            knows the prompt and u the span alone (Ho & Salimans, arXiv 2207.12598, eq. 6 with w - 1 for their w). 1 guides nothing.
         seed: decides the noise; equal seeds give equal streams.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    guidance: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -43,6 +46,8 @@ class Sampling:
             raise SamplingError(f"top_k {self.top_k}: 0 (all) or a number of tokens is wanted")
         if not 0 < self.top_p <= 1:
             raise SamplingError(f"top_p {self.top_p}: a number above 0 and up to 1 is wanted")
+        if not 0 <= self.guidance < float("inf"):
+            raise SamplingError(f"guidance {self.guidance}: a number from 0 up is wanted; 1 guides nothing")
         if not 0 <= self.seed < 2**64:
             raise SamplingError(f"seed {self.seed}: a number from 0 to 2^64 - 1 is wanted")
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Protocol, runtime_checkable
 
-from mmtp.decode.engine import DecodeStats, Generation
 from mmtp.decode.sample import Sampling
+from mmtp.decode.stats import DecodeStats, Generation
 from mmtp.eval.report import Figure, Table, bars
 from mmtp.eval.shapes import COLOURS, SHAPES
 from mmtp.eval.vqa import easy_vqa_samples

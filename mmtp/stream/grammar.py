@@ -144,6 +144,11 @@ class GrammarState:
         return self._phase == _DONE
 
     @property
+    def in_span(self) -> bool:
+        """Whether a picture, a sound or a video is open: its dims, codes or closer come next."""
+        return self._phase in (_DIMS, _BODY, _CLOSE)
+
+    @property
     def modality(self) -> Modality:
         """What the next token counts as."""
         return self._grammar.layout.slots[self.slot].modality

@@ -31,8 +31,23 @@ def trained() -> UnifiedModel:
     return net.eval()
 
 
+def next_logits(net: UnifiedModel, tokens: list[int], ids: torch.Tensor) -> torch.Tensor:
+    """Logits of the next token by the training path."""
+    info = GRAMMAR.analyse(torch.tensor(tokens))
+    shape = (1, len(tokens))
+    packed = Batch(
+        tokens=torch.tensor([tokens]),
+        positions=torch.from_numpy(info.positions).long()[None],
+        document_ids=torch.zeros(shape, dtype=torch.long),
+        slots=torch.from_numpy(info.slots).long()[None],
+        loss_mask=torch.ones(shape, dtype=torch.bool),
+    )
+    with torch.no_grad():
+        return net(packed)[0][0, -1] @ net.unembedding.weight[ids].T
+
+
 def reference(net: UnifiedModel, prefix: list[int], sampling: Sampling, limit: int) -> list[int]:
-    """Decoding as on a blackboard: the whole stream through the training path for every token."""
+    """Decoding as on a blackboard: the whole stream through the training path for every token, twice where it is guided."""
     from mmtp.decode.sample import Noise
 
     tokens, noise = list(prefix), Noise(sampling.seed)
@@ -44,26 +59,21 @@ def reference(net: UnifiedModel, prefix: list[int], sampling: Sampling, limit: i
         if slot.forced is not None:
             tokens.append(slot.forced)
             continue
-        info = GRAMMAR.analyse(torch.tensor(tokens))
-        shape = (1, len(tokens))
-        packed = Batch(
-            tokens=torch.tensor([tokens]),
-            positions=torch.from_numpy(info.positions).long()[None],
-            document_ids=torch.zeros(shape, dtype=torch.long),
-            slots=torch.from_numpy(info.slots).long()[None],
-            loss_mask=torch.ones(shape, dtype=torch.bool),
-        )
         ids = torch.tensor([i for lo, hi in slot.generable for i in range(lo, hi)])
-        with torch.no_grad():
-            logits = net(packed)[0][0, -1] @ net.unembedding.weight[ids].T
+        logits = next_logits(net, tokens, ids)
+        if sampling.guidance != 1 and state.in_span:
+            opened = len(tokens) - 1 - tokens[::-1].index(Special.BOI)
+            alone = next_logits(net, [Special.BOS, *tokens[opened:]], ids)
+            logits = alone + sampling.guidance * (logits - alone)
         tokens.append(int(ids[choose(logits[None], sampling, noise, [len(tokens)])[0]]))
     return tokens
 
 
 @pytest.mark.parametrize("prefix", [PICTURE, TEXT], ids=["picture", "text"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_plain_and_speculative_equal_the_blackboard(trained: UnifiedModel, prefix: list[int], temperature: float) -> None:
-    sampling = Sampling(temperature=temperature, seed=5)
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_plain_and_speculative_equal_the_blackboard(trained: UnifiedModel, prefix: list[int], temperature: float, guidance: float) -> None:
+    sampling = Sampling(temperature=temperature, guidance=guidance, seed=5)
     wanted = reference(trained, prefix, sampling, 40)
     for exact in (False, True):
         engine = Engine(trained, exact=exact)
@@ -77,12 +87,13 @@ def test_plain_and_speculative_equal_the_blackboard(trained: UnifiedModel, prefi
     st.sampled_from([0.0, 0.5, 1.0, 1.7]),
     st.sampled_from([0, 1, 3]),
     st.sampled_from([1.0, 0.8]),
+    st.sampled_from([1.0, 0.0, 1.5, 4.0]),
     st.integers(0, 45),
 )
 def test_speculation_never_changes_the_output(
-    trained: UnifiedModel, seed: int, temperature: float, top_k: int, top_p: float, limit: int
+    trained: UnifiedModel, seed: int, temperature: float, top_k: int, top_p: float, guidance: float, limit: int
 ) -> None:
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed)
     engine = Engine(trained, exact=True)
     prefix = PICTURE if seed % 2 else TEXT
     plain = engine.generate(prefix, sampling, limit, speculative=False, stop=(Special.END,))
@@ -90,6 +101,15 @@ def test_speculation_never_changes_the_output(
     assert fast.tokens == plain.tokens
     assert fast.stats.passes <= plain.stats.passes
     assert len(fast.new_tokens) <= limit
+
+
+def test_guidance_starts_anew_with_every_picture(trained: UnifiedModel) -> None:
+    sampling = Sampling(seed=2, guidance=3.0, temperature=2.0)
+    wanted = reference(trained, PICTURE, sampling, 120)
+    assert wanted.count(Special.BOI) == 2  # the second is opened after the first, whose keys the branch must not see
+    assert wanted != reference(trained, PICTURE, Sampling(seed=2, temperature=2.0), 120)
+    for speculative in (False, True):
+        assert Engine(trained, exact=True).generate(PICTURE, sampling, 120, speculative).tokens == wanted
 
 
 def test_drafts_are_accepted_and_save_passes(trained: UnifiedModel) -> None:
@@ -116,7 +136,7 @@ def test_the_grammar_holds_whatever_the_model_says() -> None:
 
 def test_rows_of_a_batch_equal_their_solo_runs(trained: UnifiedModel) -> None:
     prefixes = [PICTURE, TEXT, TEXT[:3], [Special.BOS], PICTURE[:7]]
-    samplings = [Sampling(seed=i, temperature=t) for i, t in enumerate((1.0, 0.0, 0.7, 1.0, 0.0))]
+    samplings = [Sampling(seed=i, temperature=t, guidance=w) for i, (t, w) in enumerate([(1.0, 2.0), (0, 1), (0.7, 3.0), (1, 1), (0, 1.5)])]
     engine = Engine(trained, exact=True)
     for speculative in (False, True):
         together = engine.generate_batch(prefixes, samplings, 50, speculative, stop=(Special.END,))

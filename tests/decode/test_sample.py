@@ -55,6 +55,8 @@ def test_temperature_zero_takes_the_greatest() -> None:
         ({"top_k": -1}, "top_k -1"),
         ({"top_p": 0.0}, "top_p 0.0"),
         ({"top_p": 1.5}, "top_p 1.5"),
+        ({"guidance": -1.0}, "guidance -1.0"),
+        ({"guidance": math.inf}, "guidance inf"),
         ({"seed": -1}, "seed -1"),
     ],
 )

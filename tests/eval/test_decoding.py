@@ -2,8 +2,8 @@ from collections import Counter
 
 import pytest
 
-from mmtp.decode.engine import DecodeStats, Generation
 from mmtp.decode.sample import Sampling
+from mmtp.decode.stats import DecodeStats, Generation
 from mmtp.eval.decoding import DecodingResult, Prompt, compare
 
 

@@ -8,7 +8,7 @@ import torch
 
 from mmtp.data.restore import Part, Restored
 from mmtp.data.shards import Row
-from mmtp.decode.engine import DecodeStats
+from mmtp.decode.stats import DecodeStats
 from mmtp.eval.decoding import DecodingResult, Pair
 from mmtp.eval.generation import Drawing, DrawingResult
 from mmtp.eval.report import Figure, Heading, Pictures, Table, Text, render

@@ -1,0 +1,175 @@
+"""Requests on their way through the engine: what stands, what is drafted, and the unconditional branch of guided ones."""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from mmtp.decode.sample import Noise, Sampling
+from mmtp.decode.stats import DecodeStats
+from mmtp.stream.grammar import GrammarState, StreamGrammar
+from mmtp.stream.vocab import Special
+
+
+class Lane:
+    """A stream that a row of the batch carries: its tokens for good, and drafts that may follow them.
+
+    Args:
+        index: row of the batch.
+        state: the grammar's, before the first token.
+
+    Attributes:
+        draft_states: [j] is the state after j drafts.
+    """
+
+    def __init__(self, index: int, state: GrammarState) -> None:
+        self.index = index
+        self.begin(state)
+
+    def begin(self, state: GrammarState) -> None:
+        """Starts anew."""
+        self.state = state
+        self.tokens: list[int] = []
+        self.positions: list[tuple[int, int, int]] = []
+        self.forget_drafts()
+
+    def append(self, token: int) -> None:
+        """Keeps a token for good."""
+        self.positions.append(self.state.push(token))
+        self.tokens.append(token)
+
+    def draft(self, token: int) -> None:
+        """Adds a draft."""
+        after = self.draft_states[-1].copy()
+        self.draft_positions.append(after.push(token))
+        self.drafts.append(token)
+        self.draft_states.append(after)
+
+    def forget_drafts(self) -> None:
+        self.drafts: list[int] = []
+        self.draft_positions: list[tuple[int, int, int]] = []
+        self.draft_states: list[GrammarState] = [self.state]
+
+
+class Branch(Lane):
+    """The unconditional side of a guided row: ``<bos>`` and the span in progress, as a document of the `plain` task holds it.
+
+    It takes the tokens that its row takes, from an opener on. Between spans it rests.
+
+    Attributes:
+        fresh: a span was opened; what the caches hold of the last one is void.
+    """
+
+    def __init__(self, index: int, grammar: StreamGrammar) -> None:
+        super().__init__(index, grammar.begin())
+        self.grammar = grammar
+        self.fresh = False
+
+    @property
+    def open(self) -> bool:
+        return self.state.in_span
+
+    def opens(self, token: int) -> bool:
+        """Whether a token opens a span, and so starts the branch anew."""
+        return token in self.grammar.rules
+
+    def follow(self, token: int) -> None:
+        """Takes a token of the row for good."""
+        if self.opens(token):
+            self.begin(self.grammar.begin())
+            self.append(Special.BOS)
+            self.fresh = True
+        elif not self.open:
+            return
+        self.append(token)
+
+    def follow_draft(self, token: int) -> None:
+        """Takes a draft of the row."""
+        if self.draft_states[-1].in_span:
+            self.draft(token)
+
+    def guide(self, ahead: int, column: int) -> tuple[int, int] | None:
+        """Lane and column that guide the choice after so many drafts; None outside of the span."""
+        inside = ahead < len(self.draft_states) and self.draft_states[ahead].in_span
+        return (self.index, column) if inside else None
+
+
+class Row(Lane):
+    """One request.
+
+    Args:
+        grammar: of the model's vocabulary.
+        index: row of the batch.
+        prefix: what the request starts from.
+        sampling: how tokens are chosen.
+        limit: new tokens at most.
+        branch_index: row of the batch that carries the unconditional branch, where the sampling is guided.
+    """
+
+    def __init__(
+        self, grammar: StreamGrammar, index: int, prefix: Sequence[int], sampling: Sampling, limit: int, branch_index: int
+    ) -> None:
+        super().__init__(index, grammar.begin())
+        self.sampling = sampling
+        self.noise = Noise(sampling.seed)
+        self.stats = DecodeStats()
+        self.branch = Branch(branch_index, grammar) if sampling.guidance != 1 else None
+        for token in prefix:
+            self.append(token)
+            if self.branch is not None:
+                self.branch.follow(token)
+        self.end = len(prefix) + limit
+        self.done = limit == 0 or self.state.done
+        self.forget_drafts()
+
+    def push(self, token: int, stop: Collection[int]) -> None:
+        """Keeps a token for good, which may end the row."""
+        self.append(token)
+        if self.branch is not None:
+            self.branch.follow(token)
+        self.done = token in stop or self.state.done or len(self.tokens) >= self.end
+
+    def accept(self, truths: Sequence[int], stop: Collection[int]) -> int:
+        """Keeps true choices up to the first that differs from its draft; returns how many drafts stood."""
+        drafted = [(str(state.modality), j + 1) for j, state in enumerate(self.draft_states[: len(self.drafts)])]
+        before, kept = len(self.tokens), 0
+        for j, truth in enumerate(truths):
+            self.push(truth, stop)
+            if j == len(self.drafts) or truth != self.drafts[j]:
+                break
+            kept += 1
+            if self.done:
+                break
+        self.stats.per_pass.append(len(self.tokens) - before)
+        self.stats.drafted.update(drafted)
+        self.stats.accepted.update(drafted[:kept])
+        self.noise.forget_before(len(self.tokens))
+        return kept
+
+    def take_draft(self, token: int) -> bool:
+        """Adds a draft; whether a further one makes sense.
+
+        A guided row does not draft an opener: the branch starts there, and its first choice could not be verified in the same pass.
+        """
+        if self.branch is not None:
+            if self.branch.opens(token):
+                return False
+            self.branch.follow_draft(token)
+        self.draft(token)
+        return True
+
+
+class Choice(NamedTuple):
+    """A place where a token is to be chosen.
+
+    Attributes:
+        row: whose.
+        column: index into the pass of the state that predicts it.
+        slot: what the grammar allows there.
+        place: in the stream.
+        guide: lane of the branch and index into the pass of its state; None where nothing guides.
+    """
+
+    row: Row
+    column: int
+    slot: int
+    place: int
+    guide: tuple[int, int] | None = None

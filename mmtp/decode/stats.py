@@ -1,0 +1,54 @@
+"""What decoding gives, and what it cost."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class DecodeStats:
+    """What a generation cost. Keys are (modality of the drafted token, offset from 1).
+
+    Attributes:
+        per_pass: tokens that each pass of the backbone produced, the prompt's first.
+        seconds: wall-clock time.
+        drafted: drafts proposed.
+        accepted: drafts that stood, with all drafts before them.
+    """
+
+    per_pass: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    drafted: Counter[tuple[str, int]] = field(default_factory=Counter)
+    accepted: Counter[tuple[str, int]] = field(default_factory=Counter)
+
+    @property
+    def generated(self) -> int:
+        """Tokens produced."""
+        return sum(self.per_pass)
+
+    @property
+    def passes(self) -> int:
+        """Passes of the backbone that produced them."""
+        return len(self.per_pass)
+
+    @property
+    def tokens_per_pass(self) -> float:
+        return self.generated / max(1, self.passes)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished row.
+
+    Attributes:
+        tokens: the prompt and what follows it.
+        prompt_length: where the new tokens begin.
+        stats: of this row; ``seconds`` are those of its batch.
+    """
+
+    tokens: list[int]
+    prompt_length: int
+    stats: DecodeStats
+
+    @property
+    def new_tokens(self) -> list[int]:
+        return self.tokens[self.prompt_length :]
