@@ -61,8 +61,15 @@ REGISTRY = Registry(
             "image-conv": "mmtp.tokenizers.image.conv:ConvImageTokenizer",
         },
         "quantizer": {
-            "fsq": "mmtp.tokenizers.quantizers:FSQ",
-            "vq": "mmtp.tokenizers.quantizers:VQ",
+            "bsq": "mmtp.tokenizers.quantizers.binary:BSQ",
+            "fsq": "mmtp.tokenizers.quantizers.scalar:FSQ",
+            "ibq": "mmtp.tokenizers.quantizers.vector:IBQ",
+            "lfq": "mmtp.tokenizers.quantizers.binary:LFQ",
+            "residual-fsq": "mmtp.tokenizers.quantizers.residual:ResidualFSQ",
+            "residual-lfq": "mmtp.tokenizers.quantizers.residual:ResidualLFQ",
+            "residual-vq": "mmtp.tokenizers.quantizers.residual:ResidualVQ",
+            "sim-vq": "mmtp.tokenizers.quantizers.vector:SimVQ",
+            "vq": "mmtp.tokenizers.quantizers.vector:VQ",
         },
         "head": {
             "next": "mmtp.models.heads.next:NextHead",

@@ -1,0 +1,79 @@
+"""The contract of quantizers: latents to codes and back. The classes are thin over vector-quantize-pytorch, which does the mathematics.
+
+They differ from the library's own classes in three things: latents are always ``[b, n, d]`` (the library's picture layout loses
+axes), the result is always a :class:`Quantized` with int64 ids ``[b, n, k]``, and arithmetic is always float32, whatever
+autocast surrounds it (in bfloat16 FSQ loses half its codes: vector-quantize-pytorch issue 114).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mmtp.config import Config
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a quantizer gives.
+
+    Attributes:
+        latents: what the decoder reads; gradients flow to the input.
+        ids: code of every position in every codebook; -1 where quantizer dropout left one out of this training step.
+        loss: the quantizer's own training loss (commitment, entropy); 0 where it has none.
+    """
+
+    latents: Float[Tensor, "b n d"]
+    ids: Int[Tensor, "b n k"]
+    loss: Float[Tensor, ""]
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """The contract of every quantizer. Built as ``config.build(dim=width_of_latents)``."""
+
+    codebook_sizes: tuple[int, ...]
+
+    def forward(self, latents: Float[Tensor, "b n d"]) -> Quantized: ...
+
+    def lookup(self, ids: Int[Tensor, "b n k"]) -> Float[Tensor, "b n d"]:
+        """Latents of codes; in evaluation mode equal to what ``forward`` gives beside these ids.
+
+        A residual quantizer takes the first few of its codebooks as well: a lower bit rate.
+        """
+        ...
+
+
+class QuantizerConfig(Config):
+    """Base of quantizer configurations: a field of this type may hold any registered quantizer's."""
+
+    family: ClassVar[str] = "quantizer"
+
+
+class LibraryQuantizer(nn.Module):
+    """What the wrapped classes share: float32, and the library's results in one form.
+
+    Subclasses set ``codebook_sizes`` and say how the library is called, in ``_quantize`` and ``_lookup``.
+    """
+
+    codebook_sizes: tuple[int, ...]
+
+    def forward(self, latents: Float[Tensor, "b n d"]) -> Quantized:
+        """Quantizes latents; in training mode with everything that training changes (codebooks by moving average, dropout)."""
+        with torch.autocast(latents.device.type, enabled=False):
+            out, ids, loss = self._quantize(latents.float())
+        return Quantized(out, ids.long(), loss)
+
+    def lookup(self, ids: Int[Tensor, "b n k"]) -> Float[Tensor, "b n d"]:
+        """Latents of codes."""
+        with torch.autocast(ids.device.type, enabled=False):
+            return self._lookup(ids)
+
+    def _quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, ids ``[b, n, k]`` of any integer type, and the loss as a scalar."""
+        raise NotImplementedError
+
+    def _lookup(self, ids: Tensor) -> Tensor:
+        raise NotImplementedError

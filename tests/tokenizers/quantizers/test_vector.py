@@ -1,0 +1,48 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmtp.tokenizers.quantizers import IBQ, VQ, SimVQ
+from mmtp.tokenizers.quantizers.vector import entropy_loss
+
+
+def clusters(count: int, centres: torch.Tensor) -> torch.Tensor:
+    """Latents near some centres."""
+    return (centres[torch.randint(len(centres), (count,))] + 0.05 * torch.randn(count, centres.shape[1]))[None]
+
+
+def test_vq_defaults_do_not_collapse():
+    quantizer = VQ(VQ.Config(codebook_size=128), dim=16)
+    centres = torch.randn(200, 16)
+    for _ in range(60):
+        quantizer(clusters(512, centres))
+    assert len(quantizer.eval()(clusters(4000, centres)).ids.unique()) > 100
+
+
+@pytest.mark.parametrize("config", [SimVQ.Config(codebook_size=128), IBQ.Config(codebook_size=128)])
+def test_learned_codebooks_do_not_collapse(config):
+    quantizer, centres = config.build(dim=16), torch.randn(200, 16)
+    optimizer = torch.optim.AdamW(quantizer.parameters(), lr=1e-2)
+    for _ in range(150):
+        latents = clusters(512, centres)
+        out = quantizer(latents)
+        optimizer.zero_grad()
+        (F.mse_loss(out.latents, latents) + out.loss).backward()
+        optimizer.step()
+    out = quantizer.eval()(clusters(4000, centres))
+    assert len(out.ids.unique()) > 90
+
+
+def test_index_back_propagation_reaches_every_entry():
+    quantizer = IBQ(IBQ.Config(codebook_size=64, entropy=0.0, commitment=0.0), dim=8)
+    out = quantizer(torch.randn(1, 4, 8))
+    out.latents.square().sum().backward()
+    assert torch.all(quantizer.codebook.grad.abs().sum(1) > 0)
+    assert len(out.ids.unique()) <= 4
+
+
+def test_entropy_loss_against_its_definition():
+    probabilities = torch.tensor([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]])
+    each = torch.special.entr(probabilities).sum(1).mean()
+    over_all = torch.special.entr(probabilities.mean(0)).sum()
+    torch.testing.assert_close(entropy_loss(probabilities.clamp(min=1e-30).log()), each - over_all)
