@@ -1,13 +1,13 @@
 """``mmtp eval``: figures of tokenizers and models, with controls, and a threshold for scripts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from mmtp.cli.tables import Step
     from mmtp.decode.sample import Sampling
-    from mmtp.eval.report import Table
+    from mmtp.eval.report import Figure, Table
 
 What = Literal["vqa", "draw", "tokenizer", "text", "parser"]
 
@@ -19,11 +19,13 @@ class Measured(NamedTuple):
         headline: the figure that ``--at-least`` looks at: a share from 0 to 1, dB for picture tokenizers.
         tables: for people.
         values: for machines.
+        figures: for a report.
     """
 
     headline: float
     tables: "list[Table]"
     values: dict[str, Any]
+    figures: "Sequence[Figure]" = ()
 
 
 def eval(
@@ -42,6 +44,8 @@ def eval(
     candidates: int = 1,
     max_tokens: int = 512,
     controls: bool = True,
+    codecs: bool = False,
+    report: Path | None = None,
     batch_size: int = 64,
     json: Path | None = None,
     at_least: float | None = None,
@@ -68,6 +72,8 @@ def eval(
         candidates: draw so many pictures for one and let the model keep that in which it best reads the caption.
         max_tokens: limit of a drawing's tokens; one that is not finished by then is wrong.
         controls: leave out the questions without a picture and with another one.
+        codecs: put a picture tokenizer beside JPEG, WebP and AVIF at equal and at twice the bytes, container included.
+        report: write the tables, and the plot beside codecs, to this HTML file.
         batch_size: questions at a time.
         json: write the figures to this file.
         at_least: threshold: share of right answers or pictures or exact texts (0.98), mean PSNR in dB for tokenizers.
@@ -78,7 +84,7 @@ def eval(
         mmtp eval draw vqa-s --top-k 20 --candidates 8
         mmtp eval parser
         mmtp eval tokenizer image-fsq-f8 --data easy-vqa:test --at-least 30
-        mmtp eval tokenizer image-fsq-f8 --data emoji-val.tar --size 64
+        mmtp eval tokenizer image-fsq-f8 --data emoji-val.tar --size 64 --codecs --report emoji.html
         mmtp eval text text-bpe-4k --data python:pydoc_data.topics
     """
     from mmtp.cli import CHECK_FAILED
@@ -93,7 +99,7 @@ def eval(
         "vqa": lambda bar: _vqa(str(name), limit, controls, batch_size, bar),
         "draw": lambda bar: _draw(str(name), seeds, sampling, candidates, max_tokens, bar),
         "parser": lambda bar: _parser(data or "easy-vqa:test", limit, bar),
-        "tokenizer": lambda bar: _tokenizer(str(name), data or "easy-vqa:test", size, limit, bar),
+        "tokenizer": lambda bar: _tokenizer(str(name), data or "easy-vqa:test", size, limit, codecs, bar),
         "text": lambda bar: _text(str(name), data or "easy-vqa:test", limit),
     }
     with progress_bar(f"eval {what}", "answers" if what == "vqa" else "pictures") as bar:
@@ -101,6 +107,10 @@ def eval(
     show(*(table.rich() for table in measured.tables))
     if json is not None:
         write_json(json, {"eval": what, "name": name, "headline": measured.headline, **measured.values})
+    if report is not None:
+        from mmtp.eval.report import write_report
+
+        print(write_report(report, f"mmtp eval {what} {name or ''}".strip(), [*measured.tables, *measured.figures]))
     if at_least is not None and measured.headline < at_least:
         print(f"below the threshold: {measured.headline:.4g} < {at_least:g}")
         return CHECK_FAILED
@@ -147,7 +157,7 @@ def _parser(data: str, limit: int | None, bar: "Step") -> Measured:
     return Measured(result.accuracy, [result.table(f"parser: real pictures of {data} read right")], result.to_dict())
 
 
-def _tokenizer(name: str, data: str, size: str | None, limit: int | None, bar: "Step") -> Measured:
+def _tokenizer(name: str, data: str, size: str | None, limit: int | None, codecs: bool, bar: "Step") -> Measured:
     from collections.abc import Iterator
 
     from torch import Tensor
@@ -166,6 +176,7 @@ def _tokenizer(name: str, data: str, size: str | None, limit: int | None, bar: "
     items = source.items()[:limit]
     unreadable: list[str] = []
     frame = parse_size(size) if size else None
+    kept: list[Tensor] = []  # only for the comparison, which reads them once per setting
 
     def pictures() -> Iterator[Tensor]:
         for done, item in enumerate(items, start=1):
@@ -174,6 +185,8 @@ def _tokenizer(name: str, data: str, size: str | None, limit: int | None, bar: "
             except DecodeError as error:
                 unreadable.append(f"{item.key}: {error}")
             else:
+                if codecs:
+                    kept.append(picture)
                 yield picture
             bar(done, len(items))
 
@@ -184,7 +197,16 @@ def _tokenizer(name: str, data: str, size: str | None, limit: int | None, bar: "
     if data.startswith("easy-vqa"):
         values["parsed_right"] = judge(labelled_pictures(data, limit), tokenizer).accuracy
         rows.append(["share that the parser reads right", f"{values['parsed_right']:.4g}"])
-    return Measured(values["psnr"], [Table(["figure", "value"], rows, f"{name} on {data}")], values | {"unreadable": len(unreadable)})
+    tables, figures = [Table(["figure", "value"], rows, f"{name} on {data}")], []
+    found: dict[str, Any] = values | {"unreadable": len(unreadable)}
+    if codecs:
+        from mmtp.eval.rate import compare_rates
+
+        rates = compare_rates(tokenizer, name, kept, progress=bar)
+        tables.append(rates.table(f"{name} and codecs on {data}, means per picture, container included"))
+        figures.append(rates.figure("Each codec at qualities from 0 to 90; the dot is the tokenizer."))
+        found["rates"] = rates.to_dict()
+    return Measured(values["psnr"], tables, found, figures)
 
 
 def _text(name: str, data: str, limit: int | None) -> Measured:

@@ -30,14 +30,16 @@ def evaluate_tokenizer(tokenizer: DiscreteTokenizer, images: Iterable[Float[Tens
         images: pictures with values in [0, 1]; any sizes; read once, in batches.
 
     Returns:
-        ``images``, ``tokens`` (over all codebooks), ``psnr`` (dB), ``ssim``, ``codebook_usage`` (share of the entries that occur) and
-        ``perplexity`` (2 to the entropy of the codes), the last two as means over codebooks.
+        ``images``, ``tokens`` (over all codebooks), ``bits_per_pixel`` (of codes of equal length, over the whole set), ``psnr`` (dB),
+        ``ssim``, ``codebook_usage`` (share of the entries that occur) and ``perplexity`` (2 to the entropy of the codes), the last two
+        as means over codebooks.
 
     Raises:
         EvalError: the set is empty.
     """
     psnrs: list[float] = []
     ssims: list[float] = []
+    pixels = 0
     counts = [torch.zeros(size, dtype=torch.long) for size in tokenizer.spec.codebook_sizes]
     for batch in _batches(images):
         codes = tokenizer.encode(batch)
@@ -45,6 +47,7 @@ def evaluate_tokenizer(tokenizer: DiscreteTokenizer, images: Iterable[Float[Tens
             rounded = output.cpu().mul(255).round().div(255)
             psnrs.append(psnr(rounded, image.cpu()))
             ssims.append(ssim(rounded, image.cpu()))
+            pixels += image[0].numel()
         for i in range(len(codes)):
             for k, ids in enumerate(codes.item(i)):
                 counts[k] += torch.bincount(ids.flatten().cpu(), minlength=len(counts[k]))
@@ -53,6 +56,7 @@ def evaluate_tokenizer(tokenizer: DiscreteTokenizer, images: Iterable[Float[Tens
     return {
         "images": float(len(psnrs)),
         "tokens": float(sum(int(c.sum()) for c in counts)),
+        "bits_per_pixel": sum(int(c.sum()) * math.log2(len(c)) for c in counts) / pixels,
         "psnr": sum(psnrs) / len(psnrs),
         "ssim": sum(ssims) / len(ssims),
         "codebook_usage": sum(float((c > 0).float().mean()) for c in counts) / len(counts),

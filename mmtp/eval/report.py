@@ -198,14 +198,23 @@ def png_uri(image: Float[Tensor, "3 h w"]) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def lines(series: Mapping[str, tuple[Numbers, Numbers]], x_label: str, y_label: str, caption: str = "", log_y: bool = False) -> Figure:
-    """Curves: name -> (x, y)."""
+def lines(
+    series: Mapping[str, tuple[Numbers, Numbers]],
+    x_label: str,
+    y_label: str,
+    caption: str = "",
+    log_x: bool = False,
+    log_y: bool = False,
+) -> Figure:
+    """Curves: name -> (x, y). A curve of one point is shown as a dot."""
     plot = _figure()
     axes = plot.add_subplot()
     for (name, (x, y)), colour in zip(series.items(), _cycled(len(series)), strict=True):
-        axes.plot(list(x), list(y), label=name, color=colour, linewidth=1.8)
+        axes.plot(list(x), list(y), label=name, color=colour, linewidth=1.8, marker="o" if len(x) == 1 else None)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
+    if log_x:
+        axes.set_xscale("log")
     if log_y:
         axes.set_yscale("log")
     _dress(axes, legend=len(series) > 1)

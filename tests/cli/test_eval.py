@@ -62,3 +62,14 @@ def test_text_round_trips(little_zoo, capsys):
 def test_mistakes_are_one_line(little_zoo, argv, capsys):
     assert cli.run(argv) == cli.USER_ERROR
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_tokenizer_beside_codecs(little_zoo, tmp_path, capsys):
+    report, values = tmp_path / "rates.html", tmp_path / "rates.json"
+    command = ["eval", "tokenizer", "image-fsq-f8", "--limit", "2", "--size", "16", "--codecs"]
+    assert cli.run([*command, "--report", str(report), "--json", str(values)]) == 0
+    shown = capsys.readouterr().out
+    assert "AVIF" in shown and "2 × the bytes" in shown and str(report) in shown
+    assert "<svg" in report.read_text() and "WebP" in report.read_text()
+    rates = json.loads(values.read_text())["rates"]
+    assert rates["tokenizer"]["name"] == "image-fsq-f8" and {p["name"] for p in rates["codecs"]} == {"JPEG", "WebP", "AVIF"}

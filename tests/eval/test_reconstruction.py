@@ -37,6 +37,7 @@ def test_a_whole_set():
     figures = evaluate_tokenizer(tokenizer, iter([*exact, torch.full((3, 4, 12), 1.0)]))
     assert figures["images"] == 5
     assert figures["tokens"] == 3 * (4 * 4 + 3)
+    assert figures["bits_per_pixel"] == pytest.approx(3 * math.log2(5) / 16)
     assert figures["codebook_usage"] == pytest.approx(1.0)
     shares = [4 / 19] * 4 + [3 / 19]
     assert figures["perplexity"] == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)))
