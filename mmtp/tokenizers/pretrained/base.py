@@ -78,9 +78,8 @@ class Wrapped(nn.Module):
         try:
             model, info = theirs.from_pretrained(str(source), output_loading_info=True, **where)
         except Exception as error:  # what the libraries raise depends on what is wrong in which file
-            raise PretrainedError(
-                f"{source}: cannot be loaded as {cls.model_class} ({str(error).strip().partition(chr(10))[0]})"
-            ) from error
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise PretrainedError(f"{source}: cannot be loaded as {cls.model_class} ({reason})") from error
         if missing := sorted(info["missing_keys"]):
             raise PretrainedError(f"{source}: is not a saved {cls.model_class}: {len(missing)} weights are missing, such as {missing[0]}")
         return cls.wrap(model, **fields)
