@@ -59,6 +59,15 @@ REGISTRY = Registry(
         "tokenizer": {
             "text": "mmtp.tokenizers.text:TextTokenizer",
             "image-conv": "mmtp.tokenizers.image.conv:ConvImageTokenizer",
+            "autoencoder-dc": "mmtp.tokenizers.pretrained.latents:AutoencoderDC",
+            "autoencoder-kl": "mmtp.tokenizers.pretrained.latents:AutoencoderKL",
+            "chameleon-vq": "mmtp.tokenizers.pretrained.pictures:ChameleonVQ",
+            "dac": "mmtp.tokenizers.pretrained.codecs:Dac",
+            "diffusers-vq": "mmtp.tokenizers.pretrained.pictures:DiffusersVQ",
+            "emu3-vq": "mmtp.tokenizers.pretrained.pictures:Emu3VQ",
+            "encodec": "mmtp.tokenizers.pretrained.codecs:Encodec",
+            "janus-vq": "mmtp.tokenizers.pretrained.pictures:JanusVQ",
+            "mimi": "mmtp.tokenizers.pretrained.codecs:Mimi",
         },
         "quantizer": {
             "bsq": "mmtp.tokenizers.quantizers.binary:BSQ",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmtp.hub import MAX_SHARD_BYTES, from_pretrained, iter_zoo, save_pretrained
 from mmtp.testing.card import read_card
 from mmtp.testing.golden import check_model_golden, check_tokenizer_golden, read_golden
+from mmtp.tokenizers.base import EncodeOnlyError
 from mmtp.types import Codes, Latents, MmtpError, Modality
 
 ZOO_FILES = ("README.md", "config.json", "golden.safetensors", "recipe.toml")
@@ -105,7 +106,10 @@ def _check_codes(tokenizer: Any, media: Sequence[Any]) -> None:
 
 def _check_round_trip(tokenizer: Any, media: Sequence[Any]) -> None:
     spec = tokenizer.spec
-    back = tokenizer.decode(tokenizer.encode(media))
+    try:
+        back = tokenizer.decode(tokenizer.encode(media))
+    except EncodeOnlyError:
+        return
     require(len(back) == len(media), f"decode gives {len(back)} media for {len(media)}")
     for i, (medium, again) in enumerate(zip(media, back, strict=True)):
         if isinstance(medium, str):

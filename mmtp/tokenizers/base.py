@@ -11,7 +11,7 @@ The promises, checked by :func:`mmtp.testing.check_tokenizer` for every register
 
 - ``encode`` of an item gives the same codes whatever else is in the batch, and the same from run to run (float32).
 - ``grid(shape)`` and ``num_tokens(shape)`` tell what ``encode`` will give, without running the network.
-- ``decode(encode(x))`` has exactly the shape of ``x``.
+- ``decode(encode(x))`` has exactly the shape of ``x``; a tokenizer without a way back raises :class:`EncodeOnlyError`.
 - ``spec.fingerprint`` changes whenever configuration or weights do.
 """
 
@@ -21,9 +21,13 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from mmtp.types import Codes, Latents, TokenizerSpec
+from mmtp.types import Codes, Latents, MmtpError, TokenizerSpec
 
 Media = Sequence[Float[Tensor, "c *size"]] | Sequence[str]
+
+
+class EncodeOnlyError(MmtpError):
+    """What ``decode`` raises where a tokenizer has no decoder: its codes can be read by a model, not turned back."""
 
 
 @runtime_checkable

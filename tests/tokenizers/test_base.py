@@ -5,7 +5,8 @@ import torch
 
 from mmtp.registry import REGISTRY
 from mmtp.testing import check_tokenizer
-from mmtp.tokenizers.base import DiscreteTokenizer
+from mmtp.tokenizers.base import ContinuousTokenizer, DiscreteTokenizer
+from tests.tokenizers.pretrained.common import SETTINGS, media, tokenizer
 
 PICTURES = [torch.rand(3, 17, 30, generator=torch.Generator().manual_seed(0)), torch.zeros(3, 1, 1), torch.ones(3, 24, 16)]
 TEXTS = ["", "draw a blue circle", "Ünïcode 漢字 🙂 \u202e\x00\r\n ", "a" * 300]
@@ -25,12 +26,18 @@ def text():
     return TextTokenizer.train(TEXTS * 2, 280), TEXTS
 
 
-MAKERS = {"image-conv": image_conv, "text": text}
+def pretrained(name):
+    return lambda: (tokenizer(name), media(name))
 
 
+MAKERS = {"image-conv": image_conv, "text": text, **{name: pretrained(name) for name in SETTINGS}}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", REGISTRY.names("tokenizer"))
 def test_promises_are_kept(name):
     # A KeyError here: a new tokenizer needs a maker above.
-    tokenizer, media = MAKERS[name]()
-    assert isinstance(tokenizer, DiscreteTokenizer)
-    check_tokenizer(tokenizer, media)
+    built, given = MAKERS[name]()
+    assert isinstance(built, DiscreteTokenizer if built.spec.codebook_sizes else ContinuousTokenizer)
+    check_tokenizer(built, given)
