@@ -57,8 +57,10 @@ class Registry:
 REGISTRY = Registry(
     {
         "tokenizer": {
-            "text": "mmtp.tokenizers.text:TextTokenizer",
+            "audio-conv": "mmtp.tokenizers.audio.conv:ConvAudioTokenizer",
+            "audio-frame": "mmtp.tokenizers.audio.frame:FrameAudioTokenizer",
             "image-conv": "mmtp.tokenizers.image.conv:ConvImageTokenizer",
+            "text": "mmtp.tokenizers.text:TextTokenizer",
         },
         "quantizer": {
             "bsq": "mmtp.tokenizers.quantizers.binary:BSQ",

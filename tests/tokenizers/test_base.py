@@ -8,6 +8,7 @@ from mmtp.testing import check_tokenizer
 from mmtp.tokenizers.base import DiscreteTokenizer
 
 PICTURES = [torch.rand(3, 17, 30, generator=torch.Generator().manual_seed(0)), torch.zeros(3, 1, 1), torch.ones(3, 24, 16)]
+SOUNDS = [torch.rand(1, 333, generator=torch.Generator().manual_seed(0)) * 2 - 1, torch.zeros(1, 1), torch.ones(1, 400)]
 TEXTS = ["", "draw a blue circle", "Ünïcode 漢字 🙂 \u202e\x00\r\n ", "a" * 300]
 
 
@@ -19,13 +20,27 @@ def image_conv():
     return config.build().eval(), PICTURES
 
 
+def audio_conv():
+    from mmtp.tokenizers.audio.conv import ConvAudioTokenizer
+    from mmtp.tokenizers.quantizers import FSQ
+
+    return ConvAudioTokenizer.Config(strides=(4, 5), encoder_width=4, decoder_width=4, quantizer=FSQ.Config()).build().eval(), SOUNDS
+
+
+def audio_frame():
+    from mmtp.tokenizers.audio.frame import FrameAudioTokenizer
+    from mmtp.tokenizers.quantizers import ResidualFSQ
+
+    return FrameAudioTokenizer.Config(window=80, hop=20, width=16, quantizer=ResidualFSQ.Config()).build().eval(), SOUNDS
+
+
 def text():
     from mmtp.tokenizers.text import TextTokenizer
 
     return TextTokenizer.train(TEXTS * 2, 280), TEXTS
 
 
-MAKERS = {"image-conv": image_conv, "text": text}
+MAKERS = {"audio-conv": audio_conv, "audio-frame": audio_frame, "image-conv": image_conv, "text": text}
 
 
 @pytest.mark.parametrize("name", REGISTRY.names("tokenizer"))
