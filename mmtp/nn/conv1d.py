@@ -104,7 +104,7 @@ class Upsample(TimeConv):
 
 
 class Snake(nn.Module):
-    """``x + sin²(αx) / α`` with an α per channel (Ziyin et al., arXiv 2006.08195, eq. 3): periodic, as sound is."""
+    """``x + sin²(αx) / α`` with an α per channel (Ziyin et al., arXiv 2006.08195): periodic, as sound is."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class StepNorm(nn.Module):
 
 
 class ResidualUnit(TimeLayer):
-    """Snake, dilated convolution of kernel 7, snake, convolution of kernel 1 (DAC, arXiv 2306.06546, appendix A)."""
+    """Snake, dilated convolution of kernel 7, snake, convolution of kernel 1 (as in DAC, arXiv 2306.06546)."""
 
     def __init__(self, channels: int, dilation: int, *, causal: bool) -> None:
         super().__init__()

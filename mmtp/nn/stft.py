@@ -55,7 +55,7 @@ class Extend(TimeLayer):
 
 
 class Synthesis(TimeLayer):
-    """Frames to sound: magnitude and phase by a linear layer, inverse transform, overlap and add (Vocos, arXiv 2306.00814, section 3.2).
+    """Frames to sound: magnitude and phase by a linear layer, inverse transform, overlap and add (Vocos, arXiv 2306.00814, section 3).
 
     Reads frames that :class:`Extend` extended, and gives the samples that lie in all windows that can cover them. The sum of the squared
     windows is then the same in every hop, also at the ends of a sound, and is divided out exactly.

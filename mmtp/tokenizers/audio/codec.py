@@ -195,10 +195,10 @@ def check_sound(sound: Tensor, name: str) -> None:
     if sound.ndim != 2 or sound.shape[0] != 1 or not sound.is_floating_point():
         hint = "; mix channels down first" if sound.ndim == 2 and 1 < sound.shape[0] <= 8 else ""
         raise AudioShapeError(f"{name}: {sound.dtype} {list(sound.shape)} given, floats [1, samples] wanted{hint}")
-    # Not a number is not at most anything.
-    fine = sound[0].abs() <= LOUDEST
-    if not fine.all():
-        at = int((~fine).nonzero()[0])
+    # Not a number is neither above nor below anything, and in a sound it is both least and greatest.
+    least, most = sound.aminmax() if sound.numel() else (sound.new_zeros(()), sound.new_zeros(()))
+    if not (least >= -LOUDEST and most <= LOUDEST):
+        at = int((~(sound[0].abs() <= LOUDEST)).nonzero()[0])
         raise AudioValueError(f"{name}: sample {at} is {float(sound[0, at]):g}, numbers in [-1, 1] are wanted")
 
 

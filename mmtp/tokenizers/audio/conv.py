@@ -6,16 +6,17 @@ from functools import partial
 
 from torch import nn
 
-from mmtp.nn.conv1d import Chain, ResidualUnit, Snake, TimeConv, Upsample
+from mmtp.nn.conv1d import Chain, ResidualUnit, Snake, StepNorm, TimeConv, Upsample
 from mmtp.tokenizers.audio.codec import AudioConfig, AudioTokenizer
 
 
 class ConvAudioTokenizer(AudioTokenizer):
     """Waveform to codes by convolutions that double the channels wherever they shorten time, and back.
 
-    The network is that of DAC (Kumar et al., arXiv 2306.06546, section 3.1 and appendix A): residual units of growing dilation, snake
-    activations, weight-normalised kernels; causal, it is laid out as the streaming one of EnCodec (Défossez et al., arXiv 2210.13438,
-    section 3.1). It works at the full sample rate, which is slow without an accelerator; ``audio-frame`` is the quick one.
+    The network is that of DAC (Kumar et al., arXiv 2306.06546, section 3): residual units of growing dilation, snake activations,
+    weight-normalised kernels. Latents are normalised step by step, so that scalar quantizers have their range from the start. Causal,
+    it is laid out as the streaming network of EnCodec (Défossez et al., arXiv 2210.13438, section 3.1). It works at the full sample
+    rate, which is slow without an accelerator; ``audio-frame`` is the quick one.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ def _encoder(config: ConvAudioTokenizer.Config) -> Chain:
         layers += [ResidualUnit(width, dilation, causal=config.causal) for dilation in config.dilations]
         layers += [Snake(width), conv(width, 2 * width, 2 * stride, stride=stride)]
         width *= 2
-    return Chain(*layers, Snake(width), conv(width, width, 3))
+    return Chain(*layers, Snake(width), conv(width, width, 3), StepNorm(width))
 
 
 def _decoder(config: ConvAudioTokenizer.Config) -> Chain:

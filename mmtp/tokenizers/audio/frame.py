@@ -13,8 +13,8 @@ class FrameAudioTokenizer(AudioTokenizer):
     """One spectrum per frame to codes, and codes to one spectrum per frame, by ConvNeXt blocks over time.
 
     The decoder is that of Vocos (Siuzdak, arXiv 2306.00814, section 3), as WavTokenizer has it behind a quantizer (Ji et al., arXiv
-    2408.16532, section 3.3); the encoder is its mirror image. With no layer at the sample rate it is some 30 times as quick as
-    convolutions on the waveform, quick enough to be trained on a CPU.
+    2408.16532, section 3); the encoder is its mirror image. With no layer at the sample rate it is far quicker than convolutions on
+    the waveform, quick enough to be trained on a CPU.
     """
 
     @dataclass(frozen=True, kw_only=True)

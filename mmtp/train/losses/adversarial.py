@@ -91,7 +91,7 @@ def generator_loss(fake: Sequence[Judgement]) -> Float[Tensor, ""]:
 
 
 def feature_loss(real: Sequence[Judgement], fake: Sequence[Judgement]) -> Float[Tensor, ""]:
-    """Feature matching: mean absolute difference of every layer's features, relative to the original's (EnCodec, eq. 2)."""
+    """Feature matching: mean absolute difference of every layer's features, relative to the original's (EnCodec, section 3.4)."""
     terms = []
     for r, f in zip(real, fake, strict=True):
         for a, b in zip(r.features, f.features, strict=True):

@@ -18,7 +18,7 @@ class AudioReconstructionConfig(Config):
     """Weights of the terms of an audio tokenizer's loss.
 
     Attributes:
-        mel: of the mel loss. DAC (arXiv 2306.06546, section 3.4) has 15, against a discriminator of 1.
+        mel: of the mel loss. DAC (arXiv 2306.06546, section 3.5) has 15, against a discriminator of 1.
         l1: of the absolute error of samples, which sets the phases.
         quantizer: of the quantizer's own loss.
         windows: samples of a spectrum at each scale; hops are a quarter of it.
@@ -39,7 +39,7 @@ class AudioReconstructionConfig(Config):
 class AudioReconstructionLoss(nn.Module):
     """Weighted sum of mel and sample errors.
 
-    The mel loss is that of DAC (Kumar et al., arXiv 2306.06546, section 3.4): mean absolute difference of log mel magnitudes, summed over
+    The mel loss is that of DAC (Kumar et al., arXiv 2306.06546, section 3.5): mean absolute difference of log mel magnitudes, summed over
     seven scales, of which the shortest hears clicks and the longest tells pitches apart.
     """
 
