@@ -57,8 +57,8 @@ class Registry:
 REGISTRY = Registry(
     {
         "tokenizer": {
-            "text": "mmtp.tokenizers.text:TextTokenizer",
-            "image-conv": "mmtp.tokenizers.image.conv:ConvImageTokenizer",
+            "audio-conv": "mmtp.tokenizers.audio.conv:ConvAudioTokenizer",
+            "audio-frame": "mmtp.tokenizers.audio.frame:FrameAudioTokenizer",
             "autoencoder-dc": "mmtp.tokenizers.pretrained.latents:AutoencoderDC",
             "autoencoder-kl": "mmtp.tokenizers.pretrained.latents:AutoencoderKL",
             "chameleon-vq": "mmtp.tokenizers.pretrained.pictures:ChameleonVQ",
@@ -66,8 +66,10 @@ REGISTRY = Registry(
             "diffusers-vq": "mmtp.tokenizers.pretrained.pictures:DiffusersVQ",
             "emu3-vq": "mmtp.tokenizers.pretrained.pictures:Emu3VQ",
             "encodec": "mmtp.tokenizers.pretrained.codecs:Encodec",
+            "image-conv": "mmtp.tokenizers.image.conv:ConvImageTokenizer",
             "janus-vq": "mmtp.tokenizers.pretrained.pictures:JanusVQ",
             "mimi": "mmtp.tokenizers.pretrained.codecs:Mimi",
+            "text": "mmtp.tokenizers.text:TextTokenizer",
         },
         "quantizer": {
             "bsq": "mmtp.tokenizers.quantizers.binary:BSQ",

@@ -9,6 +9,7 @@ from mmtp.tokenizers.base import ContinuousTokenizer, DiscreteTokenizer
 from tests.tokenizers.pretrained.common import SETTINGS, media, tokenizer
 
 PICTURES = [torch.rand(3, 17, 30, generator=torch.Generator().manual_seed(0)), torch.zeros(3, 1, 1), torch.ones(3, 24, 16)]
+SOUNDS = [torch.rand(1, 333, generator=torch.Generator().manual_seed(0)) * 2 - 1, torch.zeros(1, 1), torch.ones(1, 400)]
 TEXTS = ["", "draw a blue circle", "Ünïcode 漢字 🙂 \u202e\x00\r\n ", "a" * 300]
 
 
@@ -18,6 +19,20 @@ def image_conv():
 
     config = ConvImageTokenizer.Config(widths=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1), quantizer=FSQ.Config(levels=(5, 5, 5)))
     return config.build().eval(), PICTURES
+
+
+def audio_conv():
+    from mmtp.tokenizers.audio.conv import ConvAudioTokenizer
+    from mmtp.tokenizers.quantizers import FSQ
+
+    return ConvAudioTokenizer.Config(strides=(4, 5), encoder_width=4, decoder_width=4, quantizer=FSQ.Config()).build().eval(), SOUNDS
+
+
+def audio_frame():
+    from mmtp.tokenizers.audio.frame import FrameAudioTokenizer
+    from mmtp.tokenizers.quantizers import ResidualFSQ
+
+    return FrameAudioTokenizer.Config(window=80, hop=20, width=16, quantizer=ResidualFSQ.Config()).build().eval(), SOUNDS
 
 
 def text():
@@ -30,7 +45,13 @@ def pretrained(name):
     return lambda: (tokenizer(name), media(name))
 
 
-MAKERS = {"image-conv": image_conv, "text": text, **{name: pretrained(name) for name in SETTINGS}}
+MAKERS = {
+    "audio-conv": audio_conv,
+    "audio-frame": audio_frame,
+    "image-conv": image_conv,
+    "text": text,
+    **{name: pretrained(name) for name in SETTINGS},
+}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.config import Config as BaseConfig
-from mmtp.hub import fingerprint
 from mmtp.nn.conv import ChannelNorm, Conv, ResidualConv
 from mmtp.tokenizers.quantizers import FSQ, Quantized, QuantizerConfig
+from mmtp.tokenizers.reference import FingerprintCache, Reference
 from mmtp.types import Codes, MmtpError, Modality, TokenizerSpec
 
 PIXELS_PER_PASS = 2**20
@@ -70,21 +70,16 @@ class ConvImageTokenizer(nn.Module):
         self.quantizer = config.quantizer.build(dim=config.widths[-1])
         self.decoder = _decoder(config)
         self.to(memory_format=torch.channels_last)
-        self._fingerprint: tuple[object, str] = (None, "")
+        self._fingerprint = FingerprintCache()
 
     @property
     def spec(self) -> TokenizerSpec:
-        state = self.state_dict()
-        # Weights change in place (training, loading); the version counters tell, far cheaper than hashing anew.
-        version = tuple((t.data_ptr(), t._version) for t in state.values())
-        if self._fingerprint[0] != version:
-            self._fingerprint = (version, fingerprint(self.config, state))
         return TokenizerSpec(
             modality=Modality.IMAGE,
             codebook_sizes=self.quantizer.codebook_sizes,
             downsampling=(self.config.downsampling,) * 2,
             channels=3,
-            fingerprint=self._fingerprint[1],
+            fingerprint=self._fingerprint.of(self.config, self),
         )
 
     def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -118,7 +113,7 @@ class ConvImageTokenizer(nn.Module):
         rows, columns = (max((g[axis] for g in grids), default=0) for axis in (0, 1))
         ids = torch.zeros((len(media), len(self.quantizer.codebook_sizes), rows, columns), dtype=torch.long)
         cell = self.config.downsampling
-        with self._reference():
+        with Reference(self):
             for h, w, part in self._passes(grids):
                 pixels = torch.stack([self._padded(media[i], h * cell, w * cell) for i in part])
                 latents = self.encoder((pixels * 2 - 1).contiguous(memory_format=torch.channels_last))
@@ -129,7 +124,7 @@ class ConvImageTokenizer(nn.Module):
     def decode(self, codes: Codes) -> list[Float[Tensor, "3 _ _"]]:
         """Pictures with values in [0, 1], cropped to ``codes.sizes`` where these are given."""
         out: dict[int, Tensor] = {}
-        with self._reference():
+        with Reference(self):
             for h, w, part in self._passes(codes.lengths.tolist()):
                 ids = rearrange(codes.ids[part, :, :h, :w], "b k h w -> b (h w) k").to(self._device)
                 pixels = self._reconstruct(self.quantizer.lookup(ids), h).add(1).div(2).clamp(0, 1)
@@ -142,7 +137,7 @@ class ConvImageTokenizer(nn.Module):
     def codebook_vectors(self, codebook: int = 0) -> Float[Tensor, "n d"]:
         """The vector behind every code of a codebook: codes whose vectors are near look alike."""
         ids = torch.arange(self.quantizer.codebook_sizes[codebook], device=self._device)
-        with self._reference():
+        with Reference(self):
             return self.quantizer.lookup(ids[None, :, None])[0].clone()
 
     @property
@@ -166,28 +161,6 @@ class ConvImageTokenizer(nn.Module):
     def _reconstruct(self, latents: Float[Tensor, "b n d"], rows: int) -> Float[Tensor, "b 3 h w"]:
         plane = rearrange(latents, "b (h w) d -> b d h w", h=rows)
         return self.decoder(plane.contiguous(memory_format=torch.channels_last)).float()
-
-    def _reference(self) -> "_Reference":
-        return _Reference(self)
-
-
-class _Reference:
-    """Evaluation mode, no gradients, no autocast: what encoding and decoding run under."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __enter__(self) -> None:
-        self.training = self.module.training
-        self.module.eval()
-        self.contexts = (torch.no_grad(), torch.autocast(next(self.module.parameters()).device.type, enabled=False))
-        for context in self.contexts:
-            context.__enter__()
-
-    def __exit__(self, *exception: object) -> None:
-        for context in reversed(self.contexts):
-            context.__exit__(*exception)  # type: ignore[arg-type]
-        self.module.train(self.training)
 
 
 def _pairs(values: Sequence[Sequence[int]]) -> Int[Tensor, "b 2"]:

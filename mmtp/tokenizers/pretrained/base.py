@@ -6,8 +6,7 @@ codes of a medium cannot depend on what else is in the list. It costs speed on a
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.config import Config as BaseConfig
-from mmtp.hub import fingerprint
+from mmtp.tokenizers.reference import FingerprintCache, Reference
 from mmtp.types import Codes, MmtpError, Modality, TokenizerSpec
 
 W = TypeVar("W", bound="Wrapped")
@@ -59,7 +58,7 @@ class Wrapped(nn.Module):
         self.config: Any = config
         self.model: Any = (self._build() if model is None else model).float()
         self._facts = self._describe()
-        self._fingerprint: tuple[object, str] = (None, "")
+        self._fingerprint = FingerprintCache()
 
     @classmethod
     def from_pretrained_model(cls: type[W], source: str | Path, *, subfolder: str = "", **fields: Any) -> W:
@@ -101,12 +100,7 @@ class Wrapped(nn.Module):
 
     @property
     def spec(self) -> TokenizerSpec:
-        state = self.state_dict()
-        # Weights change in place (training, loading); the version counters tell, far cheaper than hashing anew.
-        version = tuple((t.data_ptr(), t._version) for t in state.values())
-        if self._fingerprint[0] != version:
-            self._fingerprint = (version, fingerprint(self.config, state))
-        return replace(self._facts, fingerprint=self._fingerprint[1])
+        return replace(self._facts, fingerprint=self._fingerprint.of(self.config, self))
 
     def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
         return tuple(-(-n // cell) for n, cell in zip(shape, self._facts.downsampling, strict=True))
@@ -161,17 +155,6 @@ class Wrapped(nn.Module):
         """A medium in float32 on the model's device, in plain memory order: convolutions round otherwise in another order."""
         return medium.to(self._device, torch.float32).contiguous()
 
-    @contextmanager
-    def _reference(self) -> Iterator[None]:
-        """Evaluation mode, no gradients, no autocast: what encoding and decoding run under."""
-        training = self.training
-        self.eval()
-        try:
-            with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-                yield
-        finally:
-            self.train(training)
-
 
 class WrappedQuantizer(Wrapped):
     """Discrete tokenizers: subclasses say in ``_ids`` and ``_medium`` how their model is called."""
@@ -187,7 +170,7 @@ class WrappedQuantizer(Wrapped):
         axes = len(self._facts.downsampling)
         whole = [max((g[axis] for g in grids), default=0) for axis in range(axes)]
         ids = torch.zeros((len(media), self._facts.num_codebooks, *whole), dtype=torch.long)
-        with self._reference():
+        with Reference(self):
             for i, (medium, grid) in enumerate(zip(media, grids, strict=True)):
                 found = self._ids(self._plain(medium), grid)
                 if found.shape[1:].numel() != math.prod(grid):
@@ -198,7 +181,7 @@ class WrappedQuantizer(Wrapped):
     def decode(self, codes: Codes) -> list[Float[Tensor, "c *size"]]:
         """Media with values in ``spec.value_range``, cropped to ``codes.sizes`` where these are given, else of whole cells."""
         least, most = self._facts.value_range
-        with self._reference():
+        with Reference(self):
             media = [self._medium(codes.item(i).to(self._device)).clamp(least, most) for i in range(len(codes))]
         if codes.sizes is None:
             return media

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmtp.tokenizers.pretrained.base import Wrapped
 from mmtp.tokenizers.pretrained.pictures import from_pixels, to_pixels
+from mmtp.tokenizers.reference import Reference
 from mmtp.types import Latents, Modality, TokenizerSpec
 
 
@@ -47,7 +48,7 @@ class PictureAutoencoder(Wrapped):
         most = max(lengths.tolist(), default=0)
         values = torch.zeros(len(media), most, self._facts.latent_dim)
         coordinates = torch.zeros(len(media), most, 2, dtype=torch.long)
-        with self._reference():
+        with Reference(self):
             for i, (medium, grid) in enumerate(zip(media, grids, strict=True)):
                 plane = self._latents(to_pixels(self._plain(medium), grid, self._facts.downsampling[0]))
                 n = int(lengths[i])
@@ -63,7 +64,7 @@ class PictureAutoencoder(Wrapped):
             sizes: height and width to crop each picture to (latents do not carry them); None gives whole cells.
         """
         pictures = []
-        with self._reference():
+        with Reference(self):
             for values, coordinates, n in zip(latents.values, latents.coordinates, latents.lengths.tolist(), strict=True):
                 rows = int(coordinates[:n, 0].amax()) + 1
                 plane = self._plain(rearrange(values[:n], "(h w) d -> d h w", h=rows))

@@ -1,0 +1,45 @@
+"""What every tokenizer made of a network shares: the mode in which codes are made, and a fingerprint that costs nothing to ask for."""
+
+import torch
+from torch import nn
+
+from mmtp.config import Config
+from mmtp.hub import fingerprint
+
+
+class Reference:
+    """Evaluation mode, no gradients, no autocast: what encoding and decoding run under, whatever surrounds them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        self.training = self.module.training
+        self.module.eval()
+        self.contexts = (torch.no_grad(), torch.autocast(next(self.module.parameters()).device.type, enabled=False))
+        for context in self.contexts:
+            context.__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        for context in reversed(self.contexts):
+            context.__exit__(*exception)  # type: ignore[arg-type]
+        self.module.train(self.training)
+
+
+class FingerprintCache:
+    """The fingerprint of a module, hashed anew only when a weight has changed.
+
+    Weights change in place (training, loading); their version counters tell, far cheaper than hashing.
+    """
+
+    def __init__(self) -> None:
+        self._version: object = None
+        self._value = ""
+
+    def of(self, config: Config, module: nn.Module) -> str:
+        """Hash of configuration and weights, as :func:`mmtp.hub.fingerprint` has it."""
+        state = module.state_dict()
+        version = tuple((t.data_ptr(), t._version) for t in state.values())
+        if self._version != version:
+            self._version, self._value = version, fingerprint(config, state)
+        return self._value
