@@ -1,4 +1,4 @@
-"""What a run says while it goes: JSON lines, TensorBoard, and a progress bar."""
+"""What a run says while it goes: JSON lines, TensorBoard, previews, and a progress bar."""
 
 import json
 import time
@@ -6,12 +6,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from jaxtyping import Float
+from torch import Tensor
+
+from mmtp.data.media import encode_png, write_wav
+
 RATES = ("tokens", "samples")
 """Metrics that count work done in a step; they are shown per second."""
 
 
 class RunLog:
-    """The log of a run in ``folder``: ``log.jsonl`` (one record per line), TensorBoard files in ``tensorboard/``.
+    """The log of a run in ``folder``: ``log.jsonl`` (one record per line), TensorBoard files in ``tensorboard/``, previews.
 
     Args:
         folder: the run's folder.
@@ -23,7 +28,8 @@ class RunLog:
     def __init__(self, folder: Path, *, total: int, start: int, progress: bool) -> None:
         self.folder, self.total, self.start, self.progress = folder, total, start, progress
         self._sums: dict[str, float] = {}
-        self._count = 0
+        self._counts: dict[str, int] = {}
+        self._steps = 0
         self._since = time.perf_counter()
         self._shown = ""
 
@@ -51,29 +57,47 @@ class RunLog:
 
         Args:
             step: steps done.
-            record: numbers of this step.
+            record: numbers of this step; the mean of each is over the steps that have it.
             write: whether a record is due.
             left: seconds until the end, estimated.
             done: share of the run that lies behind, where a clock ends it; else steps tell.
         """
         for key, value in record.items():
             self._sums[key] = self._sums.get(key, 0.0) + float(value)
-        self._count += 1
+            self._counts[key] = self._counts.get(key, 0) + 1
+        self._steps += 1
         if write:
             seconds = time.perf_counter() - self._since
-            means = {key: value / self._count for key, value in self._sums.items() if key not in RATES}
+            means = {key: value / self._counts[key] for key, value in self._sums.items() if key not in RATES}
             rates = {f"{key}_per_second": self._sums[key] / seconds for key in RATES if key in self._sums}
-            line = {"step": step, **means, **rates, "steps_per_second": self._count / seconds}
+            line = {"step": step, **means, **rates, "steps_per_second": self._steps / seconds}
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
             for key, value in line.items():
                 self._board.add_scalar(key, value, step)
-            self._sums, self._count, self._since = {}, 0, time.perf_counter()
+            self._sums, self._counts, self._steps, self._since = {}, {}, 0, time.perf_counter()
             self._shown = _for_the_bar(line)
         if self._bar:
             minutes, rest = divmod(int(min(left, 359_999)), 60)
             share = step / self.total if done is None else done
             self._bar.update(self._line, completed=share, metrics=f"step {step:,}  {minutes}:{rest:02d} left  {self._shown}")
+
+    @property
+    def previews(self) -> Path:
+        """Folder of previews, made when first asked for."""
+        folder = self.folder / "previews"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def picture(self, step: int, picture: Float[Tensor, "3 h w"]) -> None:
+        """Shows a picture with values in 0..1: ``previews/step-000123.png``, and TensorBoard."""
+        (self.previews / f"step-{step:06d}.png").write_bytes(encode_png(picture))
+        self._board.add_image("preview", picture, step)
+
+    def sound(self, step: int, name: str, sound: Float[Tensor, "1 t"], sample_rate: float) -> None:
+        """Lets a sound in -1..1 be heard: ``previews/step-000123-name.wav``, and TensorBoard."""
+        write_wav(self.previews / f"step-{step:06d}-{name}.wav", sound, sample_rate)
+        self._board.add_audio(name, sound.clamp(-1, 1), step, int(sample_rate))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar:

@@ -15,6 +15,7 @@ from mmtp.models.loss import LossConfig, LossOutput
 from mmtp.models.presets import preset
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.vocab import VocabLayout, VocabMismatch
+from mmtp.train.log import RunLog
 from mmtp.train.recipe import Recipe
 from mmtp.train.trainer import Trainer
 from mmtp.types import Batch
@@ -159,7 +160,7 @@ class ModelTask:
         output = self.model.loss(batch, self.config)
         return output.total, metrics(output) | {"tokens": float((batch.document_ids >= 0).sum()), "epoch": float(batch.meta["epoch"])}
 
-    def preview(self, module: nn.Module, folder: Path, step: int) -> None:
+    def preview(self, module: nn.Module, log: RunLog, step: int) -> None:
         """Models show themselves through ``mmtp eval`` and ``mmtp generate``; a preview would need their tokenizers."""
 
 

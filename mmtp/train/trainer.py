@@ -1,8 +1,8 @@
 """The one training loop: tokenizers and models are tasks that it optimises.
 
 A task's batch is a pure function of the step, and a checkpoint holds everything else that decides what comes next (weights,
-optimizer, average, random states). So a run that was killed at any point and started again gives, on one machine, the same
-losses bit for bit as a run that was not.
+optimizers, average, random states, what the loss itself has learnt). So a run that was killed at any point and started again
+gives, on one machine, the same losses bit for bit as a run that was not.
 """
 
 import copy
@@ -93,8 +93,26 @@ class Task(Protocol):
         """Scalar loss, and numbers for the log (``tokens`` or ``samples`` among them become a rate per second)."""
         ...
 
-    def preview(self, module: nn.Module, folder: Path, step: int) -> None:
-        """Leaves pictures or texts in ``folder`` that show how far ``module`` (the average, if one is kept) has come."""
+    def preview(self, module: nn.Module, log: RunLog, step: int) -> None:
+        """Leaves pictures, sounds or texts in ``log`` that show how far ``module`` (the average, if one is kept) has come."""
+        ...
+
+
+@runtime_checkable
+class CriterionTask(Task, Protocol):
+    """A task whose loss learns or remembers something itself: a discriminator, running norms of gradients.
+
+    Attributes:
+        criterion: holds it. Its parameters train with an optimizer of their own, and its state is part of every checkpoint; of the
+            result it is none.
+        criterion_optim: that optimizer; the schedule is the run's.
+    """
+
+    criterion: nn.Module
+    criterion_optim: OptimConfig
+
+    def criterion_loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]] | None:
+        """Scalar loss of the criterion's parameters, asked for when the module has taken its step; None where they rest."""
         ...
 
 
@@ -131,6 +149,8 @@ class Trainer:
         self.task, self.optim, self.run, self.folder = task, optim, run, Path(folder)
         self.progress = progress
         self.optimizers = build_optimizers(task.module, optim)
+        self.learned = task if isinstance(task, CriterionTask) else None
+        self.criterion_optimizers = build_optimizers(task.criterion, task.criterion_optim) if isinstance(task, CriterionTask) else []
         self.average = Average(task.module, optim.ema) if optim.ema else None
         self.step = 0
         self.seconds = 0.0
@@ -159,7 +179,7 @@ class Trainer:
                     if self.step % self.run.checkpoint_every == 0:
                         save_checkpoint(checkpoints, self.step, self._state())
                     if self.run.preview_every and self.step % self.run.preview_every == 0:
-                        self._preview()
+                        self._preview(log)
                 save_checkpoint(checkpoints, self.step, self._state())
         except OSError as error:
             raise TrainError(
@@ -171,31 +191,45 @@ class Trainer:
     def _advance(self, log: RunLog) -> None:
         began = time.perf_counter()
         rate = self.rate()
-        for optimizer in self.optimizers:
+        for optimizer in self.optimizers + self.criterion_optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = optimizer.defaults["lr"] * rate
         batch = self.task.batch(self.step)
-        device = next(self.task.module.parameters()).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.run.precision == "bfloat16"):
+        with self._autocast():
             loss, metrics = self.task.loss(batch, self.step)
+        value, norm = self._descend(loss, self.task.module, self.optimizers, self.optim.clip)
+        if self.learned and self.criterion_optimizers:
+            with self._autocast():
+                found = self.learned.criterion_loss(batch, self.step)
+            if found:
+                self._descend(found[0], self.learned.criterion, self.criterion_optimizers, self.learned.criterion_optim.clip)
+                metrics = metrics | found[1]
+        if self.average:
+            self.average.update(self.task.module, self.step)
+        self.step += 1
+        self.seconds += time.perf_counter() - began
+        record = {"loss": value, **metrics, "grad_norm": norm, "lr": self.optim.lr * rate}
+        log.update(self.step, record, write=self.step % self.run.log_every == 0, left=self._seconds_left(), done=self._done())
+
+    def _descend(self, loss: Tensor, module: nn.Module, optimizers: list[torch.optim.Optimizer], clip: float) -> tuple[float, float]:
+        """One step of a module against its loss; gives the loss and the gradient's norm before it was clipped."""
         value = loss.item()
         if not math.isfinite(value):
             raise TrainError(
                 f"step {self.step}: the loss is {value}; lower optim.lr (now {self.optim.lr:g}) or optim.clip, "
                 f"and remove {self.folder / 'checkpoints'} to start over"
             )
-        for optimizer in self.optimizers:
+        for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.task.module.parameters(), self.optim.clip)
-        for optimizer in self.optimizers:
+        norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
+        for optimizer in optimizers:
             optimizer.step()
-        if self.average:
-            self.average.update(self.task.module, self.step)
-        self.step += 1
-        self.seconds += time.perf_counter() - began
-        record = {"loss": value, **metrics, "grad_norm": norm.item(), "lr": self.optim.lr * rate}
-        log.update(self.step, record, write=self.step % self.run.log_every == 0, left=self._seconds_left(), done=self._done())
+        return value, norm.item()
+
+    def _autocast(self) -> torch.autocast:
+        device = next(self.task.module.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.run.precision == "bfloat16")
 
     def rate(self) -> float:
         """Share of the greatest learning rate at the present step."""
@@ -219,13 +253,11 @@ class Trainer:
     def _out_of_time(self) -> bool:
         return self.run.max_minutes is not None and self.seconds >= 60 * self.run.max_minutes
 
-    def _preview(self) -> None:
+    def _preview(self, log: RunLog) -> None:
         module = self.result
         training = module.training
-        folder = self.folder / "previews"
-        folder.mkdir(parents=True, exist_ok=True)
         with torch.random.fork_rng(), torch.no_grad():
-            self.task.preview(module.eval(), folder, self.step)
+            self.task.preview(module.eval(), log, self.step)
         module.train(training)
 
     def _state(self) -> dict[str, Any]:
@@ -235,6 +267,8 @@ class Trainer:
             "module": self.task.module.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average.module.state_dict() if self.average else None,
+            "criterion": self.learned.criterion.state_dict() if self.learned else {},
+            "criterion_optimizers": [optimizer.state_dict() for optimizer in self.criterion_optimizers],
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -242,7 +276,10 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         self.step, self.seconds = state["step"], state["seconds"]
         self.task.module.load_state_dict(state["module"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+        if self.learned:
+            self.learned.criterion.load_state_dict(state.get("criterion", {}))
+        optimizers = self.optimizers + self.criterion_optimizers
+        for optimizer, saved in zip(optimizers, state["optimizers"] + state.get("criterion_optimizers", []), strict=True):
             optimizer.load_state_dict(saved)
         if self.average:
             self.average.module.load_state_dict(state["average"])

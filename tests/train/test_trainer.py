@@ -49,11 +49,12 @@ def test_stopped_and_continued_equals_uninterrupted(tmp_path):
         assert torch.equal(tensor, whole["average"][name])
 
 
-def test_killed_and_continued_equals_uninterrupted(tmp_path):
-    tiny.train(tmp_path / "whole", 60)
+@pytest.mark.parametrize(("name", "task"), [("task", tiny.TinyTask), ("contest", tiny.TinyContest)])
+def test_killed_and_continued_equals_uninterrupted(tmp_path, name, task):
+    whole = tiny.train(tmp_path / "whole", 60, task=task)
     killed = tmp_path / "killed"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, str(TINY), str(killed), "60"], env=environment)
+    process = subprocess.Popen([sys.executable, str(TINY), str(killed), "60", name], env=environment)
     try:
         deadline = time.monotonic() + 90
         while not (killed / "checkpoints/step-00000010.pt").exists():
@@ -64,8 +65,23 @@ def test_killed_and_continued_equals_uninterrupted(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert max(losses(killed)) < 60
-    tiny.train(killed, 60)
+    again = tiny.train(killed, 60, task=task)
     assert losses(killed) == losses(tmp_path / "whole")
+    if name == "contest":
+        states = (again.task.criterion.state_dict(), whole.task.criterion.state_dict())
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
+        assert states[0]["seen"] == 56
+
+
+def test_a_criterion_learns_beside_the_module_from_its_first_loss_on(tmp_path):
+    start = {name: value.clone() for name, value in tiny.TinyContest().criterion.state_dict().items()}
+    early = tiny.train(tmp_path / "early", 4, task=tiny.TinyContest).task.criterion.state_dict()
+    assert all(torch.equal(early[name], value) for name, value in start.items())
+    trainer = tiny.train(tmp_path / "run", 6, task=tiny.TinyContest)
+    assert not torch.equal(trainer.task.criterion[0].weight, start["0.weight"])
+    assert [optimizer.defaults["betas"] for optimizer in trainer.criterion_optimizers] == [(0.5, 0.9)]
+    records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert ["critic" in record for record in records] == [False] * 4 + [True] * 2
 
 
 def test_a_loss_that_is_not_finite_stops_with_one_line(tmp_path):
