@@ -7,33 +7,27 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from rich.progress import track
 from torch import Tensor
 
 from mmtp.config import Config, ConfigError
 from mmtp.data.errors import DecodeError
 from mmtp.data.media import decode_image, resize
-from mmtp.data.sources import open_source
+from mmtp.train.mix import MixSource, draw_sources, read_files
+from mmtp.types import Modality
 
 STORED = 4
 """Pictures that are cropped at random are kept at up to this many times the training size along their shorter side."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureSource(Config):
-    """One source of a mix.
+class PictureSource(MixSource):
+    """One source of a mix, and how its pictures are varied.
 
     Attributes:
-        source: what ``mmtp tokenize`` takes (``easy-vqa:train``, a tar, a folder); paths start at the data root.
-        weight: share of the samples, relative to the other sources.
-        hold_out: every picture whose place in the source is a multiple of this is left out, for tuning; 0 leaves none out.
         crop: least and greatest side of the random square window, as a share of the shorter side.
         flips: none, left to right, or all eight symmetries of the square.
     """
 
-    source: str
-    weight: float = 1.0
-    hold_out: int = 0
     crop: tuple[float, float] = (1.0, 1.0)
     flips: Literal["none", "horizontal", "all"] = "none"
 
@@ -68,9 +62,7 @@ class PictureMix:
 
     def batch(self, step: int, count: int) -> Float[Tensor, "b 3 h w"]:
         """``count`` pictures in [-1, 1]."""
-        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        weights = torch.tensor([s.weight for s in self.config.sources])
-        which = torch.multinomial(weights, count, replacement=True, generator=draw).tolist()
+        which, draw = draw_sources(self.config.sources, self.seed, step, count)
         samples = []
         for i in which:
             pictures = self.pictures[i]
@@ -81,15 +73,11 @@ class PictureMix:
 
 def read_pictures(source: PictureSource, size: int, data_root: Path, *, progress: bool = False) -> list[UInt8[Tensor, "3 h w"]]:
     """Every usable picture of a source as bytes, its shorter side at most what training needs. Damaged files are passed over."""
-    place = source.source
-    opened = open_source(place if place.partition(":")[0] in ("easy-vqa", "hf") else data_root / place)
     shorter = size if source.crop == (1.0, 1.0) else STORED * size
     out = []
-    for i, item in enumerate(track(opened.items(), f"reading {place}", disable=not progress, transient=True)):
-        if source.hold_out and i % source.hold_out == 0:
-            continue
+    for data in read_files(source, Modality.IMAGE, data_root, progress=progress):
         try:
-            picture = decode_image(opened.read(item).media).mul(255).round().to(torch.uint8)
+            picture = decode_image(data).mul(255).round().to(torch.uint8)
         except DecodeError:
             continue
         height, width = picture.shape[1:]

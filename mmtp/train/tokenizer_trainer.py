@@ -1,69 +1,255 @@
-"""Training of picture tokenizers: reconstruct pictures through the quantizer."""
+"""Training of tokenizers of pictures and of sounds: reconstruct media through the quantizer."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmtp.config import build_config, from_dict
+from mmtp.config import Config, ConfigError, build_config, from_dict
+from mmtp.data.media import contact_sheet
 from mmtp.hub import save_pretrained
-from mmtp.train.losses.reconstruction import ReconstructionConfig, reconstruction_loss
+from mmtp.train.log import RunLog
+from mmtp.train.losses.adversarial import AdversarialConfig, Adversary
+from mmtp.train.losses.audio import AudioReconstructionConfig, AudioReconstructionLoss
+from mmtp.train.losses.balance import BalanceConfig, Balancer
+from mmtp.train.losses.criterion import Criterion
+from mmtp.train.losses.discriminators import PatchConfig, PatchDiscriminator, SpectrogramConfig, SpectrogramDiscriminator
+from mmtp.train.losses.perceptual import PerceptualConfig, build_perceptual
+from mmtp.train.losses.reconstruction import PictureReconstructionLoss, ReconstructionConfig
 from mmtp.train.pictures import PictureData, PictureMix
 from mmtp.train.recipe import Recipe
-from mmtp.train.trainer import Trainer
+from mmtp.train.sounds import SoundData, SoundMix, spectrogram
+from mmtp.train.trainer import OptimConfig, Trainer
+from mmtp.types import Modality
 
-PREVIEWS = 16
+PICTURES, SOUNDS = 16, 4
+"""How many a preview shows."""
+
+TERMS = ("l1", "l2", "mel", "perceptual", "adversarial", "feature")
+"""Terms of a loss that act on the reconstruction."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
+class PictureAdversarialConfig(AdversarialConfig):
+    """``[loss.adversarial]`` of pictures: ``discriminator`` judges patches."""
+
+    discriminator: PatchConfig = field(default_factory=PatchConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoundAdversarialConfig(AdversarialConfig):
+    """``[loss.adversarial]`` of sounds: ``discriminator`` judges spectra."""
+
+    discriminator: SpectrogramConfig = field(default_factory=SpectrogramConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureLossConfig(ReconstructionConfig):
+    """``[loss]`` of a picture tokenizer: weights, and the parts that a recipe may add."""
+
+    perceptual: PerceptualConfig | None = None
+    adversarial: PictureAdversarialConfig | None = None
+    balance: BalanceConfig | None = None
+
+    def __post_init__(self) -> None:
+        _check_balance(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoundLossConfig(AudioReconstructionConfig):
+    """``[loss]`` of an audio tokenizer: weights, and the parts that a recipe may add."""
+
+    adversarial: SoundAdversarialConfig | None = None
+    balance: BalanceConfig | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_balance(self)
+
+
 class TokenizerTask:
-    """Reconstruction of batches of a picture mix.
+    """Reconstruction of batches of a mix.
 
-    Attributes:
-        module: a picture tokenizer whose ``forward`` gives (reconstruction, Quantized).
+    Args:
+        module: a tokenizer whose ``forward`` gives (reconstruction, Quantized).
         data: where the batches come from.
-        size: pictures per batch.
-        loss_config: weights of the terms.
+        size: media per batch.
+        criterion: what reconstructions are measured by.
+        optim: the tokenizer's optimizer; a discriminator has the same but for its rate and betas.
     """
 
-    module: nn.Module
-    data: PictureMix
-    size: int
-    loss_config: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    def __init__(self, module: Any, data: PictureMix | SoundMix, size: int, criterion: Criterion, optim: OptimConfig) -> None:
+        self.module: nn.Module = module
+        self.data, self.size, self.criterion = data, size, criterion
+        self.codebook_sizes: tuple[int, ...] = module.quantizer.codebook_sizes
+        self.device = next(module.parameters()).device
+        # Kernels are built first to last, and a weight-normalised one keeps its direction last.
+        self.last_layer = [p for p in module.decoder.parameters() if p.ndim > 1][-1]
+        own = criterion.adversary.config if criterion.adversary else None
+        self.criterion_optim = replace(optim, lr=own.lr, betas=own.betas, muon_lr=0.0) if own else optim
 
-    def batch(self, step: int) -> Float[Tensor, "b 3 h w"]:
-        return self.data.batch(step, self.size)
+    def batch(self, step: int) -> Float[Tensor, "b c *size"]:
+        return self.data.batch(step, self.size).to(self.device)
 
-    def loss(self, batch: Float[Tensor, "b 3 h w"], step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    def loss(self, batch: Float[Tensor, "b c *size"], step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
         output, quantized = self.module(batch)
-        loss, metrics = reconstruction_loss(output, batch, self.loss_config)
-        usage = len(quantized.ids.unique()) / quantized.ids.numel()
-        return loss + self.loss_config.quantizer * quantized.loss, metrics | {"distinct_codes": usage, "samples": len(batch)}
+        loss, metrics = self.criterion(output, batch, quantized, step, self.last_layer)
+        self._output = output.detach()
+        return loss, metrics | usage(quantized.ids, self.codebook_sizes) | {"samples": float(len(batch))}
 
-    def preview(self, module: nn.Module, folder: Path, step: int) -> None:
-        from mmtp.data.media import contact_sheet, encode_png
+    def criterion_loss(self, batch: Float[Tensor, "b c *size"], step: int) -> tuple[Float[Tensor, ""], dict[str, float]] | None:
+        """The discriminator's loss on what the tokenizer has just made of the batch."""
+        if self.criterion.adversary is None or not self.criterion.plays(step):
+            return None
+        return self.criterion.adversary(self._output, batch)
 
-        batch = self.data.batch(0, PREVIEWS)
+    def preview(self, module: nn.Module, log: RunLog, step: int) -> None:
+        raise NotImplementedError
+
+
+class PictureTask(TokenizerTask):
+    """Shows every original beside its reconstruction."""
+
+    def preview(self, module: nn.Module, log: RunLog, step: int) -> None:
+        batch = self.data.batch(0, PICTURES).to(self.device)
         pairs = torch.stack([batch, module(batch)[0]], 1).flatten(0, 1).add(1).div(2)
-        (folder / f"step-{step:06d}.png").write_bytes(encode_png(contact_sheet(list(pairs.clamp(0, 1)), columns=8)))
+        log.picture(step, contact_sheet(list(pairs.clamp(0, 1)), columns=8))
+
+
+class SoundTask(TokenizerTask):
+    """Shows the spectrogram of every original above that of its reconstruction, and lets both be heard."""
+
+    def preview(self, module: Any, log: RunLog, step: int) -> None:
+        batch = self.data.batch(0, SOUNDS).to(self.device)
+        output = module(batch)[0]
+        log.picture(step, contact_sheet([spectrogram(sound) for sound in (*batch, *output)], columns=len(batch)))
+        for name, sounds in (("original", batch), ("reconstruction", output)):
+            log.sound(step, name, torch.cat(list(sounds), 1).cpu(), module.config.sample_rate)
+
+
+def usage(ids: Int[Tensor, "b n k"], codebook_sizes: tuple[int, ...]) -> dict[str, float]:
+    """How varied a batch's codes are: distinct codes, as a share of those that there could be (codebook or positions, whichever are fewer).
+
+    Args:
+        ids: codes; -1 where quantizer dropout has left one out, which counts for nothing.
+        codebook_sizes: entries of every codebook.
+
+    Returns:
+        ``usage`` over all codebooks that have codes, and ``usage.0``, ``usage.1``, … where there are several.
+    """
+    found = {}
+    for k, size in enumerate(codebook_sizes):
+        codes = ids[..., k][ids[..., k] >= 0]
+        if codes.numel():
+            found[f"usage.{k}"] = len(codes.unique()) / min(size, codes.numel())
+    mean = {"usage": sum(found.values()) / len(found)} if found else {}
+    return mean | (found if len(codebook_sizes) > 1 else {})
+
+
+def picture_task(module: Any, data: PictureData, loss: PictureLossConfig, recipe: Recipe, root: Path, *, progress: bool) -> TokenizerTask:
+    """The task of a picture tokenizer.
+
+    Raises:
+        ConfigError: sizes do not fit the tokenizer or the discriminator; a source or a network's weights are missing.
+    """
+    if data.size % module.config.downsampling:
+        raise ConfigError(f"data.size: {data.size} is no multiple of {module.config.downsampling}, the pixels per side of a code")
+    adversary = None
+    if loss.adversarial:
+        least = 3 * 2**loss.adversarial.discriminator.layers
+        if data.size < least:
+            raise ConfigError(
+                f"loss.adversarial.discriminator.layers: {loss.adversarial.discriminator.layers} want pictures of {least} pixels"
+            )
+        adversary = Adversary(loss.adversarial, PatchDiscriminator(loss.adversarial.discriminator))
+    device = next(module.parameters()).device
+    perceptual = build_perceptual(loss.perceptual, root, device) if loss.perceptual else None
+    balancer = Balancer(loss.balance, TERMS) if loss.balance else None
+    criterion = Criterion(PictureReconstructionLoss(loss, perceptual), loss.quantizer, adversary, balancer).to(device)
+    mix = PictureMix(data, root, recipe.run.seed, progress=progress)
+    return PictureTask(module, mix, recipe.run.batch, criterion, recipe.optim)
+
+
+def sound_task(module: Any, data: SoundData, loss: SoundLossConfig, recipe: Recipe, root: Path, *, progress: bool) -> TokenizerTask:
+    """The task of an audio tokenizer.
+
+    Raises:
+        ConfigError: a source is missing or holds no sounds.
+    """
+    rate, hop = module.config.sample_rate, module.config.downsampling
+    adversary = Adversary(loss.adversarial, SpectrogramDiscriminator(loss.adversarial.discriminator)) if loss.adversarial else None
+    balancer = Balancer(loss.balance, TERMS) if loss.balance else None
+    criterion = Criterion(AudioReconstructionLoss(loss, rate), loss.quantizer, adversary, balancer).to(next(module.parameters()).device)
+    mix = SoundMix(data, root, recipe.run.seed, sample_rate=rate, hop=hop, progress=progress)
+    return SoundTask(module, mix, recipe.run.batch, criterion, recipe.optim)
+
+
+@dataclass(frozen=True)
+class Medium:
+    """What the medium of a tokenizer decides.
+
+    Attributes:
+        name: what messages call it.
+        data: ``[data]`` of its recipes.
+        loss: ``[loss]`` of its recipes.
+        task: what makes the task of them.
+    """
+
+    name: str
+    data: type[Config]
+    loss: type[Config]
+    task: Callable[..., TokenizerTask]
+
+
+MEDIA = {
+    Modality.IMAGE: Medium("pictures", PictureData, PictureLossConfig, picture_task),
+    Modality.AUDIO: Medium("sounds", SoundData, SoundLossConfig, sound_task),
+}
 
 
 def train_tokenizer(recipe: Recipe, folder: Path, *, data_root: Path, progress: bool = True) -> Path:
-    """Trains a picture tokenizer and saves it in ``folder/result``.
+    """Trains a tokenizer and saves it in ``folder/result``.
 
     Args:
-        recipe: ``[tokenizer]`` is the configuration, ``[data]`` a :class:`PictureData`, ``[loss]`` a :class:`ReconstructionConfig`.
+        recipe: ``[tokenizer]`` is the configuration. Of pictures, ``[data]`` is a :class:`PictureData` and ``[loss]`` a
+            :class:`PictureLossConfig`; of sounds, a :class:`SoundData` and a :class:`SoundLossConfig`.
         folder: the run's folder.
         data_root: where relative paths of the sources start.
         progress: whether to show bars.
+
+    Raises:
+        ConfigError: a key is unknown (names the nearest), or belongs to another medium, or the tokenizer is none that is trained here.
+        TrainError: the run cannot go on.
     """
-    data = from_dict(PictureData, recipe.data, "data")
-    loss = from_dict(ReconstructionConfig, recipe.loss, "loss")
-    config: Any = build_config("tokenizer", recipe.tokenizer, "tokenizer")
+    config = build_config("tokenizer", recipe.tokenizer, "tokenizer")
+    kind = recipe.tokenizer["type"]
+    if kind == "text":
+        raise ConfigError("tokenizer.type: 'text' is trained by task = 'text'")
     torch.manual_seed(recipe.run.seed)
-    task = TokenizerTask(config.build(), PictureMix(data, data_root, recipe.run.seed, progress=progress), recipe.run.batch, loss)
+    module = config.build()
+    if not (hasattr(module, "quantizer") and hasattr(module, "decoder")) or module.spec.modality not in MEDIA:
+        raise ConfigError(f"tokenizer.type: {kind!r} has no quantizer and decoder of its own that could be trained here")
+    module.to("cuda" if torch.cuda.is_available() else "cpu")
+    medium = MEDIA[module.spec.modality]
+    for name, table, given in (("data", medium.data, recipe.data), ("loss", medium.loss, recipe.loss)):
+        for other in MEDIA.values():
+            strange = given.keys() & (_keys(getattr(other, name)) - _keys(table))
+            if strange:
+                raise ConfigError(f"{name}.{min(strange)}: is for tokenizers of {other.name}, but {kind!r} is one of {medium.name}")
+    data, loss = from_dict(medium.data, recipe.data, "data"), from_dict(medium.loss, recipe.loss, "loss")
+    task = medium.task(module, data, loss, recipe, data_root, progress=progress)
     result: Any = Trainer(task, recipe.optim, recipe.run, folder, progress=progress).fit()
     return save_pretrained(result, folder / "result")
+
+
+def _keys(table: type[Config]) -> set[str]:
+    return {entry.name for entry in fields(table)}  # type: ignore[arg-type]
+
+
+def _check_balance(config: PictureLossConfig | SoundLossConfig) -> None:
+    if config.balance and config.adversarial and config.adversarial.adaptive:
+        raise ValueError("balance and adversarial.adaptive both set the adversarial loss's share; choose one")

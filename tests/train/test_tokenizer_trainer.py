@@ -1,12 +1,19 @@
 import json
+import math
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from mmtp.config import ConfigError
-from mmtp.data.media import encode_png
+from mmtp.data.media import encode_png, read_sound, write_wav
 from mmtp.hub import from_pretrained
+from mmtp.train.pictures import PictureMix
 from mmtp.train.recipe import Recipe, run_recipe
+from mmtp.train.sounds import SoundMix
+from mmtp.train.tokenizer_trainer import usage
+from mmtp.types import MmtpError
 
 RECIPE = {
     "task": "tokenizer",
@@ -23,9 +30,31 @@ RECIPE = {
     "run": {"steps": 60, "batch": 8, "log_every": 10, "preview_every": 50},
 }
 
+SOUND_RECIPE = {
+    "task": "tokenizer",
+    "tokenizer": {
+        "type": "audio-frame",
+        "sample_rate": 4000,
+        "window": 128,
+        "hop": 32,
+        "width": 16,
+        "encoder_blocks": 1,
+        "decoder_blocks": 1,
+        "quantizer": {"type": "residual-vq", "num_codebooks": 3, "codebook_size": 16, "codebook_dim": 4},
+    },
+    "data": {"seconds": 0.2, "sources": [{"source": "sounds"}]},
+    "loss": {"windows": [64, 256], "bands": [10, 40]},
+    "optim": {"lr": 3e-3, "warmup": 5, "ema": 0.9},
+    "run": {"steps": 60, "batch": 8, "log_every": 10, "preview_every": 50},
+}
+
 
 @pytest.fixture
 def root(tmp_path):
+    (tmp_path / "sounds").mkdir()
+    for i in range(6):
+        tone = 0.4 * torch.sin(2 * math.pi * (200 + 100 * i) / 4000 * torch.arange(2000.0))
+        write_wav(tmp_path / "sounds" / f"{i}.wav", tone[None], 4000)
     (tmp_path / "pictures").mkdir()
     for i in range(12):
         picture = torch.full((3, 16, 16), 0.9)
@@ -45,6 +74,125 @@ def test_a_recipe_becomes_a_tokenizer(root):
     assert codes.ids.shape == (1, 1, 4, 4)
     again = run_recipe(Recipe.from_dict(RECIPE), root / "run", data_root=root, progress=False)
     assert from_pretrained(again).spec == tokenizer.spec
+
+
+def test_a_recipe_becomes_a_tokenizer_of_sounds(root):
+    result = run_recipe(Recipe.from_dict(SOUND_RECIPE), root / "run", data_root=root, progress=False)
+    found = records(root / "run")
+    assert found[-1]["mel"] < 0.8 * found[0]["mel"]
+    assert {"l1", "si_sdr", "usage", "usage.0", "usage.1", "usage.2", "samples_per_second"} <= set(found[-1])
+    assert (root / "run/previews/step-000050.png").is_file()
+    sounds = [read_sound(root / f"run/previews/step-000050-{name}.wav") for name in ("original", "reconstruction")]
+    assert [(sound.shape, rate) for sound, rate in sounds] == [((1, 4 * 800), 4000)] * 2
+    assert not torch.equal(sounds[0][0], sounds[1][0])
+    tokenizer = from_pretrained(result)
+    codes = tokenizer.encode([torch.rand(1, 100)])
+    assert codes.ids.shape == (1, 3, 4)
+    # The average of weights goes with the codebooks as they are: their moving average is their own.
+    state = torch.load(root / "run/checkpoints/step-00000060.pt", weights_only=True)
+    codebooks = [name for name in state["module"] if name.endswith(("embed", "initted"))]
+    assert len(codebooks) == 6
+    assert all(torch.equal(state["average"][name], state["module"][name]) for name in codebooks)
+    assert all(state["average"][name].all() for name in codebooks if name.endswith("initted"))
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+ADVERSARIAL = {"start": 4, "feature": 1.0, "lecam": 0.01, "lr": 1e-3}
+PICTURE_PARTS = {
+    "adversarial": ADVERSARIAL | {"adaptive": True, "discriminator": {"width": 4, "layers": 1}},
+    "perceptual": {"network": "timm:test_resnet", "weights": "weights.safetensors", "layers": [0], "size": 0},
+}
+SOUND_PARTS = {
+    "adversarial": ADVERSARIAL | {"discriminator": {"windows": [32, 64], "width": 4, "dilations": [1]}},
+    "balance": {"decay": 0.9},
+}
+
+
+@pytest.mark.parametrize("medium", ["pictures", "sounds"])
+def test_stopped_and_continued_equals_uninterrupted_with_every_part(root, monkeypatch, medium):
+    if medium == "pictures":
+        save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), root / "weights.safetensors")
+        vq = {"type": "vq", "codebook_size": 16, "codebook_dim": 4}
+        recipe, mix = RECIPE | {"tokenizer": RECIPE["tokenizer"] | {"quantizer": vq}, "loss": PICTURE_PARTS}, PictureMix
+    else:
+        recipe, mix = SOUND_RECIPE | {"loss": SOUND_RECIPE["loss"] | SOUND_PARTS}, SoundMix
+    run = {"steps": 12, "batch": 4, "log_every": 1, "checkpoint_every": 3}
+    recipe = Recipe.from_dict(recipe | {"run": run})
+    run_recipe(recipe, root / "whole", data_root=root, progress=False)
+    with monkeypatch.context() as patch:
+        batch = mix.batch
+
+        def stop(self, step, count):
+            if step == 8:
+                raise KeyboardInterrupt
+            return batch(self, step, count)
+
+        patch.setattr(mix, "batch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, root / "stopped", data_root=root, progress=False)
+    run_recipe(recipe, root / "stopped", data_root=root, progress=False)
+    whole, stopped = (
+        [{k: v for k, v in r.items() if "_per_second" not in k} for r in records(root / name)] for name in ("whole", "stopped")
+    )
+    assert whole == stopped and len(whole) == 12
+    assert ["critic" in r for r in whole] == [False] * 4 + [True] * 8
+    assert ["adaptive" in r for r in whole] == ["critic" in r and medium == "pictures" for r in whole]
+    states = [torch.load(root / name / "checkpoints/step-00000012.pt", weights_only=True) for name in ("whole", "stopped")]
+    for part in ("module", "average", "criterion"):
+        assert all(torch.equal(states[0][part][name], value) for name, value in states[1][part].items())
+    assert not [name for name in states[0]["criterion"] if "perceptual" in name]
+    if medium == "sounds":
+        assert (states[0]["criterion"]["balancer.seen"] > 0).sum() == 4
+
+
+def test_usage_does_not_count_what_dropout_left_out():
+    ids = torch.tensor([[[0, 3, -1], [1, -1, -1], [1, -1, -1], [2, -1, -1]]])
+    assert usage(ids, (2048, 4, 4)) == {"usage.0": 0.75, "usage.1": 1.0, "usage": 0.875}
+    assert usage(torch.zeros(1, 100, 1, dtype=torch.long), (4,)) == {"usage": 0.25}
+    assert usage(-torch.ones(1, 4, 1, dtype=torch.long), (4,)) == {}
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"data": {"seconds": 1.0}}, "data.seconds: is for tokenizers of sounds, but 'image-conv' is one of pictures"),
+        ({"loss": {"mel": 1.0}}, "loss.mel: is for tokenizers of sounds"),
+        ({"data": {"size": 18}}, "data.size: 18 is no multiple of 4"),
+        ({"loss": {"adversarial": {}}}, "loss.adversarial.discriminator.layers: 3 want pictures of 24 pixels"),
+        ({"loss": {"adversarial": {"wieght": 1.0}}}, "loss.adversarial: unknown key 'wieght'; did you mean 'weight'"),
+        ({"loss": {"adversarial": {"adaptive": True}, "balance": {}}}, "loss: balance and adversarial.adaptive both"),
+        ({"data": {"sources": [{"source": "sounds"}]}}, "sounds: holds no image files"),
+    ],
+)
+def test_combinations_that_do_not_fit_are_one_line(root, tables, message):
+    recipe = Recipe.from_dict(RECIPE | {name: {**RECIPE.get(name, {}), **table} for name, table in tables.items()})
+    with pytest.raises(MmtpError, match=message) as error:
+        run_recipe(recipe, root / "run", data_root=root, progress=False)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"data": {"size": 16}}, "data.size: is for tokenizers of pictures, but 'audio-frame' is one of sounds"),
+        ({"loss": {"perceptual": {}}}, "loss.perceptual: is for tokenizers of pictures"),
+        ({"data": {"sources": [{"source": "pictures"}]}}, "pictures: holds no audio files"),
+        ({"tokenizer": {"type": "text"}}, "tokenizer.type: 'text' is trained by task = 'text'"),
+    ],
+)
+def test_combinations_that_do_not_fit_sounds(root, tables, message):
+    recipe = Recipe.from_dict(SOUND_RECIPE | {n: table if n == "tokenizer" else SOUND_RECIPE[n] | table for n, table in tables.items()})
+    with pytest.raises(MmtpError, match=message):
+        run_recipe(recipe, root / "run", data_root=root, progress=False)
+
+
+def test_tokenizers_without_parts_to_train_are_refused(root, block_registered):
+    recipe = Recipe.from_dict(RECIPE | {"tokenizer": {"type": "block", "block": 8}})
+    with pytest.raises(ConfigError, match="tokenizer.type: 'block' has no quantizer and decoder"):
+        run_recipe(recipe, root / "run", data_root=root, progress=False)
 
 
 @pytest.mark.parametrize(

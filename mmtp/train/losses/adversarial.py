@@ -1,4 +1,4 @@
-"""A discriminator of sounds, and the losses of both sides."""
+"""The contest of a tokenizer with a discriminator: the losses of both sides."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,77 +7,103 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
 
 from mmtp.config import Config
+from mmtp.train.losses.discriminators import Discriminator, Judgement
+from mmtp.train.losses.terms import Term
 
-
-@dataclass(frozen=True)
-class Judgement:
-    """What one resolution of a discriminator says.
-
-    Attributes:
-        scores: above 0 where a place sounds like an original.
-        features: what every layer saw, for feature matching.
-    """
-
-    scores: Float[Tensor, "b 1 n f"]
-    features: tuple[Tensor, ...]
+LECAM_DECAY = 0.99
+"""Of the running mean scores (LeCam's own code has the same)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscriminatorConfig(Config):
-    """Shape of the network.
+class AdversarialConfig(Config):
+    """How much a discriminator has to say, and how it learns.
 
     Attributes:
-        windows: samples of a spectrum at each resolution; hops are a quarter of it.
-        width: channels of every layer.
-        dilations: over time, of the layers that halve the frequencies.
+        weight: of the tokenizer's hinge loss.
+        start: step from which both sides play. A discriminator tells the first, blurred reconstructions apart at a glance, and then
+            only disturbs (VQGAN and LlamaGen wait for it).
+        feature: weight of feature matching. EnCodec and DAC have it, picture tokenizers mostly a perceptual loss in its place.
+        lecam: weight of LeCam regularisation (Tseng et al., arXiv 2104.03310, section 3) in the discriminator's loss: originals are
+            held near the running mean score of reconstructions, and these near that of originals. It helps where data are few.
+        adaptive: scale ``weight`` so that at the decoder's last layer the hinge loss pulls as strongly as the reconstruction (VQGAN,
+            Esser et al., arXiv 2012.09841, eq. 7).
+        lr: greatest learning rate of the discriminator; the schedule is the run's.
+        betas: decay rates of its AdamW.
     """
 
-    windows: tuple[int, ...] = (128, 256, 512, 1024, 2048)
-    width: int = 32
-    dilations: tuple[int, ...] = (1, 2, 4)
+    weight: float = 0.1
+    start: int = 0
+    feature: float = 0.0
+    lecam: float = 0.0
+    adaptive: bool = False
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.5, 0.9)
 
 
-class SpectrogramDiscriminator(nn.Module):
-    """Tells originals from reconstructions by their complex spectra at several resolutions (EnCodec, arXiv 2210.13438, section 3.4)."""
+class Adversary(nn.Module):
+    """A discriminator and what it remembers.
 
-    def __init__(self, config: DiscriminatorConfig) -> None:
+    Args:
+        config: weights.
+        discriminator: of the medium.
+    """
+
+    real_scores: Tensor
+    fake_scores: Tensor
+
+    def __init__(self, config: AdversarialConfig, discriminator: Discriminator) -> None:
         super().__init__()
         self.config = config
-        self.resolutions = nn.ModuleList(_Resolution(window, config.width, config.dilations) for window in config.windows)
+        self.discriminator = discriminator
+        self.register_buffer("real_scores", torch.zeros(discriminator.count))
+        self.register_buffer("fake_scores", torch.zeros(discriminator.count))
 
-    def forward(self, sound: Float[Tensor, "b 1 t"]) -> list[Judgement]:
-        """One judgement per resolution, of samples in [-1, 1]."""
-        return [resolution(sound) for resolution in self.resolutions]
+    def fool(self, output: Float[Tensor, "b c *size"], target: Float[Tensor, "b c *size"]) -> dict[str, Term]:
+        """The tokenizer's terms: ``adversarial``, and ``feature`` where it has a weight. The discriminator gets no gradient of them."""
+        self.requires_grad_(False)
+        fake = self.discriminator(output)
+        terms = {"adversarial": Term(self.config.weight, generator_loss(fake))}
+        if self.config.feature:
+            with torch.no_grad():
+                real = self.discriminator(target)
+            terms["feature"] = Term(self.config.feature, feature_loss(real, fake))
+        return terms
+
+    def forward(self, output: Float[Tensor, "b c *size"], target: Float[Tensor, "b c *size"]) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """The discriminator's loss, and for the log its hinge part (``critic``; 2 is a coin toss) and both mean scores.
+
+        Args:
+            output: reconstruction, detached.
+            target: original.
+        """
+        self.requires_grad_(True)
+        real, fake = self.discriminator(target), self.discriminator(output)
+        loss = hinge = discriminator_loss(real, fake)
+        real_means, fake_means = (torch.stack([j.scores.detach().float().mean() for j in side]) for side in (real, fake))
+        if self.config.lecam:
+            loss = loss + self.config.lecam * lecam_loss(real, fake, self.real_scores, self.fake_scores)
+            self.real_scores.lerp_(real_means, 1 - LECAM_DECAY)
+            self.fake_scores.lerp_(fake_means, 1 - LECAM_DECAY)
+        return loss, {"critic": hinge.item(), "critic.real": real_means.mean().item(), "critic.fake": fake_means.mean().item()}
 
 
-class _Resolution(nn.Module):
-    hann: Tensor
+def adaptive_weight(reconstruction: Float[Tensor, ""], adversarial: Float[Tensor, ""], last_layer: nn.Parameter) -> float:
+    """How many times the adversarial loss must be taken to pull as strongly as the reconstruction (VQGAN, arXiv 2012.09841, eq. 7).
 
-    def __init__(self, window: int, width: int, dilations: Sequence[int]) -> None:
-        super().__init__()
-        self.register_buffer("hann", torch.hann_window(window), persistent=False)
-        layers = [nn.Conv2d(2, width, (3, 9), padding=(1, 4))]
-        for dilation in dilations:
-            layers.append(nn.Conv2d(width, width, (3, 9), stride=(1, 2), dilation=(dilation, 1), padding=(dilation, 4)))
-        layers.append(nn.Conv2d(width, width, 3, padding=1))
-        self.layers = nn.ModuleList(weight_norm(layer) for layer in layers)
-        self.score = weight_norm(nn.Conv2d(width, 1, 3, padding=1))
+    It is the ratio of the norms of their gradients at the weight of the decoder's last layer, at most 10^4.
+    """
+    norms = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm() for loss in (reconstruction, adversarial)]
+    return (norms[0] / (norms[1] + 1e-6)).clamp(max=1e4).item()
 
-    def forward(self, sound: Float[Tensor, "b 1 t"]) -> Judgement:
-        window = len(self.hann)
-        # Unitary, so that resolutions see numbers of one size.
-        spectrum = torch.stft(
-            sound[:, 0].float(), window, window // 4, window=self.hann, normalized=True, pad_mode="constant", return_complex=True
-        )
-        x = torch.view_as_real(spectrum).permute(0, 3, 2, 1)
-        features = []
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.2)
-            features.append(x)
-        return Judgement(self.score(x), tuple(features))
+
+def lecam_loss(
+    real: Sequence[Judgement], fake: Sequence[Judgement], real_scores: Float[Tensor, " r"], fake_scores: Float[Tensor, " r"]
+) -> Float[Tensor, ""]:
+    """Squared distance of originals' scores to the running mean of reconstructions', and the reverse; mean over resolutions."""
+    pairs = zip(real, fake, real_scores, fake_scores, strict=True)
+    return _mean((r.scores.float() - b).square().mean() + (f.scores.float() - a).square().mean() for r, f, a, b in pairs)
 
 
 def discriminator_loss(real: Sequence[Judgement], fake: Sequence[Judgement]) -> Float[Tensor, ""]:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 import torchaudio.functional
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmtp.config import Config
+from mmtp.train.losses.terms import ReconstructionLoss, Term
 
 FLOOR = 1e-5
 """What is quieter in a mel band counts as silence (DAC has the same)."""
@@ -36,8 +37,8 @@ class AudioReconstructionConfig(Config):
             raise ValueError("windows and bands must have one entry per scale")
 
 
-class AudioReconstructionLoss(nn.Module):
-    """Weighted sum of mel and sample errors.
+class AudioReconstructionLoss(ReconstructionLoss):
+    """Mel and sample errors.
 
     The mel loss is that of DAC (Kumar et al., arXiv 2306.06546, section 3.5): mean absolute difference of log mel magnitudes, summed over
     seven scales, of which the shortest hears clicks and the longest tells pitches apart.
@@ -53,19 +54,14 @@ class AudioReconstructionLoss(nn.Module):
             self.register_buffer(f"bank_{window}", bank, persistent=False)
             self.register_buffer(f"hann_{window}", torch.hann_window(window), persistent=False)
 
-    def forward(self, output: Float[Tensor, "b 1 t"], target: Float[Tensor, "b 1 t"]) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """The loss, and ``mel``, ``l1`` and ``si_sdr`` (dB) for the log.
-
-        Args:
-            output: reconstruction, samples in [-1, 1].
-            target: original.
-        """
+    def terms(self, output: Float[Tensor, "b 1 t"], target: Float[Tensor, "b 1 t"]) -> tuple[dict[str, Term], dict[str, float]]:
+        """The terms; for the log ``mel``, ``l1`` and ``si_sdr`` (dB)."""
         with torch.autocast(output.device.type, enabled=False):
             output, target = output.float(), target.float()
             mel = self.mel(output, target)
             l1 = (output - target).abs().mean()
         metrics = {"mel": mel.item(), "l1": l1.item(), "si_sdr": si_sdr(output.detach(), target).mean().item()}
-        return self.config.mel * mel + self.config.l1 * l1, metrics
+        return {"mel": Term(self.config.mel, mel), "l1": Term(self.config.l1, l1)}, metrics
 
     def mel(self, output: Float[Tensor, "b 1 t"], target: Float[Tensor, "b 1 t"]) -> Float[Tensor, ""]:
         """Mean absolute difference of log10 mel magnitudes, summed over scales."""

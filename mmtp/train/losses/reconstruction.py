@@ -1,4 +1,4 @@
-"""How far a reconstruction is from its original."""
+"""How far a picture is from its original."""
 
 from dataclasses import dataclass
 
@@ -6,32 +6,45 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmtp.config import Config
+from mmtp.train.losses.perceptual import PerceptualLoss
+from mmtp.train.losses.terms import ReconstructionLoss, Term
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionConfig(Config):
-    """Weights of the terms of a tokenizer's loss."""
+    """Weights of the terms of a picture tokenizer's loss.
+
+    Attributes:
+        l1: of the absolute error, which keeps flat areas flat.
+        l2: of the squared error, which PSNR measures.
+        quantizer: of the quantizer's own loss.
+    """
 
     l1: float = 0.5
     l2: float = 1.0
     quantizer: float = 1.0
 
 
-def reconstruction_loss(
-    output: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], config: ReconstructionConfig
-) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """Weighted sum of absolute and squared error (L1 keeps flat areas flat, L2 is what PSNR measures).
+class PictureReconstructionLoss(ReconstructionLoss):
+    """Absolute and squared error of pixels, and if wanted how different both look to a trained network.
 
     Args:
-        output: reconstruction, values in [-1, 1].
-        target: original.
-        config: weights.
-
-    Returns:
-        The loss, and ``l1`` and ``psnr`` (dB over the batch, peak to peak 2) for the log.
+        config: weights of the errors of pixels.
+        perceptual: the network and its weight.
     """
-    difference = output.float() - target.float()
-    l1 = difference.abs().mean()
-    l2 = difference.square().mean()
-    psnr = -10 * (l2.detach() / 4).clamp_min(1e-12).log10()
-    return config.l1 * l1 + config.l2 * l2, {"l1": l1.item(), "psnr": psnr.item()}
+
+    def __init__(self, config: ReconstructionConfig, perceptual: PerceptualLoss | None = None) -> None:
+        super().__init__()
+        self.config, self.perceptual = config, perceptual
+
+    def terms(self, output: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> tuple[dict[str, Term], dict[str, float]]:
+        """The terms; for the log ``l1``, ``psnr`` (dB over the batch, peak to peak 2) and ``perceptual``."""
+        difference = output.float() - target.float()
+        l1, l2 = difference.abs().mean(), difference.square().mean()
+        psnr = -10 * (l2.detach() / 4).clamp_min(1e-12).log10()
+        terms = {"l1": Term(self.config.l1, l1), "l2": Term(self.config.l2, l2)}
+        metrics = {"l1": l1.item(), "psnr": psnr.item()}
+        if self.perceptual:
+            terms["perceptual"] = Term(self.perceptual.config.weight, self.perceptual(output, target))
+            metrics["perceptual"] = terms["perceptual"].value.item()
+        return terms, metrics
