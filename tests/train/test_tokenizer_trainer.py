@@ -1,18 +1,21 @@
 import json
 import math
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 
-from mmtp.config import ConfigError
+from mmtp.config import ConfigError, build_config, from_dict
 from mmtp.data.media import encode_png, read_sound, write_wav
 from mmtp.hub import from_pretrained
 from mmtp.train.pictures import PictureMix
 from mmtp.train.recipe import Recipe, run_recipe
-from mmtp.train.sounds import SoundMix
-from mmtp.train.tokenizer_trainer import usage
+from mmtp.train.sounds import SoundData, SoundMix
+from mmtp.train.tokenizer_trainer import PictureLossConfig, SoundLossConfig, usage
 from mmtp.types import MmtpError
 
 RECIPE = {
@@ -187,6 +190,17 @@ def test_combinations_that_do_not_fit_sounds(root, tables, message):
     recipe = Recipe.from_dict(SOUND_RECIPE | {n: table if n == "tokenizer" else SOUND_RECIPE[n] | table for n, table in tables.items()})
     with pytest.raises(MmtpError, match=message):
         run_recipe(recipe, root / "run", data_root=root, progress=False)
+
+
+def test_recipes_of_the_page_are_valid():
+    page = Path(__file__).parents[2] / "docs" / "training.md"
+    whole, parts = re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    recipe = Recipe.from_dict(tomllib.loads(whole))
+    assert build_config("tokenizer", recipe.tokenizer).sample_rate == 16000
+    assert from_dict(SoundData, recipe.data).seconds == 1.0
+    assert from_dict(SoundLossConfig, recipe.loss) == SoundLossConfig()
+    loss = from_dict(PictureLossConfig, tomllib.loads(parts)["loss"])
+    assert loss.perceptual and loss.adversarial and loss.balance
 
 
 def test_tokenizers_without_parts_to_train_are_refused(root, block_registered):
