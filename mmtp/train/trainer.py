@@ -197,12 +197,13 @@ class Trainer:
         batch = self.task.batch(self.step)
         with self._autocast():
             loss, metrics = self.task.loss(batch, self.step)
-        value, norm = self._descend(loss, self.task.module, self.optimizers, self.optim.clip)
+        value, norm = self._descend(loss, self.task.module, self.optimizers, self.optim, "the loss", "optim.lr")
         if self.learned and self.criterion_optimizers:
             with self._autocast():
                 found = self.learned.criterion_loss(batch, self.step)
             if found:
-                self._descend(found[0], self.learned.criterion, self.criterion_optimizers, self.learned.criterion_optim.clip)
+                optim, names = self.learned.criterion_optim, ("the criterion's loss", "its lr")
+                self._descend(found[0], self.learned.criterion, self.criterion_optimizers, optim, *names)
                 metrics = metrics | found[1]
         if self.average:
             self.average.update(self.task.module, self.step)
@@ -211,18 +212,24 @@ class Trainer:
         record = {"loss": value, **metrics, "grad_norm": norm, "lr": self.optim.lr * rate}
         log.update(self.step, record, write=self.step % self.run.log_every == 0, left=self._seconds_left(), done=self._done())
 
-    def _descend(self, loss: Tensor, module: nn.Module, optimizers: list[torch.optim.Optimizer], clip: float) -> tuple[float, float]:
-        """One step of a module against its loss; gives the loss and the gradient's norm before it was clipped."""
+    def _descend(
+        self, loss: Tensor, module: nn.Module, optimizers: list[torch.optim.Optimizer], optim: OptimConfig, name: str, rate: str
+    ) -> tuple[float, float]:
+        """One step of a module against its loss; gives the loss and the gradient's norm before it was clipped.
+
+        Raises:
+            TrainError: the loss is not finite; calls it ``name``, and its rate ``rate``.
+        """
         value = loss.item()
         if not math.isfinite(value):
             raise TrainError(
-                f"step {self.step}: the loss is {value}; lower optim.lr (now {self.optim.lr:g}) or optim.clip, "
+                f"step {self.step}: {name} is {value}; lower {rate} (now {optim.lr:g}) or optim.clip, "
                 f"and remove {self.folder / 'checkpoints'} to start over"
             )
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
+        norm = nn.utils.clip_grad_norm_(module.parameters(), optim.clip)
         for optimizer in optimizers:
             optimizer.step()
         return value, norm.item()

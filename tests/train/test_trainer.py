@@ -56,7 +56,7 @@ def test_killed_and_continued_equals_uninterrupted(tmp_path, name, task):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, str(TINY), str(killed), "60", name], env=environment)
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 120
         while not (killed / "checkpoints/step-00000010.pt").exists():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
@@ -91,6 +91,13 @@ def test_a_loss_that_is_not_finite_stops_with_one_line(tmp_path):
         trainer.fit()
     assert "\n" not in str(error.value)
     assert checkpoint.latest_checkpoint(tmp_path / "checkpoints").name == "step-00000003.pt"
+
+
+def test_a_criterion_that_is_not_finite_stops_too(tmp_path, monkeypatch):
+    poisoned = staticmethod(lambda batch, step: (torch.tensor(float("inf"), requires_grad=True), {}))
+    monkeypatch.setattr(tiny.TinyContest, "criterion_loss", poisoned)
+    with pytest.raises(TrainError, match=r"^step 0: the criterion's loss is inf; lower its lr \(now 0\.03\)"):
+        tiny.train(tmp_path, 3, task=tiny.TinyContest)
 
 
 def test_a_full_disk_stops_with_one_line_and_loses_nothing(tmp_path, monkeypatch):
