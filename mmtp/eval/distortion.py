@@ -165,18 +165,20 @@ class Distortions:
     """Means of all measures over the recordings of a set.
 
     Attributes:
+        measures: what is measured.
         left_out: by measure, how many recordings it has no value for, by reason.
         not_installed: by measure, how to install what it needs.
     """
 
     def __init__(self) -> None:
-        self._values: dict[str, list[float]] = {measure.name: [] for measure in MEASURES}
-        self.left_out: dict[str, Counter[str]] = {measure.name: Counter() for measure in MEASURES}
+        self.measures = MEASURES
+        self._values: dict[str, list[float]] = {measure.name: [] for measure in self.measures}
+        self.left_out: dict[str, Counter[str]] = {measure.name: Counter() for measure in self.measures}
         self.not_installed: dict[str, str] = {}
 
     def add(self, output: Sound, target: Sound, rate: int) -> None:
         """Measures one sound ``[1, t]`` beside its original, of the same length."""
-        for measure in MEASURES:
+        for measure in self.measures:
             if measure.name in self.not_installed:
                 continue
             try:
@@ -198,7 +200,7 @@ class Distortions:
         return ", ".join(f"{count} left out: {reason}" for reason, count in self.left_out[name].items())
 
 
-def resample(sound: Sound, rate: int, new_rate: int) -> Sound:
+def resample(sound: Sound, rate: int, new_rate: int) -> Float[Tensor, "1 t2"]:
     """The sound at another rate (windowed sinc)."""
     return sound if rate == new_rate else torchaudio.functional.resample(sound, rate, new_rate)
 

@@ -1,7 +1,7 @@
 """How well a tokenizer of sound gives recordings back, and how much of its codebooks it uses, over a whole set."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmtp.eval.codes import CodeCounts
-from mmtp.eval.distortion import MEASURES, Distortions, fit
+from mmtp.eval.distortion import Distortions, fit
 from mmtp.eval.reconstruction import EvalError
 from mmtp.eval.report import Table
-from mmtp.eval.speech import Recognizer, WordErrors
+from mmtp.eval.speech import WordErrors
 from mmtp.tokenizers.base import DiscreteTokenizer
 
 HEADLINE = "stoi"
@@ -84,7 +84,7 @@ class SoundResult:
         codes, rows = self.codes, []
         rows += [["recordings", f"{self.recordings:,}", ""], ["seconds", f"{self.seconds:,.1f}", ""]]
         rows += [["tokens", f"{codes.tokens:,}", ""], ["bits per second", f"{codes.bits / self.seconds:,.1f}", "codes of equal length"]]
-        for measure in MEASURES:
+        for measure in self.distortions.measures:
             mean, remark = self.distortions.means[measure.name], self.distortions.remark(measure.name)
             rows.append([measure.label, None if mean is None else measure.show(mean), remark])
         if self.heard is not None:
@@ -122,7 +122,7 @@ class SoundResult:
 
 
 def evaluate_sound_tokenizer(
-    tokenizer: DiscreteTokenizer, recordings: Iterable[Recording], recognizer: Recognizer | None = None
+    tokenizer: DiscreteTokenizer, recordings: Iterable[Recording], recognizer: Callable[[Tensor, int], str] | None = None
 ) -> SoundResult:
     """Encodes, decodes and compares every recording of a set, one by one.
 
@@ -131,7 +131,8 @@ def evaluate_sound_tokenizer(
     Args:
         tokenizer: of mono sound, with codes.
         recordings: at the tokenizer's rate; read once.
-        recognizer: what listens for the words of recordings with a text; None leaves word errors out.
+        recognizer: what hears words in a sound of a rate, such as :class:`~mmtp.eval.speech.Recognizer`; it is asked about recordings
+            with a text. None leaves word errors out.
 
     Raises:
         EvalError: the set is empty, or the tokenizer has no codes, no sample rate or several channels.

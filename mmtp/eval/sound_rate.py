@@ -149,11 +149,11 @@ CODECS = {"Opus": SoundCodec((6, 8, 12, 16, 24), opus), "Codec2": SoundCodec((1.
 
 def _point(name: str, setting: str, bytes_per_second: float, distortions: Distortions) -> SoundPoint:
     means = distortions.means
-    return SoundPoint(name, setting, bytes_per_second, means["mel"], means["si_sdr"], means["stoi"], means["pesq"])
+    return SoundPoint(name, setting, bytes_per_second, *(means.get(field) for field in ("mel", "si_sdr", "stoi", "pesq")))
 
 
 def _notes(name: str, distortions: Distortions) -> list[str]:
-    remarks = ((measure.label, distortions.remark(measure.name)) for measure in MEASURES)
+    remarks = ((measure.label, distortions.remark(measure.name)) for measure in distortions.measures)
     return [f"{name}, {label}: {remark}" for label, remark in remarks if remark]
 
 
