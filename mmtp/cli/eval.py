@@ -251,7 +251,6 @@ def _sounds(tokenizer: "DiscreteTokenizer", name: str, data: str, limit: int | N
     from mmtp.data.errors import DecodeError
     from mmtp.data.media import decode_sound
     from mmtp.data.sources import open_source
-    from mmtp.eval.report import Section
     from mmtp.eval.sound import Recording, evaluate_sound_tokenizer
     from mmtp.eval.speech import Recognizer
     from mmtp.types import Modality
@@ -277,7 +276,8 @@ def _sounds(tokenizer: "DiscreteTokenizer", name: str, data: str, limit: int | N
 
     result = evaluate_sound_tokenizer(tokenizer, recordings(), Recognizer() if words else None)
     extra = [("unreadable, left out", f"{len(unreadable)} (the first: {unreadable[0]})")] if unreadable else []
-    tables, figures = result.tables(f"{name} on {data}", extra), list[Section]()
+    tables = result.tables(f"{name} on {data}", extra)
+    figures: list[Section] = [result.examples] if result.examples else []
     found: dict[str, Any] = result.to_dict() | {"unreadable": len(unreadable)}
     if codecs:
         from mmtp.eval.sound_rate import compare_sound_rates

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmtp.eval.codes import CodeCounts
 from mmtp.eval.distortion import Distortions, fit
 from mmtp.eval.reconstruction import EvalError
-from mmtp.eval.report import Table
+from mmtp.eval.report import Sounds, Table
 from mmtp.eval.speech import WordErrors
 from mmtp.tokenizers.base import DiscreteTokenizer
 
@@ -20,6 +20,10 @@ HEADLINE = "stoi"
 
 LENGTH_BYTES = 4
 """What a recording's number of samples takes beside its codes."""
+
+EXAMPLES = 4
+EXAMPLE_SECONDS = 20
+"""Of the first recordings so much is kept to be listened to."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class SoundResult:
         codes: histograms of the codes.
         distortions: means over recordings.
         heard: word errors, where these were asked for.
+        examples: the beginnings of the first recordings, for a report.
     """
 
     recordings: int
@@ -64,6 +69,7 @@ class SoundResult:
     codes: CodeCounts
     distortions: Distortions
     heard: Heard | None = None
+    examples: Sounds | None = None
 
     @property
     def headline(self) -> float | None:
@@ -143,6 +149,7 @@ def evaluate_sound_tokenizer(
     rate, counts, distortions = int(spec.sample_rate), CodeCounts(spec.codebook_sizes), Distortions()
     heard = Heard(WordErrors(), WordErrors())
     number = samples = exact = coded = 0
+    examples: list[tuple[str, Sequence[Tensor]]] = []
     for recording in recordings:
         target = recording.sound.cpu()
         codes = tokenizer.encode([target])
@@ -153,12 +160,24 @@ def evaluate_sound_tokenizer(
         counts.add(codes)
         coded += math.ceil((counts.bits - before) / 8) + LENGTH_BYTES
         distortions.add(output, target, rate)
+        if number <= EXAMPLES:
+            pair = [sound[:, : EXAMPLE_SECONDS * rate].clone() for sound in (target, output)]
+            examples.append((recording.text or f"recording {number}", pair))
         if recognizer is not None and recording.text:
             heard.original.add(recognizer(target, rate), recording.text)
             heard.reconstruction.add(recognizer(output, rate), recording.text)
     if not number:
         raise EvalError("the set holds no recordings to measure")
-    return SoundResult(number, samples / rate, exact, coded, counts, distortions, heard if recognizer is not None else None)
+    return SoundResult(
+        recordings=number,
+        seconds=samples / rate,
+        exact_lengths=exact,
+        coded_bytes=coded,
+        codes=counts,
+        distortions=distortions,
+        heard=None if recognizer is None else heard,
+        examples=Sounds(["original", "reconstruction"], examples, rate, "The first recordings."),
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

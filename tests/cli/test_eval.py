@@ -88,7 +88,7 @@ def test_a_tokenizer_of_sound_is_measured_as_one(recordings, tmp_path, capsys):
     assert values["recordings"] == 3 and values["seconds"] == 3 and values["exact_lengths"] == 1 and values["unreadable"] == 2
     assert values["tokens"] == 150 and 0 <= values["headline"] == values["stoi"] < 1
     assert {point["name"] for point in values["rates"]["codecs"]} == {"Opus", "Codec2"}
-    assert report.read_text().count("<svg") == 2
+    assert report.read_text().count("<svg") == 2 and report.read_text().count("<audio") == 6
 
 
 def test_a_tokenizer_of_sound_has_a_threshold_and_words(recordings, monkeypatch, capsys):

@@ -60,6 +60,8 @@ def test_a_whole_set():
     values = json.loads(json.dumps(result.to_dict()))
     assert values["left_out"] == {"si_sdr": {"the original is silent": 1}}
     assert values["bits_per_second"] == pytest.approx(13000 * math.log2(LEVELS) / result.seconds)
+    label, (before, after) = result.examples.rows[2]
+    assert label == "recording 3" and torch.equal(before, sounds[2]) and after.shape == before.shape
     assert len(values["codebooks"]) == 2 and "word_errors" not in values
     figures, books = result.tables("steps", [("more", "1")])
     rows = {row[0]: row[1:] for row in figures.rows}
