@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 if TYPE_CHECKING:
     from mmtp.cli.tables import Step
     from mmtp.decode.sample import Sampling
-    from mmtp.eval.report import Figure, Table
+    from mmtp.eval.report import Section, Table
+    from mmtp.tokenizers.base import DiscreteTokenizer
 
 What = Literal["vqa", "draw", "tokenizer", "text", "parser"]
 
@@ -16,16 +17,17 @@ class Measured(NamedTuple):
     """What a measurement gives.
 
     Attributes:
-        headline: the figure that ``--at-least`` looks at: a share from 0 to 1, dB for picture tokenizers.
+        headline: the figure that ``--at-least`` looks at: a share from 0 to 1, dB for picture tokenizers, STOI for those of sound;
+            None where it could not be measured.
         tables: for people.
         values: for machines.
         figures: for a report.
     """
 
-    headline: float
+    headline: float | None
     tables: "list[Table]"
     values: dict[str, Any]
-    figures: "Sequence[Figure]" = ()
+    figures: "Sequence[Section]" = ()
 
 
 def eval(
@@ -45,6 +47,7 @@ def eval(
     max_tokens: int = 512,
     controls: bool = True,
     codecs: bool = False,
+    words: bool = False,
     report: Path | None = None,
     batch_size: int = 64,
     json: Path | None = None,
@@ -54,16 +57,17 @@ def eval(
 
     vqa: answers to easy-VQA's test questions, beside the same questions without a picture, with another picture, and the
     commonest answer. draw: all colours and shapes drawn from words, judged by a parser. parser: that parser on real pictures.
-    tokenizer: pictures through a picture tokenizer and back. text: texts through a text tokenizer and back.
+    tokenizer: pictures or recordings, as the tokenizer wants, through it and back. text: texts through a text tokenizer and back.
 
     The exit code is 1 where the figure stays below --at-least.
 
     Args:
         what: vqa, draw, parser, tokenizer or text.
         name: zoo entry, folder or Hub id of the model or tokenizer; none for parser.
-        data: what to measure on: easy-vqa:test, a folder, *.tar, ...; for text: a source with captions or questions, or python:MODULE.
+        data: what to measure on: easy-vqa:test, a folder, *.tar, ...; a tokenizer of sound needs one; for text: a source with
+            captions or questions, or python:MODULE.
         size: bring pictures to this size first (64, or 96x64).
-        limit: only so many questions, pictures or texts.
+        limit: only so many questions, pictures, recordings or texts.
         seeds: pictures drawn per colour and shape.
         temperature: of drawing.
         top_k: draw with so many of the most probable codes; 0 with all.
@@ -72,11 +76,14 @@ def eval(
         candidates: draw so many pictures for one and let the model keep that in which it best reads the caption.
         max_tokens: limit of a drawing's tokens; one that is not finished by then is wrong.
         controls: leave out the questions without a picture and with another one.
-        codecs: put a picture tokenizer beside JPEG, WebP and AVIF at equal and at twice the bytes, container included.
-        report: write the tables, and the plot beside codecs, to this HTML file.
+        codecs: put the tokenizer beside codecs at equal and at twice the bytes, container included: JPEG, WebP and AVIF, or Opus and
+            Codec2.
+        words: word errors of Whisper tiny.en on recordings with an English text, original and reconstruction.
+        report: write the tables, the plots beside codecs, and the first recordings, to this HTML file.
         batch_size: questions at a time.
         json: write the figures to this file.
-        at_least: threshold: share of right answers or pictures or exact texts (0.98), mean PSNR in dB for tokenizers.
+        at_least: threshold: share of right answers or pictures or exact texts (0.98), mean PSNR in dB for
+            tokenizers of pictures, mean STOI (0 to 1) for those of sound.
 
     Examples:
         mmtp eval vqa vqa-s --at-least 0.98
@@ -85,6 +92,7 @@ def eval(
         mmtp eval parser
         mmtp eval tokenizer image-fsq-f8 --data easy-vqa:test --at-least 30
         mmtp eval tokenizer image-fsq-f8 --data emoji-val.tar --size 64 --codecs --report emoji.html
+        mmtp eval tokenizer runs/speech/result --data prompts-en-val.tar --words --codecs --report speech.html
         mmtp eval text text-bpe-4k --data python:pydoc_data.topics
     """
     from mmtp.cli import CHECK_FAILED
@@ -99,10 +107,10 @@ def eval(
         "vqa": lambda bar: _vqa(str(name), limit, controls, batch_size, bar),
         "draw": lambda bar: _draw(str(name), seeds, sampling, candidates, max_tokens, bar),
         "parser": lambda bar: _parser(data or "easy-vqa:test", limit, bar),
-        "tokenizer": lambda bar: _tokenizer(str(name), data or "easy-vqa:test", size, limit, codecs, bar),
+        "tokenizer": lambda bar: _tokenizer(str(name), data, size, limit, codecs, words, bar),
         "text": lambda bar: _text(str(name), data or "easy-vqa:test", limit),
     }
-    with progress_bar(f"eval {what}", "answers" if what == "vqa" else "pictures") as bar:
+    with progress_bar(f"eval {what}", {"vqa": "answers", "tokenizer": "items"}.get(what, "pictures")) as bar:
         measured = measure[what](bar)
     show(*(table.rich() for table in measured.tables))
     if json is not None:
@@ -111,7 +119,11 @@ def eval(
         from mmtp.eval.report import write_report
 
         print(write_report(report, f"mmtp eval {what} {name or ''}".strip(), [*measured.tables, *measured.figures]))
-    if at_least is not None and measured.headline < at_least:
+    if at_least is None:
+        return 0
+    if measured.headline is None:
+        raise MmtpError("--at-least: the figure that it looks at could not be measured; the table says why")
+    if measured.headline < at_least:
         print(f"below the threshold: {measured.headline:.4g} < {at_least:g}")
         return CHECK_FAILED
     return 0
@@ -157,7 +169,31 @@ def _parser(data: str, limit: int | None, bar: "Step") -> Measured:
     return Measured(result.accuracy, [result.table(f"parser: real pictures of {data} read right")], result.to_dict())
 
 
-def _tokenizer(name: str, data: str, size: str | None, limit: int | None, codecs: bool, bar: "Step") -> Measured:
+def _tokenizer(name: str, data: str | None, size: str | None, limit: int | None, codecs: bool, words: bool, bar: "Step") -> Measured:
+    from mmtp.hub import from_pretrained
+    from mmtp.types import MmtpError, Modality
+
+    tokenizer = from_pretrained(name)
+    match tokenizer.spec.modality:
+        case Modality.IMAGE if words:
+            raise MmtpError("--words: there are none in pictures")
+        case Modality.IMAGE:
+            return _pictures(tokenizer, name, data or "easy-vqa:test", size, limit, codecs, bar)
+        case Modality.AUDIO if size:
+            raise MmtpError("--size: sounds have none")
+        case Modality.AUDIO:
+            if data is None:
+                raise MmtpError(f"{name}: is a tokenizer of sound; name recordings: --data FOLDER or *.tar")
+            return _sounds(tokenizer, name, data, limit, codecs, words, bar)
+        case other:
+            raise MmtpError(
+                f"{name}: is a tokenizer of {other}" + ("; see mmtp eval text" if other is Modality.TEXT else ", which is not measured")
+            )
+
+
+def _pictures(
+    tokenizer: "DiscreteTokenizer", name: str, data: str, size: str | None, limit: int | None, codecs: bool, bar: "Step"
+) -> Measured:
     from collections.abc import Iterator
 
     from torch import Tensor
@@ -169,9 +205,7 @@ def _tokenizer(name: str, data: str, size: str | None, limit: int | None, codecs
     from mmtp.eval.generation import judge, labelled_pictures
     from mmtp.eval.reconstruction import evaluate_tokenizer
     from mmtp.eval.report import Table
-    from mmtp.hub import from_pretrained
 
-    tokenizer = from_pretrained(name)
     source = open_source(data)
     items = source.items()[:limit]
     unreadable: list[str] = []
@@ -207,6 +241,52 @@ def _tokenizer(name: str, data: str, size: str | None, limit: int | None, codecs
         figures.append(rates.figure("Each codec at qualities from 0 to 90; the dot is the tokenizer."))
         found["rates"] = rates.to_dict()
     return Measured(values["psnr"], tables, found, figures)
+
+
+def _sounds(tokenizer: "DiscreteTokenizer", name: str, data: str, limit: int | None, codecs: bool, words: bool, bar: "Step") -> Measured:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from mmtp.data.errors import DecodeError
+    from mmtp.data.media import decode_sound
+    from mmtp.data.sources import open_source
+    from mmtp.eval.sound import Recording, evaluate_sound_tokenizer
+    from mmtp.eval.speech import Recognizer
+    from mmtp.types import Modality
+
+    rate = tokenizer.spec.sample_rate
+    source = open_source(data, Modality.AUDIO)
+    items = source.items()[:limit]
+    unreadable: list[str] = []
+    kept: list[Tensor] = []  # only for the comparison, which reads them once per setting
+
+    def recordings() -> Iterator[Recording]:
+        for done, item in enumerate(items, start=1):
+            try:
+                sample = source.read(item)
+                sound, _ = decode_sound(sample.media, sample_rate=rate)
+            except DecodeError as error:
+                unreadable.append(f"{item.key}: {error}")
+            else:
+                if codecs:
+                    kept.append(sound)
+                yield Recording(sound, sample.labels.get("caption"))
+            bar(done, len(items))
+
+    result = evaluate_sound_tokenizer(tokenizer, recordings(), Recognizer() if words else None)
+    extra = [("unreadable, left out", f"{len(unreadable)} (the first: {unreadable[0]})")] if unreadable else []
+    tables = result.tables(f"{name} on {data}", extra)
+    figures: list[Section] = [result.examples] if result.examples else []
+    found: dict[str, Any] = result.to_dict() | {"unreadable": len(unreadable)}
+    if codecs:
+        from mmtp.eval.sound_rate import compare_sound_rates
+
+        rates = compare_sound_rates(result, name, kept, int(rate or 0), progress=bar)
+        tables.append(rates.table(f"{name} and codecs on {data}, means over recordings, container included"))
+        figures += [rates.figure("Each codec at its settings; the dot is the tokenizer.", measure) for measure in ("stoi", "mel")]
+        found["rates"] = rates.to_dict()
+    return Measured(result.headline, tables, found, figures)
 
 
 def _text(name: str, data: str, limit: int | None) -> Measured:

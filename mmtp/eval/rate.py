@@ -6,9 +6,9 @@ model predicts the codes: one that does would take fewer bytes (its cross-entrop
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from mmtp.data.media import decode_image, to_uint8
+from mmtp.eval.curves import Point, Progress, RateResult
 from mmtp.eval.reconstruction import EvalError, psnr, ssim
-from mmtp.eval.report import Figure, Table, lines
 from mmtp.tokenizers.base import DiscreteTokenizer
 
 CODECS: dict[str, dict[str, Any]] = {
@@ -30,78 +30,22 @@ CODECS: dict[str, dict[str, Any]] = {
 QUALITIES = (0, 1, 2, 5, 10, 20, 35, 50, 65, 80, 90)
 SIZE_BYTES = 4
 
-Progress = Callable[[int, int], None]
-"""Called with what is done and what there is in all."""
-
 
 @dataclass(frozen=True)
-class RatePoint:
-    """Means over the pictures of a set.
+class RatePoint(Point):
+    """Means over the pictures of a set; ``bytes`` are those of a picture.
 
     Attributes:
-        name: codec or tokenizer.
-        setting: its quality.
-        bytes: of a picture.
         psnr: dB.
         ssim: structural similarity.
     """
 
-    name: str
-    setting: str
-    bytes: float
+    COLUMNS: ClassVar = {"bytes": ("bytes", "{:.0f}"), "psnr": ("PSNR", "{:.2f} dB"), "ssim": ("SSIM", "{:.3f}")}
+    AXES: ClassVar = {"bytes": "bytes per picture", "psnr": "PSNR in dB"}
+    SETTING: ClassVar = "quality {}"
+
     psnr: float
     ssim: float
-
-
-@dataclass(frozen=True)
-class RateResult:
-    """A tokenizer's point and the curves of the codecs."""
-
-    tokenizer: RatePoint
-    codecs: Sequence[RatePoint]
-
-    def at(self, codec: str, budget: float) -> RatePoint | None:
-        """What a codec reaches at so many bytes, linear between its settings in the logarithm of bytes.
-
-        None where not even its lowest quality is as small.
-        """
-        curve = sorted((p for p in self.codecs if p.name == codec), key=lambda p: p.bytes)
-        if not curve or budget < curve[0].bytes:
-            return None
-        if budget >= curve[-1].bytes:
-            return curve[-1]
-        right = next(i for i, p in enumerate(curve) if p.bytes > budget)
-        low, high = curve[right - 1], curve[right]
-        share = math.log(budget / low.bytes) / math.log(high.bytes / low.bytes)
-        between = (a + share * (b - a) for a, b in ((low.psnr, high.psnr), (low.ssim, high.ssim)))
-        return RatePoint(codec, f"{low.setting} to {high.setting}", budget, *between)
-
-    def table(self, caption: str = "") -> Table:
-        """The tokenizer, then every codec at equal bytes, at twice the bytes, and at its smallest."""
-        rows = [self._row(self.tokenizer, "all of it")]
-        for codec in dict.fromkeys(p.name for p in self.codecs):
-            for times in (1, 2):
-                point = self.at(codec, times * self.tokenizer.bytes)
-                label = "equal bytes" if times == 1 else f"{times} × the bytes"
-                rows.append(self._row(point, label) if point else [codec, label, None, None, None])
-            smallest = min((p for p in self.codecs if p.name == codec), key=lambda p: p.bytes)
-            rows.append(self._row(smallest, f"smallest (quality {smallest.setting})"))
-        return Table(["", "at", "bytes", "PSNR", "SSIM"], rows, caption)
-
-    def figure(self, caption: str = "") -> Figure:
-        """PSNR over bytes."""
-        series = {}
-        for codec in dict.fromkeys(p.name for p in self.codecs):
-            curve = sorted((p for p in self.codecs if p.name == codec), key=lambda p: p.bytes)
-            series[codec] = ([p.bytes for p in curve], [p.psnr for p in curve])
-        series[self.tokenizer.name] = ([self.tokenizer.bytes], [self.tokenizer.psnr])
-        return lines(series, "bytes per picture", "PSNR in dB", caption, log_x=True)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"tokenizer": vars(self.tokenizer), "codecs": [vars(p) for p in self.codecs]}
-
-    def _row(self, point: RatePoint, label: str) -> list[str | None]:
-        return [point.name, label, f"{point.bytes:.0f}", f"{point.psnr:.2f} dB", f"{point.ssim:.3f}"]
 
 
 def compare_rates(
@@ -111,7 +55,7 @@ def compare_rates(
     *,
     qualities: Sequence[int] = QUALITIES,
     progress: Progress | None = None,
-) -> RateResult:
+) -> RateResult[RatePoint]:
     """Measures a tokenizer and every codec on the same pictures.
 
     Args:

@@ -6,9 +6,10 @@ from itertools import islice
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from mmtp.eval.codes import CodeCounts
 from mmtp.tokenizers.base import DiscreteTokenizer
 from mmtp.types import MmtpError
 
@@ -40,7 +41,7 @@ def evaluate_tokenizer(tokenizer: DiscreteTokenizer, images: Iterable[Float[Tens
     psnrs: list[float] = []
     ssims: list[float] = []
     pixels = 0
-    counts = [torch.zeros(size, dtype=torch.long) for size in tokenizer.spec.codebook_sizes]
+    counts = CodeCounts(tokenizer.spec.codebook_sizes)
     for batch in _batches(images):
         codes = tokenizer.encode(batch)
         for image, output in zip(batch, tokenizer.decode(codes), strict=True):
@@ -48,19 +49,17 @@ def evaluate_tokenizer(tokenizer: DiscreteTokenizer, images: Iterable[Float[Tens
             psnrs.append(psnr(rounded, image.cpu()))
             ssims.append(ssim(rounded, image.cpu()))
             pixels += image[0].numel()
-        for i in range(len(codes)):
-            for k, ids in enumerate(codes.item(i)):
-                counts[k] += torch.bincount(ids.flatten().cpu(), minlength=len(counts[k]))
+        counts.add(codes)
     if not psnrs:
         raise EvalError("the set holds no pictures to measure")
     return {
         "images": float(len(psnrs)),
-        "tokens": float(sum(int(c.sum()) for c in counts)),
-        "bits_per_pixel": sum(int(c.sum()) * math.log2(len(c)) for c in counts) / pixels,
+        "tokens": float(counts.tokens),
+        "bits_per_pixel": counts.bits / pixels,
         "psnr": sum(psnrs) / len(psnrs),
         "ssim": sum(ssims) / len(ssims),
-        "codebook_usage": sum(float((c > 0).float().mean()) for c in counts) / len(counts),
-        "perplexity": sum(perplexity(c) for c in counts) / len(counts),
+        "codebook_usage": sum(counts.usages) / len(counts.usages),
+        "perplexity": sum(counts.perplexities) / len(counts.perplexities),
     }
 
 
@@ -84,12 +83,6 @@ def ssim(output: Float[Tensor, "c h w"], target: Float[Tensor, "c h w"]) -> floa
     c1, c2 = 0.01**2, 0.03**2
     top = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     return float((top / ((mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2))).mean())
-
-
-def perplexity(counts: Int[Tensor, " codes"]) -> float:
-    """2 to the entropy (bits) of a histogram of codes: as many codes used evenly would carry as much."""
-    p = counts[counts > 0].double() / counts.sum()
-    return float(torch.exp(-(p * p.log()).sum()))
 
 
 def _window() -> Float[Tensor, "1 1 11 11"]:

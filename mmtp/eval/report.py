@@ -1,6 +1,6 @@
 """Reports: one self-contained HTML page from a list of sections, in light and dark.
 
-Nothing is fetched when the page is opened: style, pictures (PNG) and plots (SVG) are in the file. Plots take the colours of
+Nothing is fetched when the page is opened: style, pictures (PNG), sounds (FLAC) and plots (SVG) are in the file. Plots take the colours of
 their text and grid from the page, so that one file reads well on both backgrounds.
 """
 
@@ -143,6 +143,33 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class Sounds:
+    """Players in a table: every row has a sound under each column.
+
+    Attributes:
+        columns: what stands in them ("original", "reconstruction").
+        rows: what a row is about, and as many sounds ``[1, t]`` in [-1, 1] as columns.
+        sample_rate: of all sounds.
+        caption: of the whole table.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Float[Tensor, "1 _"]]]]
+    sample_rate: int
+    caption: str = ""
+
+    def html(self) -> str:
+        head = "".join(f"<th>{html.escape(column)}</th>" for column in ("", *self.columns))
+        body = []
+        for label, sounds in self.rows:
+            assert len(sounds) == len(self.columns), (self.columns, len(sounds))
+            players = (f'<td><audio controls src="{flac_uri(sound, self.sample_rate)}"></audio></td>' for sound in sounds)
+            body.append(f"<tr><td>{html.escape(label)}</td>{''.join(players)}</tr>")
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+        return f"<div class=scroll>{table}</div>{_caption(self.caption)}"
+
+
+@dataclass(frozen=True)
 class Tiles:
     """The few numbers that matter most, large. Each is (value, what it is, what to compare it with)."""
 
@@ -156,7 +183,7 @@ class Tiles:
         return f"<div class=tiles>{''.join(cells)}</div>"
 
 
-Section = Heading | Text | Table | Figure | Pictures | Tiles
+Section = Heading | Text | Table | Figure | Pictures | Sounds | Tiles
 
 
 def render(title: str, sections: Sequence[Section], subtitle: str = "") -> str:
@@ -196,6 +223,15 @@ def png_uri(image: Float[Tensor, "3 h w"]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def flac_uri(sound: Float[Tensor, "1 t"], sample_rate: int) -> str:
+    """A sound in [-1, 1] as a ``data:`` address, in 16 bits."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, sound[0].detach().float().cpu().clamp(-1, 1).numpy(), sample_rate, "PCM_16", format="FLAC")
+    return "data:audio/flac;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def lines(

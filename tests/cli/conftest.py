@@ -59,3 +59,27 @@ def little_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_registered
     # Worker processes would see neither this zoo nor these few pictures.
     monkeypatch.setattr("mmtp.data.engines.local.cores", lambda: 1)
     return root
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> dict[str, str]:
+    """A folder of two recordings with texts, one of silence and one that is none; and an untrained tokenizer of sound."""
+    import soundfile
+
+    from mmtp.tokenizers.audio.frame import FrameAudioTokenizer
+    from mmtp.tokenizers.quantizers import FSQ
+
+    torch.manual_seed(1)
+    config = FrameAudioTokenizer.Config(
+        sample_rate=8000, window=320, hop=160, width=8, encoder_blocks=1, decoder_blocks=1, quantizer=FSQ.Config(levels=(5, 5))
+    )
+    hub.save_pretrained(config.build().eval(), tmp_path / "sound")
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    time = np.arange(16000) / 16000
+    for i, sound in enumerate((np.sin(1500 * time**2), 0.3 * np.sin(2000 * time) * np.sin(9 * time), np.zeros(16000))):
+        soundfile.write(folder / f"{i}.wav", 0.5 * sound, 16000)
+        (folder / f"{i}.txt").write_text("one two")
+    (folder / "empty.wav").touch()
+    soundfile.write(folder / "none.wav", np.zeros(0), 16000)
+    return {"tokenizer": str(tmp_path / "sound"), "folder": str(folder)}

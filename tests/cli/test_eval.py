@@ -73,3 +73,68 @@ def test_a_tokenizer_beside_codecs(little_zoo, tmp_path, capsys):
     assert "<svg" in report.read_text() and "WebP" in report.read_text()
     rates = json.loads(values.read_text())["rates"]
     assert rates["tokenizer"]["name"] == "image-fsq-f8" and {p["name"] for p in rates["codecs"]} == {"JPEG", "WebP", "AVIF"}
+
+
+def test_a_tokenizer_of_sound_is_measured_as_one(recordings, tmp_path, capsys):
+    pytest.importorskip("pystoi")
+    path, report = tmp_path / "sound.json", tmp_path / "sound.html"
+    command = ["eval", "tokenizer", recordings["tokenizer"], "--data", recordings["folder"], "--json", str(path), "--report", str(report)]
+    assert cli.run([*command, "--codecs"]) == 0
+    shown = capsys.readouterr().out
+    assert "mel distance" in shown and "exact lengths" in shown and "1 left out: the original is silent" in shown
+    assert "2 (the first: empty.wav" in shown
+    assert "Opus" in shown and "Codec2" in shown
+    values = json.loads(path.read_text())
+    assert values["recordings"] == 3 and values["seconds"] == 3 and values["exact_lengths"] == 1 and values["unreadable"] == 2
+    assert values["tokens"] == 150 and 0 <= values["headline"] == values["stoi"] < 1
+    assert {point["name"] for point in values["rates"]["codecs"]} == {"Opus", "Codec2"}
+    assert report.read_text().count("<svg") == 2 and report.read_text().count("<audio") == 6
+
+
+def test_a_tokenizer_of_sound_has_a_threshold_and_words(recordings, monkeypatch, capsys):
+    pytest.importorskip("pystoi")
+    monkeypatch.setattr("mmtp.eval.speech.Recognizer", lambda: lambda sound, rate: "one two")
+    command = ["eval", "tokenizer", recordings["tokenizer"], "--data", recordings["folder"], "--limit", "2"]
+    assert cli.run([*command, "--words", "--at-least", "0.999"]) == cli.CHECK_FAILED
+    shown = capsys.readouterr().out
+    assert "below the threshold" in shown and "0 of 4 words" in shown
+
+
+def test_a_threshold_without_a_figure_is_refused(recordings, monkeypatch, capsys):
+    from mmtp.eval import distortion
+
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(distortion, "MEASURES", [m for m in distortion.MEASURES if m.name in ("mel", "stoi")])
+    monkeypatch.setattr(distortion, "import_module", missing)
+    command = ["eval", "tokenizer", recordings["tokenizer"], "--data", recordings["folder"], "--limit", "1"]
+    assert cli.run([*command, "--at-least", "0.1"]) == cli.USER_ERROR
+    captured = capsys.readouterr()
+    assert "pip install 'mmtp[audio-eval]'" in captured.out and "could not be measured" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("which", "options", "said"),
+    [
+        ("tokenizer", [], "name recordings"),
+        ("tokenizer", ["--data", "FOLDER", "--size", "8"], "--size"),
+        ("tokenizer", ["--data", "easy-vqa:test"], "no audio"),
+        ("image", ["--words"], "--words"),
+        ("text", [], "mmtp eval text"),
+    ],
+)
+def test_media_are_not_mixed(recordings, saved, which, options, said, capsys):
+    name = (saved | recordings)[which]
+    options = [option.replace("FOLDER", recordings["folder"]) for option in options]
+    assert cli.run(["eval", "tokenizer", name, *options]) == cli.USER_ERROR
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and said in error
+
+
+def test_recordings_that_are_all_unreadable_are_an_empty_set(recordings, tmp_path, capsys):
+    folder = tmp_path / "nothing"
+    folder.mkdir()
+    (folder / "a.wav").touch()
+    assert cli.run(["eval", "tokenizer", recordings["tokenizer"], "--data", str(folder)]) == cli.USER_ERROR
+    assert "no recordings" in capsys.readouterr().err

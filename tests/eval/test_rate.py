@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from mmtp.eval.rate import CODECS, RatePoint, RateResult, compare_rates, encode_file
+from mmtp.eval.curves import RateResult
+from mmtp.eval.rate import CODECS, RatePoint, compare_rates, encode_file
 from mmtp.eval.reconstruction import EvalError
 from mmtp.testing.fakes import BlockTokenizer
 

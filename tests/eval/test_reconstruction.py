@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from mmtp.eval.reconstruction import EvalError, evaluate_tokenizer, perplexity, psnr, ssim
+from mmtp.eval.reconstruction import EvalError, evaluate_tokenizer, psnr, ssim
 from mmtp.testing.fakes import BlockTokenizer
 
 
@@ -23,11 +23,6 @@ def test_ssim_of_known_pictures():
     noisy = (picture + 0.3 * torch.randn_like(picture)).clamp(0, 1)
     assert ssim(noisy, picture) < 0.9
     assert ssim(picture[:, :5, :7], picture[:, :5, :7]) == pytest.approx(1.0)
-
-
-def test_perplexity_counts_codes_that_are_used_evenly():
-    assert perplexity(torch.tensor([5, 5, 0, 5, 5])) == pytest.approx(4.0)
-    assert perplexity(torch.tensor([9, 0])) == pytest.approx(1.0)
 
 
 @pytest.mark.usefixtures("block_registered")

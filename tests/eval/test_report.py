@@ -5,11 +5,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 from rich.console import Console
 
-from mmtp.eval.report import Figure, Heading, Pictures, Table, Text, Tiles, bars, lines, png_uri, render, write_report
+from mmtp.eval.report import Figure, Heading, Pictures, Sounds, Table, Text, Tiles, bars, flac_uri, lines, png_uri, render, write_report
 
 VOID = {"meta", "img", "br", "path", "use", "rect", "line"}
 
@@ -45,6 +46,7 @@ def everything() -> list:
         lines({"text": ([1, 2, 3], [3.0, 2.0, 1.5]), "image": ([1, 2, 3], [5.0, 4.0, 2.0])}, "step", "loss", "losses", log_y=True),
         bars(["a", "b"], {"plain": [1.0, None], "mtp": [0.5, 2.0]}, "tokens"),
         Pictures([torch.rand(3, 8, 8), torch.rand(3, 4, 6)], ['"quoted"', "b"], good=[True, False]),
+        Sounds(["before", "after"], [("hel<lo", [torch.rand(1, 50), torch.rand(1, 60)])], 8000, "sounds"),
     ]
 
 
@@ -54,7 +56,7 @@ def test_the_page_is_balanced_escaped_and_needs_nothing_else():
     parser.feed(page)
     assert parser.open == []
     assert "<script" not in page and "<title>Title &amp; &lt;i&gt;</title>" in page
-    assert all(address.startswith(("data:image/png;base64,", "#")) for address in parser.addresses)
+    assert all(address.startswith(("data:image/png;base64,", "data:audio/flac;base64,", "#")) for address in parser.addresses)
     assert "prefers-color-scheme:dark" in page
     assert 'href="#part-1"' in page and 'id="part-1"' in page
     assert not re.search(r"""(src|href)=["']?http""", page)
@@ -76,6 +78,16 @@ def test_pictures_survive_exactly():
     uri = png_uri(torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
     with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
         assert np.array_equal(np.asarray(image), pixels)
+
+
+def test_sounds_survive_to_16_bits():
+    sound = torch.rand(1, 301) * 2 - 1
+    read, rate = soundfile.read(io.BytesIO(base64.b64decode(flac_uri(sound, 12000).partition(",")[2])), dtype="float32")
+    assert rate == 12000 and np.abs(read - sound[0].numpy()).max() <= 2**-15
+    page = Sounds(["a", "b"], [("one", [sound, sound])] * 2, 12000).html()
+    assert page.count("<audio controls") == 4
+    with pytest.raises(AssertionError):
+        Sounds(["a"], [("one", [sound, sound])], 12000).html()
 
 
 def test_numbers_stand_to_the_right_in_both_renderings():
