@@ -24,7 +24,7 @@ def drawings(pipeline: Pipeline, path: Path, seed: int = 0) -> None:
     low, high = pipeline.layout.code_range(Modality.IMAGE)
     for shape in SHAPES:
         for colour in COLOURS:
-            reply = pipeline.reply(f"draw a {colour} {shape}", sampling=Sampling(top_k=20, seed=seed), max_new_tokens=96)
+            reply = pipeline.reply(f"draw a {colour} {shape}", sampling=Sampling(top_k=20, guidance=2.0, seed=seed), max_new_tokens=96)
             pictures += pipeline.pictures(reply.tokens, reply.prompt_length)[:1]
             tokens = np.array(reply.new_tokens)
             inside = (tokens >= low) & (tokens < high)
