@@ -45,8 +45,8 @@ class Tiling:
     def tiles(self, rows: int, columns: int, overlap: int, unit: int) -> Iterator[tuple[Window, Window]]:
         """Windows of rows and of columns of every tile, in places of which a cell has ``unit``."""
         fade = max(1, overlap * unit) if self.blend else 1
-        axes = (list(windows(n, self.side, overlap, fade, unit)) for n in (rows, columns))
-        return product(*axes)
+        down, across = (windows(n, self.side, overlap, fade, unit) for n in (rows, columns))
+        return product(down, across)
 
 
 def windows(count: int, size: int, overlap: int, fade: int = 1, unit: int = 1) -> Iterator[Window]:
