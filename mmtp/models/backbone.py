@@ -7,10 +7,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 import mmtp.config
-from mmtp.nn.attention import Attention, LayerCache
-from mmtp.nn.mlp import SwiGLU
+from mmtp.nn.attention import LayerCache
+from mmtp.nn.block import Block
 from mmtp.nn.norm import RMSNorm
-from mmtp.nn.rope import Angles, Rope
+from mmtp.nn.rope import Rope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,22 +43,9 @@ class BackboneConfig(mmtp.config.Config):
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding needs pairs")
 
-
-class Block(nn.Module):
-    """Pre-norm attention and feed-forward, both residual."""
-
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        self.attention = Attention(config.width, config.num_heads, config.num_kv_heads, config.head_dim, config.norm_eps)
-        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = SwiGLU(config.width, config.mlp_width)
-
-    def forward(
-        self, x: Float[Tensor, "b s d"], angles: Angles, mask: Bool[Tensor, "b #h s t"] | None, cache: LayerCache | None = None
-    ) -> Float[Tensor, "b s d"]:
-        x = x + self.attention(self.attention_norm(x), angles, mask, cache)
-        return x + self.mlp(self.mlp_norm(x))
+    def block(self) -> Block:
+        """A block of these sizes."""
+        return Block(self.width, self.num_heads, self.num_kv_heads, self.head_dim, self.mlp_width, self.norm_eps)
 
 
 class Backbone(nn.Module):
@@ -72,7 +59,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.rope = Rope(config.head_dim, config.rope_theta)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(config.block() for _ in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_eps)
 
     def forward(
@@ -94,15 +81,3 @@ class Backbone(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x, angles, mask, None if caches is None else caches[i])
         return x
-
-
-def init_weights(module: nn.Module, depth: int, std: float = 0.02) -> None:
-    """Normal weights; the matrices that write into the residual stream are scaled by 1/sqrt(2 depth) (GPT-2, section 2.3)."""
-    for name, child in module.named_modules():
-        if isinstance(child, nn.Linear):
-            residual = name.endswith(("attention.out", "mlp.down"))
-            nn.init.normal_(child.weight, std=std / (2 * depth) ** 0.5 if residual else std)
-            if child.bias is not None:
-                nn.init.zeros_(child.bias)
-        elif isinstance(child, nn.Embedding):
-            nn.init.normal_(child.weight, std=std)

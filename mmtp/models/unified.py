@@ -9,12 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 import mmtp.config
-from mmtp.models.backbone import Backbone, BackboneConfig, init_weights
+from mmtp.models.backbone import Backbone, BackboneConfig
 from mmtp.models.embed import Embedding
 from mmtp.models.heads.base import Head, HeadConfig
 from mmtp.models.heads.next import NextHead
 from mmtp.models.loss import LossConfig, LossOutput, unified_loss
 from mmtp.nn.attention import LayerCache, document_mask
+from mmtp.nn.block import init_weights
 from mmtp.stream.vocab import VocabLayout
 from mmtp.types import Batch
 

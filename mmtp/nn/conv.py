@@ -1,5 +1,7 @@
 """Convolutional blocks whose output at a pixel depends on its neighbourhood only, never on statistics of the whole picture."""
 
+import math
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -50,3 +52,20 @@ class ResidualConv(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         y = self.conv1(F.silu(self.norm1(x)))
         return x + self.conv2(F.silu(self.norm2(y)))
+
+
+def reach(network: nn.Module, unit: int = 1) -> int:
+    """How far an output sees beyond the inputs that it stands for, on every side, in whole ``unit`` inputs.
+
+    Residual branches run beside the identity, so that every layer of a network counts, in the order in which it was made.
+    """
+    seen, step = Fraction(0), Fraction(1)  # in inputs; the step is that of the layer's own grid
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            seen += step * Fraction(layer.kernel_size[0] - layer.stride[0], 2)
+            step *= layer.stride[0]
+        elif isinstance(layer, nn.PixelUnshuffle):
+            step *= layer.downscale_factor
+        elif isinstance(layer, nn.PixelShuffle):
+            step /= layer.upscale_factor
+    return math.ceil(seen / unit)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from mmtp.models.backbone import Backbone, init_weights
+from mmtp.models.backbone import Backbone
 from mmtp.models.qwen3 import backbone_config, from_qwen3, to_qwen3
 from mmtp.nn.attention import document_mask
+from mmtp.nn.block import init_weights
 
 transformers = pytest.importorskip("transformers")
 pytestmark = [

@@ -21,6 +21,25 @@ def image_conv():
     return config.build().eval(), PICTURES
 
 
+def image_vit():
+    from mmtp.tokenizers.image.transformer import TransformerConfig
+    from mmtp.tokenizers.image.vit import ViTImageTokenizer
+    from mmtp.tokenizers.quantizers import FSQ
+
+    stack = TransformerConfig(width=24, depth=1, num_heads=2, mlp_width=32)
+    return ViTImageTokenizer.Config(patch=4, tile=16, encoder=stack, decoder=stack, quantizer=FSQ.Config()).build().eval(), PICTURES
+
+
+def image_1d():
+    from mmtp.tokenizers.image.one_d import OneDImageTokenizer
+    from mmtp.tokenizers.image.transformer import TransformerConfig
+    from mmtp.tokenizers.quantizers import ResidualFSQ
+
+    stack = TransformerConfig(width=24, depth=1, num_heads=2, mlp_width=32)
+    config = OneDImageTokenizer.Config(size=(24, 16), patch=8, num_latents=3, encoder=stack, decoder=stack, quantizer=ResidualFSQ.Config())
+    return config.build().eval(), [torch.ones(3, 24, 16), torch.rand(3, 24, 16, generator=torch.Generator().manual_seed(0))]
+
+
 def audio_conv():
     from mmtp.tokenizers.audio.conv import ConvAudioTokenizer
     from mmtp.tokenizers.quantizers import FSQ
@@ -48,7 +67,9 @@ def pretrained(name):
 MAKERS = {
     "audio-conv": audio_conv,
     "audio-frame": audio_frame,
+    "image-1d": image_1d,
     "image-conv": image_conv,
+    "image-vit": image_vit,
     "text": text,
     **{name: pretrained(name) for name in SETTINGS},
 }

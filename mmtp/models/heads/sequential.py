@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mmtp.models.backbone import BackboneConfig, Block
+from mmtp.models.backbone import BackboneConfig
 from mmtp.models.heads.base import HeadConfig
 from mmtp.nn.attention import LayerCache
 from mmtp.nn.norm import RMSNorm
@@ -23,7 +23,7 @@ class _Depth(nn.Module):
         self.embedding_norm = RMSNorm(backbone.width, backbone.norm_eps)
         self.state_norm = RMSNorm(backbone.width, backbone.norm_eps)
         self.project = nn.Linear(2 * backbone.width, backbone.width, bias=False)
-        self.block = Block(backbone)
+        self.block = backbone.block()
         self.norm = RMSNorm(backbone.width, backbone.norm_eps)
 
 

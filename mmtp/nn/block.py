@@ -1,0 +1,47 @@
+"""The transformer block that models and tokenizers are built of, and the weights it starts from."""
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mmtp.nn.attention import Attention, LayerCache
+from mmtp.nn.mlp import SwiGLU
+from mmtp.nn.norm import RMSNorm
+from mmtp.nn.rope import Angles
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, both residual.
+
+    Args:
+        width: of the residual stream.
+        num_heads: query heads.
+        num_kv_heads: key and value heads; divides ``num_heads``.
+        head_dim: width of one head, even.
+        mlp_width: hidden width of the gated feed-forward layer.
+        eps: of all norms.
+    """
+
+    def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, mlp_width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(width, eps)
+        self.attention = Attention(width, num_heads, num_kv_heads, head_dim, eps)
+        self.mlp_norm = RMSNorm(width, eps)
+        self.mlp = SwiGLU(width, mlp_width)
+
+    def forward(
+        self, x: Float[Tensor, "b s d"], angles: Angles, mask: Bool[Tensor, "b #h s t"] | None, cache: LayerCache | None = None
+    ) -> Float[Tensor, "b s d"]:
+        x = x + self.attention(self.attention_norm(x), angles, mask, cache)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+def init_weights(module: nn.Module, depth: int, std: float = 0.02) -> None:
+    """Normal weights; the matrices that write into the residual stream are scaled by 1/sqrt(2 depth) (GPT-2, section 2.3)."""
+    for name, child in module.named_modules():
+        if isinstance(child, nn.Linear):
+            residual = name.endswith(("attention.out", "mlp.down"))
+            nn.init.normal_(child.weight, std=std / (2 * depth) ** 0.5 if residual else std)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+        elif isinstance(child, nn.Embedding):
+            nn.init.normal_(child.weight, std=std)
