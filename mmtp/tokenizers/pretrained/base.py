@@ -40,7 +40,7 @@ class Wrapped(nn.Module):
         PretrainedError: the library is not installed, or the model is of a kind that the contract has no room for.
     """
 
-    library: ClassVar[Literal["transformers", "diffusers"]]
+    package: ClassVar[Literal["transformers", "diffusers"]]
     model_class: ClassVar[str]
 
     @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class Wrapped(nn.Module):
             PretrainedError: the model is of another class, or of a kind that the contract has no room for.
         """
         if type(model).__name__ != cls.model_class:
-            raise PretrainedError(f"{cls.__name__} wraps {cls.library}.{cls.model_class}, not {type(model).__name__}")
+            raise PretrainedError(f"{cls.__name__} wraps {cls.package}.{cls.model_class}, not {type(model).__name__}")
         return cls.Config(model=cls._settings(model), **fields).build(model=model).eval()
 
     @property
@@ -115,15 +115,15 @@ class Wrapped(nn.Module):
     @classmethod
     def _theirs(cls) -> Any:
         try:
-            return getattr(import_module(cls.library), cls.model_class)
+            return getattr(import_module(cls.package), cls.model_class)
         except ImportError as error:
-            raise PretrainedError(f"{cls.__name__} needs {cls.library}, which is an extra: pip install 'mmtp[hf]'") from error
+            raise PretrainedError(f"{cls.__name__} needs {cls.package}, which is an extra: pip install 'mmtp[hf]'") from error
 
     @classmethod
     def _settings(cls, model: Any) -> dict[str, Any]:
         """A model's own configuration in plain values; what says nothing of codes (names, versions, data types) is left out."""
-        if cls.library == "transformers":
-            common = import_module(cls.library).PreTrainedConfig().to_dict()
+        if cls.package == "transformers":
+            common = import_module(cls.package).PreTrainedConfig().to_dict()
             values = {k: v for k, v in model.config.to_dict().items() if k not in common}
         else:
             values = {k: v for k, v in model.config.items() if not k.startswith("_")}
@@ -131,7 +131,7 @@ class Wrapped(nn.Module):
 
     def _build(self) -> Any:
         theirs = self._theirs()
-        return theirs(theirs.config_class(**self.config.model)) if self.library == "transformers" else theirs(**self.config.model)
+        return theirs(theirs.config_class(**self.config.model)) if self.package == "transformers" else theirs(**self.config.model)
 
     @property
     def _device(self) -> torch.device:

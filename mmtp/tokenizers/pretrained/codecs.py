@@ -18,7 +18,7 @@ from mmtp.types import Modality, TokenizerSpec
 class Codec(WrappedQuantizer):
     """What the codecs share; subclasses say what their configurations call hop, codebooks and channels."""
 
-    library = "transformers"
+    package = "transformers"
     codebooks_key: ClassVar[str] = "num_quantizers"
     hop_key: ClassVar[str] = "hop_length"
 

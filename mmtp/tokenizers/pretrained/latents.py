@@ -22,7 +22,7 @@ from mmtp.types import Latents, Modality, TokenizerSpec
 class PictureAutoencoder(Wrapped):
     """What the autoencoders share; subclasses say in ``_latents`` what their encoder's answer is called."""
 
-    library = "diffusers"
+    package = "diffusers"
     widths_key: ClassVar[str]
 
     def _describe(self) -> TokenizerSpec:

@@ -55,7 +55,7 @@ class JanusVQ(PictureQuantizer):
     Its decoder knows one grid, ``num_patches`` squared, so only pictures that fill it are encoded: resize them first.
     """
 
-    library = "transformers"
+    package = "transformers"
     model_class = "JanusVQVAE"
 
     @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class JanusVQ(PictureQuantizer):
 class Emu3VQ(PictureQuantizer):
     """The quantizer of Emu3 (Wang et al. 2024, arXiv:2409.18869) as ``transformers.Emu3VQVAE``, for single pictures."""
 
-    library = "transformers"
+    package = "transformers"
     model_class = "Emu3VQVAE"
     codebook_key = "codebook_size"
 
@@ -100,7 +100,7 @@ class Emu3VQ(PictureQuantizer):
 class ChameleonVQ(PictureQuantizer):
     """The quantizer of Chameleon (2024, arXiv:2405.09818) as ``transformers.ChameleonVQVAE``, which has no decoder: codes only."""
 
-    library = "transformers"
+    package = "transformers"
     model_class = "ChameleonVQVAE"
 
     @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class ChameleonVQ(PictureQuantizer):
 class DiffusersVQ(PictureQuantizer):
     """VQ-GAN (Esser et al. 2021, arXiv:2012.09841) as ``diffusers.VQModel``."""
 
-    library = "diffusers"
+    package = "diffusers"
     model_class = "VQModel"
     widths_key = "block_out_channels"
     codebook_key = "num_vq_embeddings"

@@ -59,11 +59,11 @@ def adapter(name: str) -> Any:
 def theirs(name: str, seed: int = 0, **settings: Any) -> nn.Module:
     """The other library's tiny model, every weight and codebook random."""
     cls = adapter(name)
-    model_class = getattr(importlib.import_module(cls.library), cls.model_class)
+    model_class = getattr(importlib.import_module(cls.package), cls.model_class)
     values = SETTINGS[name] | settings
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        model = model_class(model_class.config_class(**values)) if cls.library == "transformers" else model_class(**values)
+        model = model_class(model_class.config_class(**values)) if cls.package == "transformers" else model_class(**values)
         for key, tensor in model.state_dict().items():
             if "embed" in key or key.endswith("codebook.weight"):
                 tensor.normal_(std=SPREAD.get(name, 1.0))
