@@ -28,7 +28,8 @@ class VQ(LibraryQuantizer):
             codebook_dim: numbers of an entry; latents are projected to them and back.
             cosine: whether directions are compared, and entries are unit vectors.
             decay: of the moving average.
-            dead_code_threshold: entries with fewer uses per batch (moving average) are replaced by latents of the batch.
+            dead_code_share: entries that are used less often (moving average) than this share of an even use are replaced by latents of
+                the batch; 0 replaces none.
             commitment: weight of the loss that draws latents to their entries.
             rotation_trick: pass gradients through the rotation from latent to entry (Fifty et al., arXiv 2410.06424), in place of
                 straight through.
@@ -38,7 +39,7 @@ class VQ(LibraryQuantizer):
         codebook_dim: int = 8
         cosine: bool = True
         decay: float = 0.99
-        dead_code_threshold: int = 1
+        dead_code_share: float = 0.2
         commitment: float = 0.25
         rotation_trick: bool = True
 
@@ -52,13 +53,14 @@ class VQ(LibraryQuantizer):
             use_cosine_sim=config.cosine,
             kmeans_init=True,
             decay=config.decay,
-            threshold_ema_dead_code=config.dead_code_threshold,
+            threshold_ema_dead_code=int(config.dead_code_share > 0),
             commitment_weight=config.commitment,
             rotation_trick=config.rotation_trick,
         )
         self.codebook_sizes = (config.codebook_size,)
 
     def _quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        replace_dead_codes(self.vq, self.config.dead_code_share, latents[..., 0].numel())
         out, ids, loss = self.vq(latents)
         return out, ids[..., None], loss.reshape(())
 
@@ -155,3 +157,13 @@ def entropy_loss(logits: Tensor) -> Tensor:
     each = -(log.exp() * log).sum(-1).mean()
     mean = log.exp().mean(0)
     return each + (mean * mean.clamp(min=1e-9).log()).sum()
+
+
+def replace_dead_codes(vq: _VectorQuantize, share: float, latents: int) -> None:
+    """Tells a codebook which entries are dead at this size of batch: those used less often than a share of an even use.
+
+    The library counts uses per batch. A threshold of 1 there, with fewer latents in a batch than entries, calls most entries dead at every
+    step, and codes never settle (WavTokenizer's issue 82 is of this kind). A new entry starts at an even use, so that it has time to prove itself.
+    """
+    even = latents / vq.codebook_size
+    vq._codebook.threshold_ema_dead_code, vq._codebook.reset_cluster_size = share * even, even

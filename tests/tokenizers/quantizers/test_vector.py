@@ -46,3 +46,26 @@ def test_entropy_loss_against_its_definition():
     each = torch.special.entr(probabilities).sum(1).mean()
     over_all = torch.special.entr(probabilities.mean(0)).sum()
     torch.testing.assert_close(entropy_loss(probabilities.clamp(min=1e-30).log()), each - over_all)
+
+
+@pytest.mark.parametrize("latents", [64, 256, 1024])
+def test_few_latents_per_entry_do_not_make_entries_dead(latents):
+    """Evenly used codes live on, however few latents a batch has for each of them."""
+    torch.manual_seed(0)
+    quantizer, centres = VQ(VQ.Config(codebook_size=256, decay=0.9), dim=16), F.normalize(torch.randn(256, 16), dim=-1)
+    for _ in range(300):
+        quantizer(clusters(latents, centres))
+    before = quantizer.vq.codebook.clone()
+    for _ in range(10):
+        quantizer(clusters(latents, centres))
+    moved = (quantizer.vq.codebook - before).norm(dim=-1)
+    assert (moved > 0.5).float().mean() < 0.1
+
+
+def test_unused_entries_are_replaced():
+    torch.manual_seed(0)
+    quantizer, centres = VQ(VQ.Config(codebook_size=16, decay=0.9), dim=16), torch.randn(16, 16)
+    quantizer(clusters(512, centres[:1]))
+    for _ in range(100):
+        quantizer(clusters(512, centres))
+    assert len(quantizer.eval()(clusters(1000, centres)).ids.unique()) == 16
