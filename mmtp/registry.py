@@ -78,6 +78,7 @@ REGISTRY = Registry(
             "fsq": "mmtp.tokenizers.quantizers.scalar:FSQ",
             "ibq": "mmtp.tokenizers.quantizers.vector:IBQ",
             "lfq": "mmtp.tokenizers.quantizers.binary:LFQ",
+            "multi-scale-vq": "mmtp.tokenizers.quantizers.multi_scale:MultiScaleVQ",
             "residual-fsq": "mmtp.tokenizers.quantizers.residual:ResidualFSQ",
             "residual-lfq": "mmtp.tokenizers.quantizers.residual:ResidualLFQ",
             "residual-vq": "mmtp.tokenizers.quantizers.residual:ResidualVQ",

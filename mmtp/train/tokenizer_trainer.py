@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmtp.config import Config, ConfigError, build_config, from_dict
 from mmtp.data.media import contact_sheet
 from mmtp.hub import save_pretrained
+from mmtp.tokenizers.image.grid import ImageShapeError
 from mmtp.train.log import RunLog
 from mmtp.train.losses.adversarial import AdversarialConfig, Adversary
 from mmtp.train.losses.audio import AudioReconstructionConfig, AudioReconstructionLoss
@@ -156,8 +157,12 @@ def picture_task(module: Any, data: PictureData, loss: PictureLossConfig, recipe
     Raises:
         ConfigError: sizes do not fit the tokenizer or the discriminator; a source or a network's weights are missing.
     """
-    if data.size % module.config.downsampling:
-        raise ConfigError(f"data.size: {data.size} is no multiple of {module.config.downsampling}, the pixels per side of a code")
+    try:
+        whole = module.extent(module.grid((data.size, data.size)))
+    except ImageShapeError as error:
+        raise ConfigError(f"data.size: {error}") from error
+    if whole[0] != data.size:
+        raise ConfigError(f"data.size: {data.size} is no multiple of {module.cell[0]}, the pixels per side of a code")
     adversary = None
     if loss.adversarial:
         least = 3 * 2**loss.adversarial.discriminator.layers

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmtp.config import Config
 from mmtp.nn.conv1d import Chain, reach
-from mmtp.tokenizers.quantizers import Quantized, QuantizerConfig, ResidualVQ
+from mmtp.tokenizers.quantizers import Quantized, QuantizerConfig, ResidualVQ, refuse_scales
 from mmtp.tokenizers.reference import FingerprintCache, Reference
 from mmtp.types import Codes, MmtpError, Modality, TokenizerSpec
 
@@ -71,6 +71,7 @@ class AudioTokenizer(nn.Module):
         self.dim = dim
         self.encoder = encoder
         self.quantizer = config.quantizer.build(dim=dim)
+        refuse_scales(self.quantizer, "a row of frames")
         self.decoder = decoder
         self._fingerprint = FingerprintCache()
 

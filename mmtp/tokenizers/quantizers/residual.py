@@ -14,7 +14,7 @@ from vector_quantize_pytorch import ResidualVQ as _ResidualVQ
 
 from mmtp.tokenizers.quantizers.base import LibraryQuantizer, QuantizerConfig
 from mmtp.tokenizers.quantizers.scalar import check_levels
-from mmtp.tokenizers.quantizers.vector import replace_dead_codes
+from mmtp.tokenizers.quantizers.vector import replace_dead_codes, start_in_training
 
 
 class ResidualVQ(LibraryQuantizer):
@@ -45,17 +45,19 @@ class ResidualVQ(LibraryQuantizer):
     def __init__(self, config: Config, dim: int) -> None:
         super().__init__()
         self.config = config
-        self.vq = _ResidualVQ(
-            dim=dim,
-            num_quantizers=config.num_codebooks,
-            codebook_size=config.codebook_size,
-            codebook_dim=config.codebook_dim,
-            kmeans_init=True,
-            decay=config.decay,
-            threshold_ema_dead_code=int(config.dead_code_share > 0),
-            commitment_weight=config.commitment,
-            quantize_dropout=True,
-            quantize_dropout_cutoff_index=_cutoff(config.num_codebooks, config.dropout),
+        self.vq = start_in_training(
+            _ResidualVQ(
+                dim=dim,
+                num_quantizers=config.num_codebooks,
+                codebook_size=config.codebook_size,
+                codebook_dim=config.codebook_dim,
+                kmeans_init=True,
+                decay=config.decay,
+                threshold_ema_dead_code=int(config.dead_code_share > 0),
+                commitment_weight=config.commitment,
+                quantize_dropout=True,
+                quantize_dropout_cutoff_index=_cutoff(config.num_codebooks, config.dropout),
+            )
         )
         self.codebook_sizes = (config.codebook_size,) * config.num_codebooks
 
