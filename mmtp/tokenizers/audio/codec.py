@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmtp.config import Config
 from mmtp.nn.conv1d import Chain, reach
 from mmtp.tokenizers.quantizers import Quantized, QuantizerConfig, ResidualVQ, refuse_scales
-from mmtp.tokenizers.reference import FingerprintCache, Reference
+from mmtp.tokenizers.reference import FingerprintCache, Reference, fault
 from mmtp.types import Codes, MmtpError, Modality, TokenizerSpec
 
 SAMPLES_PER_PASS = 2**19
@@ -164,12 +164,8 @@ class AudioTokenizer(nn.Module):
         Raises:
             AudioCodesError: no codebook, more than this tokenizer has, or a code outside its codebook.
         """
-        sizes = self.quantizer.codebook_sizes
-        count = ids.shape[-2]
-        if not 1 <= count <= len(sizes):
-            raise AudioCodesError(f"codes of {count} codebooks given, 1 to {len(sizes)} wanted")
-        if ids.numel() and (ids.amin() < 0 or (ids >= torch.tensor(sizes[:count], device=ids.device)[:, None]).any()):
-            raise AudioCodesError(f"codes {int(ids.amin())} to {int(ids.amax())} given, codebooks have {max(sizes)}")
+        if message := fault(ids.movedim(-2, 0), self.quantizer.codebook_sizes):
+            raise AudioCodesError(message)
 
     def codebook_vectors(self, codebook: int = 0) -> Float[Tensor, "n d"]:
         """The vector behind every code of a codebook, those before it being at code 0: codes whose vectors are near sound alike."""

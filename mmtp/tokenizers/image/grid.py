@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmtp.config import Config
 from mmtp.tokenizers.image.tiling import Tiling, Window
 from mmtp.tokenizers.quantizers import Quantized, QuantizerConfig
-from mmtp.tokenizers.reference import FingerprintCache, Reference
+from mmtp.tokenizers.reference import FingerprintCache, Reference, fault
 from mmtp.types import Codes, MmtpError, Modality, TokenizerSpec
 
 PIXELS_PER_PASS = 2**20
@@ -27,7 +27,7 @@ class ImageShapeError(MmtpError):
 
 
 class ImageValueError(MmtpError):
-    """A picture with a value that is not a number, or infinite."""
+    """A picture with a value that is not a number, or infinite in float32."""
 
 
 class ImageCodesError(MmtpError):
@@ -250,13 +250,8 @@ class ImageTokenizer(nn.Module):
             raise ImageShapeError(f"{name}: {error}") from error
 
     def _check_codes(self, codes: Codes) -> None:
-        sizes, count = self.quantizer.codebook_sizes, codes.ids.shape[1]
-        if not 1 <= count <= len(sizes):
-            raise ImageCodesError(f"codes of {count} codebooks given, 1 to {len(sizes)} wanted")
-        least, most = (codes.ids.amin((0, 2, 3)), codes.ids.amax((0, 2, 3))) if codes.ids.numel() else ((), ())
-        for k, (low, high) in enumerate(zip(least, most, strict=True)):
-            if low < 0 or high >= sizes[k]:
-                raise ImageCodesError(f"codes {int(low)} to {int(high)} of codebook {k} given, 0 to {sizes[k] - 1} wanted")
+        if message := fault(codes.ids.transpose(0, 1), self.quantizer.codebook_sizes):
+            raise ImageCodesError(message)
         if ends := self._ends:
             for i, given in enumerate(codes.lengths.tolist()):
                 if given[0] != 1 or given[1] not in ends:
@@ -269,8 +264,8 @@ def _size(picture: Tensor, name: str) -> tuple[int, int]:
     """Height and width of a picture that can be encoded."""
     if picture.ndim != 3 or picture.shape[0] != 3 or 0 in picture.shape or not picture.is_floating_point():
         raise ImageShapeError(f"{name}: {picture.dtype} {list(picture.shape)} given, floats [3, height, width] wanted")
-    if not all(bound.isfinite() for bound in picture.aminmax()):
-        channel, row, column = (int(i) for i in (~picture.isfinite()).nonzero()[0])
+    if not all(bound.float().isfinite() for bound in picture.aminmax()):
+        channel, row, column = (int(i) for i in (~picture.float().isfinite()).nonzero()[0])
         value = float(picture[channel, row, column])
         raise ImageValueError(f"{name}: channel {channel} of row {row}, column {column} is {value:g}, numbers in [0, 1] are wanted")
     return picture.shape[1], picture.shape[2]

@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmtp.tokenizers.pretrained.base import Wrapped
+from mmtp.tokenizers.pretrained.base import PretrainedError, Wrapped
 from mmtp.tokenizers.pretrained.pictures import from_pixels, to_pixels
 from mmtp.tokenizers.reference import Reference
 from mmtp.types import Latents, Modality, TokenizerSpec
@@ -62,7 +62,14 @@ class PictureAutoencoder(Wrapped):
         Args:
             latents: as ``encode`` gives them, row by row.
             sizes: height and width to crop each picture to (latents do not carry them); None gives whole cells.
+
+        Raises:
+            PretrainedError: latents of another width, or not finite.
         """
+        if latents.values.shape[-1] != self._facts.latent_dim:
+            raise PretrainedError(f"latents of {latents.values.shape[-1]} numbers given, {self._facts.latent_dim} wanted")
+        if not latents.values.isfinite().all():
+            raise PretrainedError("latents hold values that are not finite (NaN or infinity)")
         pictures = []
         with Reference(self):
             for values, coordinates, n in zip(latents.values, latents.coordinates, latents.lengths.tolist(), strict=True):

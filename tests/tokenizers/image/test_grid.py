@@ -17,7 +17,7 @@ from mmtp.tokenizers.image.grid import ImageCodesError, ImageShapeError, ImageVa
 from mmtp.tokenizers.image.one_d import OneDImageTokenizer
 from mmtp.tokenizers.image.tiling import Tiling
 from mmtp.tokenizers.image.transformer import TransformerConfig
-from mmtp.tokenizers.quantizers import MultiScaleVQ
+from mmtp.tokenizers.quantizers import VQ, MultiScaleVQ, ResidualVQ
 from mmtp.types import Codes, Modality
 
 CELL = 4
@@ -259,3 +259,19 @@ def test_scales_want_a_square_grid():
         OneDImageTokenizer.Config(size=(16, 16), patch=8, num_latents=4, encoder=stack, decoder=stack, quantizer=quantizer).build()
     with pytest.raises(ConfigError, match="here they are a row of frames"):
         FrameAudioTokenizer.Config(window=80, hop=20, width=16, quantizer=quantizer).build()
+
+
+@pytest.mark.parametrize("quantizer", [VQ.Config(codebook_size=16, codebook_dim=4), ResidualVQ.Config(num_codebooks=2, codebook_size=16)])
+def test_encoding_in_training_mode_moves_no_codebook(quantizer, noise):
+    """A forward pass in training mode moves codebooks without any optimizer, and gives latents that are not those of its codes."""
+    config = ConvImageTokenizer.Config(patch=2, widths=(8, 12), encoder_blocks=(1, 1), decoder_blocks=(1, 1), quantizer=quantizer)
+    tokenizer, media = config.build(), noise((16, 24), (9, 9))
+    for started in (False, True):
+        if started:
+            tokenizer(torch.stack(noise((16, 16), (16, 16))))
+        fingerprint = tokenizer.spec.fingerprint
+        codes = tokenizer.train().encode(media)
+        tokenizer.decode(codes)
+        assert tokenizer.training and tokenizer.spec.fingerprint == fingerprint
+        assert torch.equal(tokenizer.eval().encode(media).ids, codes.ids)
+    check_tokenizer(config.build().eval(), media)

@@ -1,5 +1,8 @@
 """The contract, over every registered quantizer."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -74,6 +77,31 @@ def test_evaluation_changes_nothing(quantizer):
     assert torch.equal(first.ids, second.ids)
     assert torch.equal(first.latents, second.latents)
     assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+
+
+def test_encoding_does_not_start_a_codebook(config):
+    """The library's own k-means start runs in evaluation mode too, on whatever is encoded first."""
+    fresh = config.build(dim=6).eval()
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    latents = torch.randn(4, 16, 6)
+    out = fresh(latents)
+    assert all(torch.equal(value, before[name]) for name, value in fresh.state_dict().items())
+    assert torch.equal(fresh(latents[:1]).ids, out.ids[:1])
+    torch.testing.assert_close(fresh.lookup(out.ids), out.latents, atol=1e-6, rtol=0)
+    fresh.train()(latents)
+    state = fresh.state_dict()
+    for name in before:
+        if name.endswith("initted") and not before[name]:
+            assert state[name] or isinstance(config, ResidualVQ.Config)  # of which dropout has left out some
+            assert bool(state[name]) == bool(state[name.replace("initted", "embed")].any())
+
+
+def test_copies_and_saved_ones_wait_for_training_too():
+    fresh = copy.deepcopy(VQ(VQ.Config(codebook_size=8, codebook_dim=2), dim=6)).eval()
+    assert not fresh(torch.randn(1, 16, 6)).ids.any()
+    loaded = pickle.loads(pickle.dumps(fresh))
+    assert not loaded(torch.randn(1, 16, 6)).ids.any()
+    assert loaded.train()(torch.randn(4, 16, 6)).ids.any()
 
 
 def test_codes_do_not_depend_on_the_batch(quantizer):

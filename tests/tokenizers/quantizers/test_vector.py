@@ -2,6 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vector_quantize_pytorch import VectorQuantize
+
 from mmtp.tokenizers.quantizers import IBQ, VQ, SimVQ
 from mmtp.tokenizers.quantizers.vector import entropy_loss
 
@@ -69,3 +71,33 @@ def test_unused_entries_are_replaced():
     for _ in range(100):
         quantizer(clusters(512, centres))
     assert len(quantizer.eval()(clusters(1000, centres)).ids.unique()) == 16
+
+
+def shifted(step: int, centres: torch.Tensor) -> torch.Tensor:
+    """Latents as a young encoder gives them: where they lie changes while the codebook is learned."""
+    return clusters(512, centres * min(1.0, 0.1 + step / 40))
+
+
+@pytest.mark.parametrize("rotation_trick", [True, False])
+def test_the_rotation_trick_is_no_cure_of_collapse(rotation_trick):
+    """Without the replacement of dead entries most are lost, with the trick as without it."""
+    centres, used = torch.randn(200, 16), {}
+    for share in (0.0, 0.2):
+        config = VQ.Config(codebook_size=128, cosine=False, dead_code_share=share, rotation_trick=rotation_trick)
+        quantizer = VQ(config, dim=16)
+        for step in range(60):
+            quantizer(shifted(step, centres).requires_grad_())
+        used[share] = len(quantizer.eval()(clusters(4000, centres)).ids.unique())
+    assert used[0.0] < 0.9 * used[0.2]
+    assert used[0.2] > 100
+
+
+def test_the_library_defaults_collapse_where_ours_do_not():
+    centres = torch.randn(200, 16)
+    theirs, ours = VectorQuantize(dim=16, codebook_size=128), VQ(VQ.Config(codebook_size=128), dim=16)
+    for step in range(60):
+        theirs(shifted(step, centres))
+        ours(shifted(step, centres))
+    latents = clusters(4000, centres)
+    assert len(theirs.eval()(latents)[1].unique()) < 64
+    assert len(ours.eval()(latents).ids.unique()) > 100
