@@ -57,7 +57,9 @@ def test_sizes() -> None:
             parse_size(text)
 
 
-def test_sounds_of_every_width_rate_and_number_of_channels(tmp_path: Path, recordings: dict[str, str], capsys: pytest.CaptureFixture) -> None:
+def test_sounds_of_every_width_rate_and_number_of_channels(
+    tmp_path: Path, recordings: dict[str, str], capsys: pytest.CaptureFixture
+) -> None:
     folder, out = tmp_path / "wav", tmp_path / "out"
     folder.mkdir()
     lengths = {}
@@ -68,7 +70,8 @@ def test_sounds_of_every_width_rate_and_number_of_channels(tmp_path: Path, recor
             name = f"{channels}-{rate}.wav"
             soundfile.write(folder / name, np.repeat(tone[:, None], channels, 1), rate, subtype=subtype)
             lengths[name] = -(-(rate // 10) * 8000 // rate)
-    for name, sound in {"silence": np.zeros(700), "one": np.ones(1), "nan": np.array([0, np.nan]), "infinite": np.array([np.inf]), "none": []}.items():
+    sounds = {"silence": [0.0] * 700, "one": [1.0], "nan": [0.0, np.nan], "infinite": [np.inf], "none": []}
+    for name, sound in sounds.items():
         soundfile.write(folder / f"{name}.wav", np.asarray(sound), 8000, subtype="DOUBLE")
     lengths |= {"silence.wav": 700, "one.wav": 1}
     command = ["tokenize", str(folder), "--tokenizer", recordings["tokenizer"], "--out", str(out), "--workers", "1"]

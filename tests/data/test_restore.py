@@ -53,7 +53,9 @@ def test_other_tokenizers_are_refused(dataset: ShardDataset, tokenizers: dict[st
         load_tokenizers(dataset.layout, [tokenizers["image"]])
     other = BlockTokenizer.Config(block=2, levels=7).build()
     folder = hub.save_pretrained(other, tmp_path / "other")
-    message = rf"name the folder with fingerprint [0-9a-f]+ with --tokenizer; .*other is not it: its fingerprint is {other.spec.fingerprint}$"
+    message = (
+        rf"name the folder with fingerprint [0-9a-f]+ with --tokenizer; .*other is not it: its fingerprint is {other.spec.fingerprint}$"
+    )
     with pytest.raises(DataError, match=message):
         load_tokenizers(dataset.layout, [tokenizers["image"], folder])
     assert load_tokenizers(dataset.layout, needed=False) == {}

@@ -157,8 +157,8 @@ class ImageTokenizer(nn.Module):
     def decode(self, codes: Codes) -> list[Float[Tensor, "3 _ _"]]:
         """Pictures with values in [0, 1], cropped to ``codes.sizes`` where these are given.
 
-        Of a residual quantizer's codes the first few codebooks, ``codes.ids[:, :n]``, are the same picture at a lower bit rate; so are those
-        of the first few scales where the quantizer has scales.
+        Of a residual quantizer's codes the first few codebooks, ``codes.ids[:, :n]``, are the same picture at a lower bit rate; where the
+        quantizer has scales, so are the codes of the first few of them.
 
         Raises:
             ImageCodesError: more codebooks than this tokenizer has, a code outside its codebook, or not whole scales.
@@ -189,7 +189,7 @@ class ImageTokenizer(nn.Module):
 
     @property
     def _downsampling(self) -> tuple[int, int]:
-        """That of a row of codes shares the picture's width out among them, rounded up, so that ``grid * downsampling`` covers the picture."""
+        """A row of codes shares the picture's width out among them, rounded up, so that ``grid * downsampling`` covers the picture."""
         if not self.quantizer.scales:
             return self.cell
         height, width = self.extent((1, self._ends[-1]))

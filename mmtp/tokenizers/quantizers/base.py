@@ -21,7 +21,8 @@ class Quantized:
 
     Attributes:
         latents: what the decoder reads; gradients flow to the input.
-        ids: code of every position in every codebook (``m`` is ``n``, but for a pyramid); -1 where quantizer dropout left one out of this training step.
+        ids: code of every position (``m`` is ``n``, but for a pyramid) in every codebook; -1 where quantizer dropout left one out of this
+            training step.
         loss: the quantizer's own training loss (commitment, entropy); 0 where it has none.
     """
 

@@ -26,13 +26,13 @@ class ScalesError(MmtpError):
 class MultiScaleVQ(LibraryQuantizer):
     """Residual quantization over a pyramid of square grids with one codebook (VAR, Tian et al., arXiv 2404.02905, algorithms 1 and 2).
 
-    Every scale codes what those before it have left over: the rest is averaged down to the scale's grid and each of its cells gets a code;
-    their entries are enlarged (bicubic) to the grid of latents and smoothed by a convolution. The codes are one row, scale by scale, and each
-    scale row by row: ``[b, sum(s * s), 1]`` for latents ``[b, s_last * s_last, d]``. The codes of the first few scales are a coarser picture.
+    Every scale codes what those before it have left over: the rest is averaged down to the scale's grid, each of its cells gets a code, and
+    their entries are enlarged (bicubic) to the grid of latents and smoothed by a convolution. The codes are one row, scale by scale, each
+    scale row by row: ``[b, sum(s * s), 1]`` for latents ``[b, s_last * s_last, d]``. Those of the first few scales are a coarser picture.
 
     The library's ``HierarchicalVQ`` is of this kind but has no way back from the first few scales, and moves its codebook once per scale,
-    so that the coarsest, with one vector per picture, counts as much as the finest. Here the codebook moves once per step, on the vectors of
-    all scales, and starts (k-means) from those that a pyramid without quantization would leave over.
+    so that the coarsest, with one vector per picture, counts as much as the finest. Here the codebook moves once per step, on the vectors
+    of all scales, and starts (k-means) from those that a pyramid without quantization would leave over.
     """
 
     @dataclass(frozen=True, kw_only=True)
