@@ -165,7 +165,7 @@ def entropy_loss(logits: Tensor) -> Tensor:
     return each + (mean * mean.clamp(min=1e-9).log()).sum()
 
 
-def replace_dead_codes(vq: _VectorQuantize, share: float, latents: int) -> None:
+def replace_dead_codes(vq: Any, share: float, latents: int) -> None:
     """Tells a codebook which entries are dead at this size of batch: those used less often than a share of an even use.
 
     The library counts uses per batch. A threshold of 1 there, with fewer latents in a batch than entries, calls most entries dead at every
@@ -175,7 +175,7 @@ def replace_dead_codes(vq: _VectorQuantize, share: float, latents: int) -> None:
     codebook_of(vq).threshold_ema_dead_code, codebook_of(vq).reset_cluster_size = share * even, even
 
 
-def codebook_of(vq: _VectorQuantize) -> Any:
+def codebook_of(vq: Any) -> Any:
     """The library's codebook, which keeps counts and averages."""
     return vq._codebook
 
