@@ -60,6 +60,18 @@ def text():
     return TextTokenizer.train(TEXTS * 2, 280), TEXTS
 
 
+def image_patches():
+    from mmtp.tokenizers.continuous.patches import PatchImageTokenizer
+
+    return PatchImageTokenizer.Config(patch=5).build().eval(), PICTURES
+
+
+def audio_patches():
+    from mmtp.tokenizers.continuous.patches import PatchAudioTokenizer
+
+    return PatchAudioTokenizer.Config(sample_rate=4000, bands=16, patch=(4, 8), stride=(3, 8)).build().eval(), SOUNDS
+
+
 def timm_vit():
     from mmtp.tokenizers.continuous.vit import TimmViT
 
@@ -74,8 +86,10 @@ def pretrained(name):
 MAKERS = {
     "audio-conv": audio_conv,
     "audio-frame": audio_frame,
+    "audio-patches": audio_patches,
     "image-1d": image_1d,
     "image-conv": image_conv,
+    "image-patches": image_patches,
     "image-vit": image_vit,
     "text": text,
     "timm-vit": timm_vit,
