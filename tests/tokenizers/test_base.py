@@ -64,6 +64,25 @@ def text():
     return TextTokenizer.train(TEXTS * 2, 280), TEXTS
 
 
+def image_patches():
+    from mmtp.tokenizers.continuous.patches import PatchImageTokenizer
+
+    return PatchImageTokenizer.Config(patch=5).build().eval(), PICTURES
+
+
+def audio_patches():
+    from mmtp.tokenizers.continuous.patches import PatchAudioTokenizer
+
+    return PatchAudioTokenizer.Config(sample_rate=4000, bands=16, patch=(4, 8), stride=(3, 8)).build().eval(), SOUNDS
+
+
+def timm_vit():
+    from mmtp.tokenizers.continuous.vit import TimmViT
+
+    options = {"embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": 4, "pos_embed_grid_size": [4, 4]}
+    return TimmViT.Config(model="naflexvit_base_patch16_gap", options=options, max_patches=20).build().eval(), PICTURES
+
+
 def pretrained(name):
     return lambda: (tokenizer(name), media(name))
 
@@ -71,16 +90,21 @@ def pretrained(name):
 MAKERS = {
     "audio-conv": audio_conv,
     "audio-frame": audio_frame,
+    "audio-patches": audio_patches,
     "image-1d": image_1d,
     "image-conv": image_conv,
+    "image-patches": image_patches,
     "image-vit": image_vit,
     "text": text,
+    "timm-vit": timm_vit,
     **{name: pretrained(name) for name in SETTINGS},
 }
 
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 MEDIA = [name for name in REGISTRY.names("tokenizer") if name != "text"]
+CONTINUOUS = ["audio-patches", "autoencoder-dc", "autoencoder-kl", "image-patches", "timm-vit"]
+ENCODE_ONLY = ["audio-patches", "timm-vit"]
 
 
 @pytest.mark.parametrize("name", REGISTRY.names("tokenizer"))
@@ -177,7 +201,7 @@ def test_media_as_small_long_and_even_as_can_be(name):
             assert back.shape == flat.shape and back.isfinite().all()
 
 
-@pytest.mark.parametrize("name", [name for name in REGISTRY.names("tokenizer") if not name.startswith("autoencoder")])
+@pytest.mark.parametrize("name", [name for name in REGISTRY.names("tokenizer") if name not in CONTINUOUS])
 def test_codes_that_cannot_be_its_own_are_one_line(name):
     built, medium = made(name)
     codes = built.encode([medium])
@@ -194,10 +218,10 @@ def test_codes_that_cannot_be_its_own_are_one_line(name):
         assert str(caught.value).count("\n") == 0, kind
 
 
-@pytest.mark.parametrize("name", ["autoencoder-dc", "autoencoder-kl"])
+@pytest.mark.parametrize("name", [name for name in CONTINUOUS if name not in ENCODE_ONLY])
 def test_latents_that_cannot_be_its_own_are_one_line(name):
     built, medium = made(name)
     latents = built.encode([medium])
-    for values, words in ((latents.values[..., :-1], "numbers given"), (latents.values / 0, "not finite")):
+    for values, words in ((latents.values[..., :-1], "wide"), (latents.values / 0, "not finite")):
         with pytest.raises(MmtpError, match=words):
             built.decode(replace(latents, values=values))
