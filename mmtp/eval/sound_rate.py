@@ -6,7 +6,7 @@ its number of samples. Codecs hear the recording at the tokenizer's rate, resamp
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmtp.eval.curves import Point, Progress, RateResult
+from mmtp.eval.codes import EvalError
+from mmtp.eval.curves import Point, Progress, RateResult, few_codebooks, first_codebooks
 from mmtp.eval.distortion import MEASURES, Distortions, NotInstalled, fit, package, resample
-from mmtp.eval.reconstruction import EvalError
-from mmtp.eval.sound import SoundResult
+from mmtp.eval.sound import SoundResult, coded_bytes
+from mmtp.tokenizers.base import DiscreteTokenizer
 
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 OPUS_KBPS = (6.0, 256.0)
@@ -67,15 +68,20 @@ class SoundCodec:
 
 
 def compare_sound_rates(
-    result: SoundResult, name: str, sounds: Sequence[Float[Tensor, "1 _"]], rate: int, *, progress: Progress | None = None
+    tokenizer: DiscreteTokenizer,
+    result: SoundResult,
+    name: str,
+    sounds: Sequence[Float[Tensor, "1 _"]],
+    *,
+    progress: Progress | None = None,
 ) -> RateResult[SoundPoint]:
     """Puts a tokenizer's figures beside those of every codec on the same recordings.
 
     Args:
+        tokenizer: of mono sound; a residual one is measured with fewer codebooks as well.
         result: of the tokenizer on these recordings.
         name: what the comparison calls it.
         sounds: the recordings, at the tokenizer's rate.
-        rate: that rate.
         progress: called with settings measured and settings in all.
 
     Raises:
@@ -83,10 +89,23 @@ def compare_sound_rates(
     """
     if not sounds:
         raise EvalError("the set holds no recordings to measure")
+    rate, few = int(tokenizer.spec.sample_rate or 0), few_codebooks(tokenizer.spec)
     seconds = sum(sound.shape[1] for sound in sounds) / rate
-    done, total = 0, sum(len(codec.settings) for codec in CODECS.values())
+    done, total = 0, len(few) + sum(len(codec.settings) for codec in CODECS.values())
     points: list[SoundPoint] = []
     notes = _notes(name, result.distortions)
+    fewer: list[SoundPoint] = []
+    for k in few:
+        distortions, size = Distortions(), 0
+        for sound in sounds:
+            codes = tokenizer.encode([sound])
+            codes = replace(codes, ids=codes.ids[:, :k])
+            distortions.add(fit(tokenizer.decode(codes)[0].float().cpu(), sound.shape[1]), sound, rate)
+            size += coded_bytes(codes, tokenizer.spec.codebook_sizes[:k])
+        fewer.append(_point(name, first_codebooks(k), size / seconds, distortions))
+        done += 1
+        if progress is not None:
+            progress(done, total)
     for codec_name, codec in CODECS.items():
         for kbps in codec.settings:
             distortions, size = Distortions(), 0
@@ -104,7 +123,7 @@ def compare_sound_rates(
             done += 1
             if progress is not None:
                 progress(done, total)
-    return RateResult(_point(name, "", result.bytes_per_second, result.distortions), points, notes)
+    return RateResult(_point(name, "", result.bytes_per_second, result.distortions), points, notes, fewer)
 
 
 def opus(sound: Float[Tensor, "1 t"], rate: int, kbps: float) -> tuple[Float[Tensor, "1 t"], int]:

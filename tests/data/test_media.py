@@ -296,3 +296,12 @@ def test_long_sounds_are_refused() -> None:
 def test_written_sounds_are_read_back(tmp_path) -> None:
     write_wav(tmp_path / "tone.wav", torch.from_numpy(TONE).float()[None], 16000)
     np.testing.assert_allclose(read_sound(tmp_path / "tone.wav")[0][0].numpy(), TONE, atol=1 / 16384)
+
+
+def test_crops_lie_side_by_side_around_the_middle():
+    picture = torch.arange(7 * 11).reshape(1, 7, 11).expand(3, 7, 11).float()
+    crops = media.grid_crops(picture, (3, 4))
+    corners = [(y, x) for y in (0, 3) for x in (1, 5)]
+    assert len(crops) == 4
+    assert all(torch.equal(crop, picture[:, y : y + 3, x : x + 4]) for crop, (y, x) in zip(crops, corners, strict=True))
+    assert len(media.grid_crops(picture, (7, 11))) == 1 and media.grid_crops(picture, (8, 3)) == []

@@ -1,12 +1,16 @@
+import math
+
 import pytest
 import torch
 
 from mmtp.eval import distortion, sound_rate
-from mmtp.eval.codes import CodeCounts
+from mmtp.eval.codes import CodeCounts, EvalError
 from mmtp.eval.distortion import Distortions, stoi
-from mmtp.eval.reconstruction import EvalError
-from mmtp.eval.sound import SoundResult
+from mmtp.eval.sound import SoundResult, evaluate_sound_tokenizer, Recording
 from mmtp.eval.sound_rate import CODECS, codec2, compare_sound_rates, opus
+
+from mmtp.tokenizers.audio.frame import FrameAudioTokenizer
+from mmtp.tokenizers.quantizers import FSQ, QuantizerConfig, ResidualFSQ
 
 from .voice import RATE, voice
 
@@ -18,6 +22,17 @@ def own(sounds: list[torch.Tensor]) -> SoundResult:
         distortions.add(sound, sound, RATE)
     seconds = sum(sound.shape[1] for sound in sounds) / RATE
     return SoundResult(len(sounds), seconds, len(sounds), int(1000 * seconds), CodeCounts((2,)), distortions)
+
+
+def untrained(quantizer: QuantizerConfig) -> FrameAudioTokenizer:
+    torch.manual_seed(1)
+    config = FrameAudioTokenizer.Config(
+        sample_rate=RATE, window=320, hop=160, width=8, encoder_blocks=1, decoder_blocks=1, quantizer=quantizer
+    )
+    return config.build().eval()
+
+
+PLAIN = untrained(FSQ.Config(levels=(5, 5)))
 
 
 @pytest.mark.parametrize("rate", [16000, 22050])
@@ -51,7 +66,7 @@ def test_a_tokenizer_beside_codecs(monkeypatch):
     monkeypatch.setitem(CODECS, "Opus", sound_rate.SoundCodec((6, 24), opus))
     monkeypatch.delitem(CODECS, "Codec2")
     seen, sounds = [], [voice(1.0), torch.zeros(1, 4000)]
-    result = compare_sound_rates(own(sounds), "copy", sounds, RATE, progress=lambda *at: seen.append(at))
+    result = compare_sound_rates(PLAIN, own(sounds), "copy", sounds, progress=lambda *at: seen.append(at))
     assert seen == [(1, 2), (2, 2)]
     assert result.tokenizer.bytes == 1000 and result.tokenizer.mel == 0
     low, high = result.codecs
@@ -60,6 +75,18 @@ def test_a_tokenizer_beside_codecs(monkeypatch):
     # What the tokenizer's figures leave out is said once; other things are said of each codec.
     assert result.notes == ["copy, SI-SDR: 1 left out: the original is silent"]
     assert "smallest (6 kbit/s)" in result.table().rows[-1][1]
+
+
+def test_a_residual_tokenizer_is_a_curve(monkeypatch):
+    monkeypatch.setattr(distortion, "MEASURES", [m for m in distortion.MEASURES if m.name == "mel"])
+    monkeypatch.setattr(sound_rate, "CODECS", {})
+    tokenizer, sounds = untrained(ResidualFSQ.Config(num_codebooks=4, levels=(5, 5))), [voice(0.3), voice(0.11)]
+    result = compare_sound_rates(tokenizer, evaluate_sound_tokenizer(tokenizer, map(Recording, sounds)), "mine", sounds)
+    assert [p.setting for p in result.fewer] == ["the first codebook", "the first 2 codebooks"]
+    seconds, frames = sum(sound.shape[1] for sound in sounds) / RATE, (30, 11)
+    sizes = [sum(math.ceil(k * n * math.log2(25) / 8) + 4 for n in frames) / seconds for k in (1, 2, 4)]
+    assert [p.bytes for p in (*result.fewer, result.tokenizer)] == pytest.approx(sizes)
+    assert len({p.mel for p in (*result.fewer, result.tokenizer)}) == 3
 
 
 def test_codecs_that_are_missing_leave_a_line(monkeypatch):
@@ -71,7 +98,7 @@ def test_codecs_that_are_missing_leave_a_line(monkeypatch):
 
     monkeypatch.setattr(distortion, "import_module", missing)
     sounds = [voice(0.2)]
-    result = compare_sound_rates(own(sounds), "copy", sounds, RATE)
+    result = compare_sound_rates(PLAIN, own(sounds), "copy", sounds)
     assert not result.codecs and len(result.table().rows) == 1
     opus_note, codec2_note = result.notes
     assert "Opus: libsndfile" in opus_note and codec2_note == "Codec2: not installed: pip install 'mmtp[audio-eval]'"
@@ -79,4 +106,4 @@ def test_codecs_that_are_missing_leave_a_line(monkeypatch):
 
 def test_an_empty_set_is_refused():
     with pytest.raises(EvalError, match="no recordings"):
-        compare_sound_rates(own([voice(0.1)]), "copy", [], RATE)
+        compare_sound_rates(PLAIN, own([voice(0.1)]), "copy", [])

@@ -73,6 +73,7 @@ class ImageTokenizer(nn.Module):
             codebook_sizes=self.quantizer.codebook_sizes,
             downsampling=self.cell,
             channels=3,
+            residual=self.quantizer.residual,
             fingerprint=self._fingerprint.of(self.config, self),
         )
 

@@ -32,9 +32,15 @@ class Quantized:
 
 @runtime_checkable
 class Quantizer(Protocol):
-    """The contract of every quantizer. Built as ``config.build(dim=width_of_latents)``."""
+    """The contract of every quantizer. Built as ``config.build(dim=width_of_latents)``.
+
+    Attributes:
+        codebook_sizes: entries of each codebook.
+        residual: whether ``lookup`` takes the first few codebooks alone.
+    """
 
     codebook_sizes: tuple[int, ...]
+    residual: ClassVar[bool]
 
     def forward(self, latents: Float[Tensor, "b n d"]) -> Quantized: ...
 
@@ -59,6 +65,7 @@ class LibraryQuantizer(nn.Module):
     """
 
     codebook_sizes: tuple[int, ...]
+    residual: ClassVar[bool] = False
 
     def forward(self, latents: Float[Tensor, "b n d"]) -> Quantized:
         """Quantizes latents; in training mode with everything that training changes (codebooks by moving average, dropout)."""
