@@ -3,7 +3,9 @@ from typing import ClassVar
 
 import pytest
 
+from mmtp.eval import curves
 from mmtp.eval.curves import Point, RateResult, few_codebooks
+from mmtp.eval.report import lines
 from mmtp.types import Modality, TokenizerSpec
 
 
@@ -42,13 +44,17 @@ def test_tables_and_figures_show_what_is_known():
     assert ">score<" in result().figure(measure="score").svg and ">loss<" in result().figure().svg
 
 
-def test_points_with_fewer_codebooks_stand_in_table_and_figure():
+def test_points_with_fewer_codebooks_stand_in_table_and_figure(monkeypatch):
     full = result()
     curve = RateResult(full.tokenizer, full.codecs, fewer=[Loud("mine", "the first codebook", 50, 4.0, None)])
     assert curve.table().rows[:2] == [["mine", "the first codebook", "50", "4.0", None], ["mine", "all of it", "200", "2.5", "0.70"]]
     assert curve.to_dict()["fewer_codebooks"] == [vars(curve.fewer[0])] and "fewer_codebooks" not in full.to_dict()
-    # Two points of the tokenizer are marked, those of codecs are not: each mark is drawn by a <use>.
-    assert curve.figure().svg.count("<use") - full.figure().svg.count("<use") == 1
+    drawn = []
+    monkeypatch.setattr(curves, "lines", lambda *values, **options: (drawn.append((values, options)), lines(*values, **options))[1])
+    curve.figure("Caption")
+    ((series, *labels), options), *_ = drawn
+    assert series == {"codec": ([100, 400], [3.0, 1.0]), "mine": ([50, 200], [4.0, 2.5])}
+    assert labels == ["bytes", "loss", "Caption"] and options["dots"] == ["mine"]
 
 
 def test_measures_that_nobody_took_have_no_place():

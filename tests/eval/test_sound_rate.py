@@ -6,9 +6,8 @@ import torch
 from mmtp.eval import distortion, sound_rate
 from mmtp.eval.codes import CodeCounts, EvalError
 from mmtp.eval.distortion import Distortions, stoi
-from mmtp.eval.sound import SoundResult, evaluate_sound_tokenizer, Recording
+from mmtp.eval.sound import Recording, SoundResult, evaluate_sound_tokenizer
 from mmtp.eval.sound_rate import CODECS, codec2, compare_sound_rates, opus
-
 from mmtp.tokenizers.audio.frame import FrameAudioTokenizer
 from mmtp.tokenizers.quantizers import FSQ, QuantizerConfig, ResidualFSQ
 
