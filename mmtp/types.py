@@ -45,6 +45,7 @@ class TokenizerSpec:
         value_range: least and greatest value of the medium, as ``decode`` returns it.
         sample_rate: samples per second for sound, frames per second for video, else None.
         latent_dim: width of continuous latents; 0 for a discrete tokenizer.
+        residual: whether the first few codebooks alone are the same medium at a lower bit rate; ``decode`` takes them.
         fingerprint: hash of configuration and weights; equal fingerprints give equal codes.
     """
 
@@ -56,6 +57,7 @@ class TokenizerSpec:
     value_range: tuple[float, float] = (0.0, 1.0)
     sample_rate: float | None = None
     latent_dim: int = 0
+    residual: bool = False
     fingerprint: str = ""
 
     @property

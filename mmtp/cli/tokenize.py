@@ -86,8 +86,8 @@ def tokenize(
     return 0
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """(height, width) of ``"64"`` or ``"WIDTHxHEIGHT"``.
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
+    """(height, width) of ``"64"`` or ``"WIDTHxHEIGHT"``, which an option was given.
 
     Raises:
         MmtpError: it is neither.
@@ -95,6 +95,6 @@ def parse_size(text: str) -> tuple[int, int]:
     from mmtp.types import MmtpError
 
     width, cross, height = text.partition("x")
-    if not width.isdigit() or not (height.isdigit() or not cross):
-        raise MmtpError(f"--size {text}: write 64, or WIDTHxHEIGHT as in 96x64")
+    if not width.isdigit() or not (height.isdigit() or not cross) or not int(height or width) * int(width):
+        raise MmtpError(f"{option} {text}: write 64, or WIDTHxHEIGHT as in 96x64")
     return int(height or width), int(width)

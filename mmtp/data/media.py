@@ -118,6 +118,18 @@ def resize(picture: Tensor, size: tuple[int, int], fit: Fit = "crop") -> Tensor:
     return picture[:, top : top + height, left : left + width].contiguous()
 
 
+def grid_crops(picture: Float[Tensor, "3 h w"], size: tuple[int, int]) -> list[Float[Tensor, "3 h2 w2"]]:
+    """As many crops of ``size`` (height, width) as lie side by side in a picture, row by row.
+
+    They do not overlap, and what is left over is shared evenly between opposite borders. A picture that is smaller along either axis
+    has none.
+    """
+    (rows, top), (columns, left) = ((n // crop, n % crop // 2) for n, crop in zip(picture.shape[1:], size, strict=True))
+    height, width = size
+    corners = ((top + height * row, left + width * column) for row in range(rows) for column in range(columns))
+    return [picture[:, y : y + height, x : x + width].contiguous() for y, x in corners]
+
+
 def decode_sound(
     data: bytes, *, sample_rate: float | int | None = None, max_seconds: float = MAX_SECONDS
 ) -> tuple[Float[Tensor, "1 t"], int]:

@@ -84,6 +84,7 @@ class AudioTokenizer(nn.Module):
             channels=1,
             value_range=(-1.0, 1.0),
             sample_rate=float(self.config.sample_rate),
+            residual=self.quantizer.residual,
             fingerprint=self._fingerprint.of(self.config, self),
         )
 

@@ -79,6 +79,7 @@ class ImageTokenizer(nn.Module):
             scales=self.quantizer.scales,
             downsampling=self._downsampling,
             channels=3,
+            residual=self.quantizer.residual,
             fingerprint=self._fingerprint.of(self.config, self),
         )
 

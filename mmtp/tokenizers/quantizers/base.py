@@ -40,10 +40,12 @@ class Quantizer(Protocol):
         scales: empty where every latent has codes of its own. Else latents are a square grid, and codes one row for a pyramid of square
             grids over it, coarse to fine: these are their cells per side. Then ``n`` of ids is not ``n`` of latents, and ``lookup`` takes
             the codes of the first few scales as well.
+        residual: whether ``lookup`` takes the first few codebooks alone.
     """
 
     codebook_sizes: tuple[int, ...]
     scales: tuple[int, ...]
+    residual: ClassVar[bool]
 
     def forward(self, latents: Float[Tensor, "b n d"]) -> Quantized: ...
 
@@ -69,6 +71,7 @@ class LibraryQuantizer(nn.Module):
 
     codebook_sizes: tuple[int, ...]
     scales: tuple[int, ...] = ()
+    residual: ClassVar[bool] = False
 
     def forward(self, latents: Float[Tensor, "b n d"]) -> Quantized:
         """Quantizes latents; in training mode with everything that training changes (codebooks by moving average, dropout)."""

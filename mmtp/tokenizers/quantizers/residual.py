@@ -6,6 +6,7 @@ III-C), so that the first few alone are a lower bit rate of their own.
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from vector_quantize_pytorch import ResidualFSQ as _ResidualFSQ
@@ -19,6 +20,8 @@ from mmtp.tokenizers.quantizers.vector import replace_dead_codes, start_in_train
 
 class ResidualVQ(LibraryQuantizer):
     """Residual vector quantization (SoundStream, arXiv 2107.03312, algorithm 1), of few dimensions as in DAC (arXiv 2306.06546)."""
+
+    residual: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(QuantizerConfig):
@@ -74,6 +77,8 @@ class ResidualVQ(LibraryQuantizer):
 class ResidualFSQ(LibraryQuantizer):
     """Residual finite scalar quantization: every further codebook rounds the rest on a finer grid."""
 
+    residual: ClassVar[bool] = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config(QuantizerConfig):
         """``num_codebooks`` of ``levels`` each; ``dropout`` as for residual VQ."""
@@ -107,6 +112,8 @@ class ResidualFSQ(LibraryQuantizer):
 
 class ResidualLFQ(LibraryQuantizer):
     """Residual lookup-free quantization: every further codebook halves the step."""
+
+    residual: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(QuantizerConfig):
