@@ -72,6 +72,7 @@ REGISTRY = Registry(
             "janus-vq": "mmtp.tokenizers.pretrained.pictures:JanusVQ",
             "mimi": "mmtp.tokenizers.pretrained.codecs:Mimi",
             "text": "mmtp.tokenizers.text:TextTokenizer",
+            "video-conv": "mmtp.tokenizers.video.conv:ConvVideoTokenizer",
         },
         "quantizer": {
             "bsq": "mmtp.tokenizers.quantizers.binary:BSQ",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.config import Config
+from mmtp.tokenizers.autoencoder import Autoencoder
 from mmtp.tokenizers.image.tiling import Tiling, Window
 from mmtp.tokenizers.quantizers import Quantized, QuantizerConfig
-from mmtp.tokenizers.reference import FingerprintCache, Reference
+from mmtp.tokenizers.reference import Reference
 from mmtp.types import Codes, MmtpError, Modality, TokenizerSpec
 
 PIXELS_PER_PASS = 2**20
@@ -43,7 +44,7 @@ class ImageConfig(Config):
     quantizer: QuantizerConfig
 
 
-class ImageTokenizer(nn.Module):
+class ImageTokenizer(Autoencoder):
     """Encoder, quantizer and decoder between pictures ``[3, h, w]`` in [0, 1] and codes ``[k, rows, columns]``.
 
     Pictures are padded by repeating their border to whole cells and cropped again by ``decode``; nothing is ever resized. What is larger
@@ -54,17 +55,13 @@ class ImageTokenizer(nn.Module):
             everything in a picture sees everything else, that may change a code; so codes cannot depend on the batch.
     """
 
+    codes_error = ImageCodesError
     alone: ClassVar[bool] = True
 
     def __init__(self, config: ImageConfig, encoder: nn.Module, decoder: nn.Module, *, dim: int, cell: tuple[int, int]) -> None:
         """Of networks ``[b, 3, h, w] -> [b, dim, rows, columns]`` and back; a cell of the grid has (height, width) ``cell`` pixels."""
-        super().__init__()
-        self.config: Any = config
-        self.dim, self.cell = dim, cell
-        self.encoder = encoder
-        self.quantizer = config.quantizer.build(dim=dim)
-        self.decoder = decoder
-        self._fingerprint = FingerprintCache()
+        super().__init__(config, encoder, decoder, dim=dim)
+        self.cell = cell
 
     @property
     def spec(self) -> TokenizerSpec:
@@ -75,10 +72,6 @@ class ImageTokenizer(nn.Module):
             channels=3,
             fingerprint=self._fingerprint.of(self.config, self),
         )
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
 
     @property
     def tiling(self) -> Tiling | None:
@@ -93,10 +86,6 @@ class ImageTokenizer(nn.Module):
         """Height and width of the picture of whole cells that has this grid."""
         rows, columns = grid
         return rows * self.cell[0], columns * self.cell[1]
-
-    def num_tokens(self, shape: Sequence[int]) -> int:
-        rows, columns = self.grid(shape)
-        return rows * columns * len(self.quantizer.codebook_sizes)
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 3 h w"], Quantized]:
         """Reconstruction of pixels in [-1, 1] of whole cells: what training calls."""
@@ -136,7 +125,7 @@ class ImageTokenizer(nn.Module):
         Raises:
             ImageCodesError: more codebooks than this tokenizer has, or a code outside its codebook.
         """
-        self._check_codes(codes)
+        self.check_codes(codes.ids)
         out: dict[int, Tensor] = {}
         with Reference(self):
             for h, w, part in self._passes(codes.lengths.tolist()):
@@ -146,13 +135,6 @@ class ImageTokenizer(nn.Module):
         if codes.sizes is not None:
             pictures = [p[:, :h, :w] for p, (h, w) in zip(pictures, codes.sizes.tolist(), strict=True)]
         return pictures
-
-    def codebook_vectors(self, codebook: int = 0) -> Float[Tensor, "n d"]:
-        """The vector behind every code of a codebook, those before it being at code 0: codes whose vectors are near look alike."""
-        ids = torch.zeros(1, self.quantizer.codebook_sizes[codebook], codebook + 1, dtype=torch.long, device=self.device)
-        ids[0, :, codebook] = torch.arange(ids.shape[1], device=self.device)
-        with Reference(self):
-            return self.quantizer.lookup(ids)[0].clone()
 
     @property
     def _cells_per_pass(self) -> int:
@@ -210,15 +192,6 @@ class ImageTokenizer(nn.Module):
             return self.grid(size)
         except ImageShapeError as error:
             raise ImageShapeError(f"{name}: {error}") from error
-
-    def _check_codes(self, codes: Codes) -> None:
-        sizes, count = self.quantizer.codebook_sizes, codes.ids.shape[1]
-        if not 1 <= count <= len(sizes):
-            raise ImageCodesError(f"codes of {count} codebooks given, 1 to {len(sizes)} wanted")
-        least, most = (codes.ids.amin((0, 2, 3)), codes.ids.amax((0, 2, 3))) if codes.ids.numel() else ((), ())
-        for k, (low, high) in enumerate(zip(least, most, strict=True)):
-            if low < 0 or high >= sizes[k]:
-                raise ImageCodesError(f"codes {int(low)} to {int(high)} of codebook {k} given, 0 to {sizes[k] - 1} wanted")
 
 
 def _size(picture: Tensor, name: str) -> tuple[int, int]:

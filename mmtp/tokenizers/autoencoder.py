@@ -1,0 +1,64 @@
+"""What every tokenizer of encoder, quantizer and decoder shares, whatever its medium."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mmtp.config import Config
+from mmtp.tokenizers.reference import FingerprintCache, Reference
+from mmtp.types import MmtpError
+
+
+class Autoencoder(nn.Module):
+    """Encoder, quantizer and decoder, in this order. Subclasses say what media are and how they pass the networks.
+
+    Attributes:
+        codes_error: what codes that are not this tokenizer's raise.
+    """
+
+    codes_error: ClassVar[type[MmtpError]] = MmtpError
+
+    def __init__(self, config: Config, encoder: nn.Module, decoder: nn.Module, *, dim: int) -> None:
+        """Of networks from media to latents ``dim`` wide and back; the quantizer is that of ``config.quantizer``."""
+        super().__init__()
+        self.config: Any = config
+        self.dim = dim
+        self.encoder = encoder
+        self.quantizer = self.config.quantizer.build(dim=dim)
+        self.decoder = decoder
+        self._fingerprint = FingerprintCache()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def num_tokens(self, shape: Sequence[int]) -> int:
+        return math.prod(self.grid(shape)) * len(self.quantizer.codebook_sizes)
+
+    def check_codes(self, ids: Int[Tensor, "b k *grid"]) -> None:
+        """Refuses codes that this tokenizer cannot have made; the first few of its codebooks are enough.
+
+        Raises:
+            MmtpError: of class ``codes_error``: no codebook, more than this tokenizer has, or a code outside its codebook.
+        """
+        sizes, count = self.quantizer.codebook_sizes, ids.shape[1]
+        if not 1 <= count <= len(sizes):
+            raise self.codes_error(f"codes of {count} codebooks given, 1 to {len(sizes)} wanted")
+        for k in range(count if ids.numel() else 0):
+            least, most = ids[:, k].aminmax()
+            if least < 0 or most >= sizes[k]:
+                raise self.codes_error(f"codes {int(least)} to {int(most)} of codebook {k} given, 0 to {sizes[k] - 1} wanted")
+
+    def codebook_vectors(self, codebook: int = 0) -> Float[Tensor, "n d"]:
+        """The vector behind every code of a codebook, those before it being at code 0: codes whose vectors are near look or sound alike."""
+        ids = torch.zeros(1, self.quantizer.codebook_sizes[codebook], codebook + 1, dtype=torch.long, device=self.device)
+        ids[0, :, codebook] = torch.arange(ids.shape[1], device=self.device)
+        with Reference(self):
+            return self.quantizer.lookup(ids)[0].clone()
