@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Literal
 
 
-def decode(path: Path, /, *, out: Path, limit: int | None = None, tokenizer: list[str] | None = None, video: Literal["mp4", "gif"] = "mp4") -> int:
+def decode(
+    path: Path, /, *, out: Path, limit: int | None = None, tokenizer: list[str] | None = None, video: Literal["mp4", "gif"] = "mp4"
+) -> int:
     """Turn token streams back into files: PNG, MP4, WAV and text, and a sheet of the pictures.
 
     Writes one picture, video or sound for each input, documents.txt with what is said in the documents, and contact-sheet.png.
