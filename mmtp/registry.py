@@ -73,6 +73,7 @@ REGISTRY = Registry(
             "mimi": "mmtp.tokenizers.pretrained.codecs:Mimi",
             "text": "mmtp.tokenizers.text:TextTokenizer",
             "video-conv": "mmtp.tokenizers.video.conv:ConvVideoTokenizer",
+            "vidtok": "mmtp.tokenizers.pretrained.videos:VidTok",
         },
         "quantizer": {
             "bsq": "mmtp.tokenizers.quantizers.binary:BSQ",

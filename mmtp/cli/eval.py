@@ -17,7 +17,7 @@ class Measured(NamedTuple):
     """What a measurement gives.
 
     Attributes:
-        headline: the figure that ``--at-least`` looks at: a share from 0 to 1, dB for picture tokenizers, STOI for those of sound;
+        headline: the figure that ``--at-least`` looks at: a share from 0 to 1, dB for those of pictures and videos, STOI for those of sound;
             None where it could not be measured.
         tables: for people.
         values: for machines.
@@ -57,16 +57,16 @@ def eval(
 
     vqa: answers to easy-VQA's test questions, beside the same questions without a picture, with another picture, and the
     commonest answer. draw: all colours and shapes drawn from words, judged by a parser. parser: that parser on real pictures.
-    tokenizer: pictures or recordings, as the tokenizer wants, through it and back. text: texts through a text tokenizer and back.
+    tokenizer: pictures, videos or recordings, as the tokenizer wants, through it and back. text: texts through a text tokenizer and back.
 
     The exit code is 1 where the figure stays below --at-least.
 
     Args:
         what: vqa, draw, parser, tokenizer or text.
         name: zoo entry, folder or Hub id of the model or tokenizer; none for parser.
-        data: what to measure on: easy-vqa:test, a folder, *.tar, ...; a tokenizer of sound needs one; for text: a source with
+        data: what to measure on: easy-vqa:test, a folder, *.tar, ...; a tokenizer of sound or videos needs one; for text: a source with
             captions or questions, or python:MODULE.
-        size: bring pictures to this size first (64, or 96x64).
+        size: bring pictures and frames to this size first (64, or 96x64).
         limit: only so many questions, pictures, recordings or texts.
         seeds: pictures drawn per colour and shape.
         temperature: of drawing.
@@ -83,7 +83,7 @@ def eval(
         batch_size: questions at a time.
         json: write the figures to this file.
         at_least: threshold: share of right answers or pictures or exact texts (0.98), mean PSNR in dB for
-            tokenizers of pictures, mean STOI (0 to 1) for those of sound.
+            tokenizers of pictures and videos, mean STOI (0 to 1) for those of sound.
 
     Examples:
         mmtp eval vqa vqa-s --at-least 0.98
@@ -175,10 +175,16 @@ def _tokenizer(name: str, data: str | None, size: str | None, limit: int | None,
 
     tokenizer = from_pretrained(name)
     match tokenizer.spec.modality:
-        case Modality.IMAGE if words:
-            raise MmtpError("--words: there are none in pictures")
+        case Modality.IMAGE | Modality.VIDEO if words:
+            raise MmtpError("--words: there are none in pictures and videos")
         case Modality.IMAGE:
             return _pictures(tokenizer, name, data or "easy-vqa:test", size, limit, codecs, bar)
+        case Modality.VIDEO if codecs:
+            raise MmtpError("--codecs: there are none to put beside a tokenizer of videos")
+        case Modality.VIDEO:
+            if data is None:
+                raise MmtpError(f"{name}: is a tokenizer of videos; name some: --data FOLDER or *.tar")
+            return _videos(tokenizer, name, data, size, limit, bar)
         case Modality.AUDIO if size:
             raise MmtpError("--size: sounds have none")
         case Modality.AUDIO:
@@ -241,6 +247,42 @@ def _pictures(
         figures.append(rates.figure("Each codec at qualities from 0 to 90; the dot is the tokenizer."))
         found["rates"] = rates.to_dict()
     return Measured(values["psnr"], tables, found, figures)
+
+
+def _videos(tokenizer: "DiscreteTokenizer", name: str, data: str, size: str | None, limit: int | None, bar: "Step") -> Measured:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from mmtp.cli.tokenize import parse_size
+    from mmtp.data.errors import DecodeError
+    from mmtp.data.sources import open_source
+    from mmtp.data.video import decode_video
+    from mmtp.eval.report import Table
+    from mmtp.eval.video import evaluate_video_tokenizer
+    from mmtp.types import Modality
+
+    source = open_source(data, Modality.VIDEO)
+    items = source.items()[:limit]
+    unreadable: list[str] = []
+    frame = parse_size(size) if size else None
+
+    def videos() -> Iterator[Tensor]:
+        for done, item in enumerate(items, start=1):
+            try:
+                video = decode_video(source.read(item).media, size=frame, frame_rate=tokenizer.spec.sample_rate)
+            except DecodeError as error:
+                unreadable.append(f"{item.key}: {error}")
+            else:
+                yield video.frames
+            bar(done, len(items))
+
+    values = evaluate_video_tokenizer(tokenizer, videos())
+    whole = ("videos", "frames", "tokens")
+    rows = [[key.replace("_", " "), f"{value:,.0f}" if key in whole else f"{value:.4g}"] for key, value in values.items()]
+    if unreadable:
+        rows.append(["unreadable, left out", f"{len(unreadable)} (the first: {unreadable[0]})"])
+    return Measured(values["psnr"], [Table(["figure", "value"], rows, f"{name} on {data}")], values | {"unreadable": len(unreadable)})
 
 
 def _sounds(tokenizer: "DiscreteTokenizer", name: str, data: str, limit: int | None, codecs: bool, words: bool, bar: "Step") -> Measured:

@@ -64,11 +64,13 @@ def test_videos_become_streams_and_videos(packed: bool, films: Path, tmp_path: P
     assert capsys.readouterr().out == f"{out}: 3 documents, 0 pictures, 3 videos, 0 sounds\n"
     videos = {name: decode_video((out / f"{name}.mp4").read_bytes()) for name in "abd"}
     assert {name: (tuple(v.frames.shape), v.frame_rate) for name, v in videos.items()} == {
-        "a": ((3, 6, 10, 12), 25),
+        "a": ((3, 6, 10, 12), pytest.approx(25)),
         "b": ((3, 3, 10, 12), pytest.approx(10)),
         "d": ((3, 1, 10, 12), pytest.approx(10)),
     }
     words = (out / "documents.txt").read_text()
     assert "<video 4x3x3>" in words and "<video 2x3x3>" in words and "<video 1x3x3>" in words
+    assert run(["eval", "tokenizer", tokenizer, "--data", source, "--json", str(tmp_path / "figures.json")]) == 0
+    assert '"videos": 3.0' in (tmp_path / "figures.json").read_text()
     assert run(["decode", tokens, "--out", str(out), "--tokenizer", tokenizer, "--video", "gif", "--limit", "1"]) == 0
     assert decode_video((out / "a.gif").read_bytes()).frames.shape == (3, 6, 10, 12)

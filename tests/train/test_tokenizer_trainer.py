@@ -18,7 +18,7 @@ from mmtp.train.pictures import PictureMix
 from mmtp.train.recipe import Recipe, run_recipe
 from mmtp.train.sounds import SoundData, SoundMix
 from mmtp.train.tokenizer_trainer import PictureLossConfig, SoundLossConfig, usage
-from mmtp.train.videos import VideoMix
+from mmtp.train.videos import VideoData, VideoMix
 from mmtp.types import MmtpError
 
 RECIPE = {
@@ -256,6 +256,11 @@ def test_recipes_of_the_page_are_valid():
     assert build_config("tokenizer", recipe.tokenizer).sample_rate == 16000
     assert from_dict(SoundData, recipe.data).seconds == 1.0
     assert from_dict(SoundLossConfig, recipe.loss) == SoundLossConfig()
+    page = Path(__file__).parents[2] / "docs" / "video.md"
+    (text,) = re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    films = Recipe.from_dict(tomllib.loads(text))
+    step = build_config("tokenizer", films.tokenizer).frames_per_code
+    assert (from_dict(VideoData, films.data).frames - 1) % step == 0
     loss = from_dict(PictureLossConfig, tomllib.loads(parts)["loss"])
     assert loss.perceptual and loss.adversarial and loss.balance
 
