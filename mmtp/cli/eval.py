@@ -17,7 +17,7 @@ class Measured(NamedTuple):
     """What a measurement gives.
 
     Attributes:
-        headline: the figure that ``--at-least`` looks at: a share from 0 to 1, dB for those of pictures and videos, STOI for those of sound;
+        headline: the figure that ``--at-least`` looks at: a share from 0 to 1, dB for those of pictures and videos, STOI for sound;
             None where it could not be measured.
         tables: for people.
         values: for machines.
