@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmtp.config import Config
 from mmtp.tokenizers.reference import FingerprintCache, Reference
 from mmtp.types import MmtpError
 
@@ -22,13 +21,13 @@ class Autoencoder(nn.Module):
 
     codes_error: ClassVar[type[MmtpError]] = MmtpError
 
-    def __init__(self, config: Config, encoder: nn.Module, decoder: nn.Module, *, dim: int) -> None:
-        """Of networks from media to latents ``dim`` wide and back; the quantizer is that of ``config.quantizer``."""
+    def __init__(self, config: Any, encoder: nn.Module, decoder: nn.Module, *, dim: int) -> None:
+        """Of a configuration with a ``quantizer``, and of networks from media to latents ``dim`` wide and back."""
         super().__init__()
-        self.config: Any = config
+        self.config = config
         self.dim = dim
         self.encoder = encoder
-        self.quantizer = self.config.quantizer.build(dim=dim)
+        self.quantizer = config.quantizer.build(dim=dim)
         self.decoder = decoder
         self._fingerprint = FingerprintCache()
 
