@@ -75,6 +75,8 @@ REGISTRY = Registry(
             "mimi": "mmtp.tokenizers.pretrained.codecs:Mimi",
             "text": "mmtp.tokenizers.text:TextTokenizer",
             "timm-vit": "mmtp.tokenizers.continuous.vit:TimmViT",
+            "video-conv": "mmtp.tokenizers.video.conv:ConvVideoTokenizer",
+            "vidtok": "mmtp.tokenizers.pretrained.videos:VidTok",
         },
         "quantizer": {
             "bsq": "mmtp.tokenizers.quantizers.binary:BSQ",

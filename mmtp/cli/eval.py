@@ -19,7 +19,7 @@ class Measured(NamedTuple):
     """What a measurement gives.
 
     Attributes:
-        headline: the figure that ``--at-least`` looks at: a share from 0 to 1, dB for picture tokenizers, STOI for those of sound;
+        headline: the figure that ``--at-least`` looks at: a share from 0 to 1, dB for those of pictures and videos, STOI for sound;
             None where it could not be measured.
         tables: for people.
         values: for machines.
@@ -76,16 +76,16 @@ def eval(
 
     vqa: answers to easy-VQA's test questions, beside the same questions without a picture, with another picture, and the
     commonest answer. draw: all colours and shapes drawn from words, judged by a parser. parser: that parser on real pictures.
-    tokenizer: pictures or recordings, as the tokenizer wants, through it and back. text: texts through a text tokenizer and back.
+    tokenizer: pictures, videos or recordings, as the tokenizer wants, through it and back. text: texts through a text tokenizer and back.
 
     The exit code is 1 where the figure stays below --at-least.
 
     Args:
         what: vqa, draw, parser, tokenizer or text.
         name: zoo entry, folder or Hub id of the model or tokenizer; none for parser.
-        data: what to measure on: easy-vqa:test, a folder, *.tar, ...; a tokenizer of sound needs one; for text: a source with
+        data: what to measure on: easy-vqa:test, a folder, *.tar, ...; a tokenizer of sound or videos needs one; for text: a source with
             captions or questions, or python:MODULE. May be given several times: all of them together.
-        size: bring pictures to this size first (64, or 96x64).
+        size: bring pictures and frames to this size first (64, or 96x64).
         crop: then cut each picture into as many crops of this size (256, or 384x256) as lie side by side around its middle, without
             overlap; pictures that are smaller are left out and counted.
         limit: only so many questions, pictures, recordings or texts.
@@ -108,8 +108,8 @@ def eval(
         batch_size: questions at a time.
         json: write the figures to this file.
         at_least: threshold: share of right answers or pictures or exact texts (0.98), mean PSNR in dB for
-            tokenizers of pictures, mean STOI (0 to 1) for those of sound; with --usage the share of its entries that the least used
-            codebook uses.
+            tokenizers of pictures and videos, mean STOI (0 to 1) for those of sound; with --usage the share of its entries that the
+            least used codebook uses.
 
     Examples:
         mmtp eval vqa vqa-s --at-least 0.98
@@ -208,10 +208,17 @@ def _tokenizer(name: str, how: Reconstruction, bar: "Step") -> Measured:
     if how.usage and (asked := [option for option, value in others.items() if value]):
         raise MmtpError(f"--usage: decodes nothing, so that {asked[0]} has nothing to measure; leave one of them out")
     match tokenizer.spec.modality:
-        case Modality.IMAGE if how.words:
-            raise MmtpError("--words: there are none in pictures")
+        case Modality.IMAGE | Modality.VIDEO if how.words:
+            raise MmtpError("--words: there are none in pictures and videos")
         case Modality.IMAGE:
             return (_usage if how.usage else _pictures)(tokenizer, name, how, bar)
+        case Modality.VIDEO:
+            for option, value in {"--codecs": how.codecs, "--crop": how.crop, "--features": how.features, "--usage": how.usage}.items():
+                if value:
+                    raise MmtpError(f"{option}: is not for tokenizers of videos, and {name} is one")
+            if how.data is None:
+                raise MmtpError(f"{name}: is a tokenizer of videos; name some: --data FOLDER or *.tar")
+            return _videos(tokenizer, name, how, bar)
         case Modality.AUDIO:
             for option, value in {"--size": how.size, "--crop": how.crop, "--features": how.features}.items():
                 if value:
@@ -282,6 +289,21 @@ def _pictures(tokenizer: "DiscreteTokenizer", name: str, how: Reconstruction, ba
         )
         found["rates"] = rates.to_dict()
     return Measured(result.headline, tables, found, figures)
+
+
+def _videos(tokenizer: "DiscreteTokenizer", name: str, how: Reconstruction, bar: "Step") -> Measured:
+    from mmtp.eval.inputs import Inputs
+    from mmtp.eval.report import Table
+    from mmtp.eval.video import evaluate_video_tokenizer
+    from mmtp.types import Modality
+
+    data = how.data or []
+    inputs = Inputs(data, Modality.VIDEO, how.limit, bar)
+    values = evaluate_video_tokenizer(tokenizer, inputs.videos(tokenizer.spec.sample_rate, _frames(how)[0]))
+    whole = ("videos", "frames", "tokens")
+    rows = [[key.replace("_", " "), f"{value:,.0f}" if key in whole else f"{value:.4g}"] for key, value in values.items()]
+    rows += [list(row) for row in inputs.left_out()]
+    return Measured(values["psnr"], [Table(["figure", "value"], rows, f"{name} on {_named(data)}")], values | inputs.counts())
 
 
 def _sounds(tokenizer: "DiscreteTokenizer", name: str, how: Reconstruction, bar: "Step") -> Measured:

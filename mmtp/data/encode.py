@@ -18,6 +18,7 @@ from mmtp.data.plan import Plan
 from mmtp.data.shards import Quarantined, ShardBuilder, ShardHead
 from mmtp.data.sources import Item, Sample, Source
 from mmtp.data.storage import digest, write_durable
+from mmtp.data.video import decode_video
 from mmtp.stream.template import TEMPLATES, EncodedDocument, EncodeText, encode_document
 from mmtp.stream.template import Sample as TemplateSample
 from mmtp.stream.vocab import VocabLayout
@@ -54,7 +55,7 @@ class TokenizeConfig(Config):
 
     Attributes:
         tasks: names of :data:`mmtp.stream.template.TEMPLATES`; each writes its documents of every input that has the labels.
-        size: (height, width) to bring pictures to; None keeps their own.
+        size: (height, width) to bring pictures and frames of videos to; None keeps their own.
         fit: how, see :func:`~mmtp.data.media.decode_image`.
         questions_per_document: for ``vqa`` and ``vqa-blind``: how many of a picture's questions share one document.
         flips: mirror images that are written besides each picture: ``horizontal``, ``vertical`` or ``all`` (both, and both at once).
@@ -62,7 +63,7 @@ class TokenizeConfig(Config):
         shifts: further variants of each picture and mirror image, each moved by up to half a cell of codes along both axes (borders
             repeat), so that a shape is seen on many places of the grid; drawn at random, the same for the same input.
         max_dim: greatest extent of a grid of codes along one axis.
-        max_pixels: larger pictures go to quarantine.
+        max_pixels: larger pictures and frames go to quarantine.
         shard_inputs: inputs per shard; None cuts into about 64 shards of 256 to 65,536 inputs.
     """
 
@@ -100,6 +101,7 @@ class _Decoded:
     place: int
     sample: Sample
     medium: Tensor
+    meta: dict[str, Any]
 
 
 class ShardMaker:
@@ -166,7 +168,7 @@ class ShardMaker:
         for place, item in enumerate(items):
             try:
                 sample = self.source.read(item)
-                batch.append(_Decoded(place, sample, self._decode(sample.media)))
+                batch.append(_Decoded(place, sample, *self._decode(sample.media)))
             except DecodeError as error:
                 outcomes[place] = error
             if len(batch) >= BATCH_ITEMS or sum(d.medium.numel() for d in batch) >= BATCH_VALUES:
@@ -175,10 +177,17 @@ class ShardMaker:
         self._encode(batch, outcomes)
         return outcomes
 
-    def _decode(self, media: bytes) -> Tensor:
-        if self.spec.modality is Modality.AUDIO:
-            return decode_sound(media, sample_rate=self.spec.sample_rate)[0]
-        return decode_image(media, size=self.config.size, fit=self.config.fit, max_pixels=self.config.max_pixels)
+    def _decode(self, media: bytes) -> tuple[Tensor, dict[str, Any]]:
+        """The medium, and what its documents say of it besides its size."""
+        size, fit, max_pixels = self.config.size, self.config.fit, self.config.max_pixels
+        match self.spec.modality:
+            case Modality.AUDIO:
+                return decode_sound(media, sample_rate=self.spec.sample_rate)[0], {}
+            case Modality.VIDEO:
+                video = decode_video(media, size=size, fit=fit, frame_rate=self.spec.sample_rate, max_pixels=max_pixels)
+                return video.frames, {"frame_rate": video.frame_rate}
+            case _:
+                return decode_image(media, size=size, fit=fit, max_pixels=max_pixels), {}
 
     def _encode(self, batch: list[_Decoded], outcomes: list[Any]) -> None:
         groups: dict[tuple[int, ...], list[_Decoded]] = {}
@@ -233,7 +242,7 @@ class ShardMaker:
     def _documents(self, decoded: _Decoded, segment: Segment) -> list[tuple[EncodedDocument, dict[str, Any]]]:
         labels = decoded.sample.labels
         sample = TemplateSample(segment, _caption(labels), _questions(labels))
-        meta = {"size": list(decoded.medium.shape[1:])} | ({"caption": sample.caption} if sample.caption else {})
+        meta = {"size": list(decoded.medium.shape[1:]), **decoded.meta} | ({"caption": sample.caption} if sample.caption else {})
         documents = []
         for task in self.config.tasks:
             for pieces in TEMPLATES[task](sample, self.encode_text, self.config.questions_per_document):

@@ -31,7 +31,8 @@ class Part:
         modality: of the piece.
         role: whose turn it stands in; None outside of turns.
         codes: local ids: text ``[n]``, media ``[k, *grid]``; empty for continuous features.
-        value: the string, picture ``[3, h, w]`` or sound ``[c, t]``; None until it is decoded, and for continuous features.
+        value: the string, picture ``[3, h, w]``, video ``[3, t, h, w]`` or sound ``[c, t]``; None until it is decoded, and for
+            continuous features.
     """
 
     modality: Modality

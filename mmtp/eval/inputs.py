@@ -1,4 +1,4 @@
-"""What tokenizers are measured on: the pictures or recordings of one or several sources, one after another."""
+"""What tokenizers are measured on: the pictures, recordings or videos of one or several sources, one after another."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from mmtp.data.errors import DecodeError
 from mmtp.data.media import decode_image, decode_sound, grid_crops
 from mmtp.data.sources import Item, Source, open_source
+from mmtp.data.video import decode_video
 from mmtp.eval.codes import EvalError
 from mmtp.eval.sound import Recording
 from mmtp.types import Modality
@@ -77,6 +78,21 @@ class Inputs:
                 self.unreadable.append(f"{item.key}: {error}")
             else:
                 yield Recording(sound, sample.labels.get("caption"))
+
+    def videos(self, frame_rate: float | None, size: tuple[int, int] | None = None) -> Iterator[Float[Tensor, "3 t h w"]]:
+        """Videos in [0, 1].
+
+        Args:
+            frame_rate: frames per second that each is brought to; None keeps its own.
+            size: (height, width) that frames are brought to; None keeps their own.
+        """
+        for source, item in self._walk():
+            try:
+                video = decode_video(source.read(item).media, size=size, frame_rate=frame_rate)
+            except DecodeError as error:
+                self.unreadable.append(f"{item.key}: {error}")
+            else:
+                yield video.frames
 
     def left_out(self) -> list[tuple[str, str]]:
         """What is missing from the figures, as rows of a table."""

@@ -70,6 +70,14 @@ def diffusers_vq(model, picture):
     return ids.view(1, *latents.shape[2:]), picture_of(back, picture)
 
 
+def vidtok(model, video):
+    x = F.pad(video[None] * 2 - 1, (0, -video.shape[3] % 4, 0, -video.shape[2] % 4, 0, 0), mode="replicate")
+    _, ids = model(x, encoder_mode=True)  # pads in time by itself
+    back = (model.decode(ids, decode_from_indices=True)[0] + 1) / 2
+    torch.testing.assert_close(model(x).sample[0], (back * 2 - 1)[:, : video.shape[1]])
+    return ids, back[:, : video.shape[1], : video.shape[2], : video.shape[3]]
+
+
 CALLS = {
     "encodec": encodec,
     "dac": dac,
@@ -78,6 +86,7 @@ CALLS = {
     "emu3-vq": emu3_vq,
     "chameleon-vq": chameleon_vq,
     "diffusers-vq": diffusers_vq,
+    "vidtok": vidtok,
 }
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.config import Config
+from mmtp.tokenizers.autoencoder import Autoencoder
 from mmtp.tokenizers.image.tiling import Tiling, Window
 from mmtp.tokenizers.quantizers import Quantized, QuantizerConfig
-from mmtp.tokenizers.reference import FingerprintCache, Reference, fault
+from mmtp.tokenizers.reference import Reference
 from mmtp.types import Codes, MmtpError, Modality, TokenizerSpec
 
 PIXELS_PER_PASS = 2**20
@@ -45,7 +46,7 @@ class ImageConfig(Config):
     quantizer: QuantizerConfig
 
 
-class ImageTokenizer(nn.Module):
+class ImageTokenizer(Autoencoder):
     """Encoder, quantizer and decoder between pictures ``[3, h, w]`` in [0, 1] and codes ``[k, rows, columns]``.
 
     Pictures are padded by repeating their border to whole cells and cropped again by ``decode``; nothing is ever resized. What is larger
@@ -59,17 +60,13 @@ class ImageTokenizer(nn.Module):
             everything in a picture sees everything else, that may change a code; so codes cannot depend on the batch.
     """
 
+    codes_error = ImageCodesError
     alone: ClassVar[bool] = True
 
     def __init__(self, config: ImageConfig, encoder: nn.Module, decoder: nn.Module, *, dim: int, cell: tuple[int, int]) -> None:
         """Of networks ``[b, 3, h, w] -> [b, dim, rows, columns]`` and back; a cell of the grid has (height, width) ``cell`` pixels."""
-        super().__init__()
-        self.config: Any = config
-        self.dim, self.cell = dim, cell
-        self.encoder = encoder
-        self.quantizer = config.quantizer.build(dim=dim)
-        self.decoder = decoder
-        self._fingerprint = FingerprintCache()
+        super().__init__(config, encoder, decoder, dim=dim)
+        self.cell = cell
 
     @property
     def spec(self) -> TokenizerSpec:
@@ -82,10 +79,6 @@ class ImageTokenizer(nn.Module):
             residual=self.quantizer.residual,
             fingerprint=self._fingerprint.of(self.config, self),
         )
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
 
     @property
     def tiling(self) -> Tiling | None:
@@ -119,10 +112,6 @@ class ImageTokenizer(nn.Module):
         """Height and width of the picture of whole cells that has this grid."""
         rows, columns = self.cells(grid)
         return rows * self.cell[0], columns * self.cell[1]
-
-    def num_tokens(self, shape: Sequence[int]) -> int:
-        rows, columns = self.grid(shape)
-        return rows * columns * len(self.quantizer.codebook_sizes)
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 3 h w"], Quantized]:
         """Reconstruction of pixels in [-1, 1] of whole cells: what training calls."""
@@ -164,7 +153,8 @@ class ImageTokenizer(nn.Module):
         Raises:
             ImageCodesError: more codebooks than this tokenizer has, a code outside its codebook, or not whole scales.
         """
-        self._check_codes(codes)
+        self.check_codes(codes.ids)
+        self._check_scales(codes)
         out: dict[int, Tensor] = {}
         with Reference(self):
             for h, w, part in self._passes(codes.lengths.tolist()):
@@ -174,14 +164,6 @@ class ImageTokenizer(nn.Module):
         if codes.sizes is not None:
             pictures = [p[:, :h, :w] for p, (h, w) in zip(pictures, codes.sizes.tolist(), strict=True)]
         return pictures
-
-    def codebook_vectors(self, codebook: int = 0) -> Float[Tensor, "n d"]:
-        """The vector behind every code of a codebook, those before it being at code 0: codes whose vectors are near look alike."""
-        ids = torch.zeros(self.quantizer.codebook_sizes[codebook], 1, codebook + 1, dtype=torch.long, device=self.device)
-        ids[:, 0, codebook] = torch.arange(len(ids), device=self.device)
-        with Reference(self):
-            # As the first of a pyramid, a code stands for all cells, which differ a little at the border only.
-            return torch.cat([self.quantizer.lookup(some).mean(1) for some in ids.split(1024)])
 
     @property
     def _ends(self) -> tuple[int, ...]:
@@ -250,9 +232,8 @@ class ImageTokenizer(nn.Module):
         except ImageShapeError as error:
             raise ImageShapeError(f"{name}: {error}") from error
 
-    def _check_codes(self, codes: Codes) -> None:
-        if message := fault(codes.ids.transpose(0, 1), self.quantizer.codebook_sizes):
-            raise ImageCodesError(message)
+    def _check_scales(self, codes: Codes) -> None:
+        """Refuses codes that are not those of the first few of the quantizer's scales, where it has scales."""
         if ends := self._ends:
             for i, given in enumerate(codes.lengths.tolist()):
                 if given[0] != 1 or given[1] not in ends:

@@ -143,7 +143,8 @@ class Wrapped(nn.Module):
         Raises:
             PretrainedError: it has another shape than wanted, is empty, or holds a value that is not finite.
         """
-        channels, axes = self._facts.channels, "samples" if self._facts.modality is Modality.AUDIO else "height, width"
+        axes = {Modality.AUDIO: "samples", Modality.IMAGE: "height, width", Modality.VIDEO: "frames, height, width"}[self._facts.modality]
+        channels = self._facts.channels
         fits = medium.ndim == 1 + len(self._facts.downsampling) and medium.shape[0] == channels and 0 not in medium.shape
         if not (fits and medium.is_floating_point()):
             raise PretrainedError(f"medium {index}: {medium.dtype} {list(medium.shape)} given, floats [{channels}, {axes}] wanted")
@@ -160,7 +161,7 @@ class WrappedQuantizer(Wrapped):
     """Discrete tokenizers: subclasses say in ``_ids`` and ``_medium`` how their model is called."""
 
     def encode(self, media: Sequence[Tensor]) -> Codes:
-        """Codes of pictures ``[3, h, w]`` in [0, 1] or sounds ``[c, t]`` in [-1, 1], in evaluation mode and float32.
+        """Codes of pictures or videos ``[3, *size]`` in [0, 1] or sounds ``[c, t]`` in [-1, 1], in evaluation mode and float32.
 
         Raises:
             PretrainedError: a medium is of another shape, empty or not finite; names which.
