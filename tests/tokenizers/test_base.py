@@ -182,6 +182,8 @@ def test_media_as_small_long_and_even_as_can_be(name):
     if name == "chameleon-vq":  # whose tiny model normalises over one channel at a time, and then one cell has no variance
         one = own
     cases = [(one, 0.0), (own, 0.0), (own, least), (own, built.spec.value_range[1])]  # silence, or one colour
+    if name == "emu3-vq":  # whose attention sees all cells at once
+        long = (1, 1_000)
     if name not in ("image-conv", "image-vit"):  # of which image/test_grid.py has it
         cases.append((long, 0.5))
     for size, fill in cases:
