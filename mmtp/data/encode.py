@@ -22,8 +22,9 @@ from mmtp.data.video import decode_video
 from mmtp.stream.template import TEMPLATES, EncodedDocument, EncodeText, encode_document
 from mmtp.stream.template import Sample as TemplateSample
 from mmtp.stream.vocab import VocabLayout
-from mmtp.tokenizers.base import DiscreteTokenizer
-from mmtp.types import MmtpError, Modality, Segment
+from mmtp.tokenizers.base import ContinuousTokenizer, DiscreteTokenizer
+from mmtp.tokenizers.continuous.base import plane
+from mmtp.types import Codes, Latents, MmtpError, Modality, Segment
 
 BATCH_ITEMS, BATCH_VALUES = 64, 2**23
 """Media decoded at a time, and numbers in them: what bounds the memory of a worker."""
@@ -121,7 +122,7 @@ class ShardMaker:
         self,
         folder: Path,
         source: Source,
-        tokenizer: DiscreteTokenizer,
+        tokenizer: DiscreteTokenizer | ContinuousTokenizer,
         text: WritesText | None,
         layout: VocabLayout,
         fingerprints: dict[str, str],
@@ -134,6 +135,8 @@ class ShardMaker:
         self.spec = tokenizer.spec
         if self.spec.modality is not Modality.IMAGE and (config.flips != "none" or config.shifts):
             raise DataError(f"flips and shifts: only pictures can be mirrored and moved, and this tokenizer reads {self.spec.modality}")
+        if self.spec.latent_dim and "draw" in config.tasks:
+            raise DataError("task draw: the tokenizer is continuous, and a model reads its vectors but never writes them; leave it out")
         self.encode_text: EncodeText = text.encode_text if text is not None else _no_text
 
     def __call__(self, shard: int) -> ShardRecord:
@@ -193,12 +196,12 @@ class ShardMaker:
         for group in groups.values():
             for number, axes in product(range(1 + self.config.shifts), FLIPS[self.config.flips]):
                 variants = [self._moved(d, number).flip(axes) for d in group]
-                for decoded, codes in zip(group, self._codes(variants), strict=True):
+                for decoded, body in zip(group, self._bodies(variants), strict=True):
                     before = outcomes[decoded.place] or []
                     if isinstance(before, DecodeError):
                         continue
                     try:
-                        outcomes[decoded.place] = codes if isinstance(codes, DecodeError) else before + self._documents(decoded, codes)
+                        outcomes[decoded.place] = body if isinstance(body, DecodeError) else before + self._documents(decoded, body)
                     except DecodeError as error:
                         outcomes[decoded.place] = error
 
@@ -213,22 +216,31 @@ class ShardMaker:
         )
         return decoded.medium[:, rows][:, :, columns]
 
-    def _codes(self, media: list[Tensor]) -> Iterator[Tensor | DecodeError]:
+    def _bodies(self, media: list[Tensor]) -> Iterator[Segment | DecodeError]:
+        """The codes or vectors of media of one shape, or why they have none."""
         try:
             with torch.no_grad():
-                codes = self.tokenizer.encode(media)
+                encoded = self.tokenizer.encode(media)
+            bodies = [self._body(encoded, i) for i in range(len(media))]
         except MmtpError as error:
             if len(media) > 1:  # one by one, so that the others do not suffer
                 for medium in media:
-                    yield from self._codes([medium])
+                    yield from self._bodies([medium])
             else:
                 yield DecodeError(Reason.NOT_ENCODABLE, str(error))
             return
-        yield from map(codes.item, range(len(media)))
+        yield from bodies
 
-    def _documents(self, decoded: _Decoded, codes: Tensor) -> list[tuple[EncodedDocument, dict[str, Any]]]:
+    def _body(self, encoded: Codes | Latents, index: int) -> Segment:
+        if isinstance(encoded, Codes):
+            return Segment(self.spec.modality, encoded.item(index))
+        features = plane(encoded, index, self.spec.latent_dim).permute(1, 2, 0).half()
+        if not features.isfinite().all():
+            raise DataError("its vectors reach beyond 65504, the largest number of float16")
+        return Segment(self.spec.modality, features=features)
+
+    def _documents(self, decoded: _Decoded, segment: Segment) -> list[tuple[EncodedDocument, dict[str, Any]]]:
         labels = decoded.sample.labels
-        segment = Segment(self.spec.modality, codes)
         sample = TemplateSample(segment, _caption(labels), _questions(labels))
         meta = {"size": list(decoded.medium.shape[1:]), **decoded.meta} | ({"caption": sample.caption} if sample.caption else {})
         documents = []

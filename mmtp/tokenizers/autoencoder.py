@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmtp.tokenizers.reference import FingerprintCache, Reference
+from mmtp.tokenizers.reference import FingerprintCache, Reference, fault
 from mmtp.types import MmtpError
 
 
@@ -47,13 +47,8 @@ class Autoencoder(nn.Module):
         Raises:
             MmtpError: of class ``codes_error``: no codebook, more than this tokenizer has, or a code outside its codebook.
         """
-        sizes, count = self.quantizer.codebook_sizes, ids.shape[1]
-        if not 1 <= count <= len(sizes):
-            raise self.codes_error(f"codes of {count} codebooks given, 1 to {len(sizes)} wanted")
-        for k in range(count if ids.numel() else 0):
-            least, most = ids[:, k].aminmax()
-            if least < 0 or most >= sizes[k]:
-                raise self.codes_error(f"codes {int(least)} to {int(most)} of codebook {k} given, 0 to {sizes[k] - 1} wanted")
+        if message := fault(ids.movedim(1, 0), self.quantizer.codebook_sizes):
+            raise self.codes_error(message)
 
     def codebook_vectors(self, codebook: int = 0) -> Float[Tensor, "n d"]:
         """The vector behind every code of a codebook, those before it being at code 0: codes whose vectors are near look or sound alike."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmtp.config import Config, ConfigError, build_config, from_dict
 from mmtp.data.media import contact_sheet
 from mmtp.hub import save_pretrained
+from mmtp.tokenizers.image.grid import ImageShapeError
 from mmtp.train.log import RunLog
 from mmtp.train.losses.adversarial import AdversarialConfig, Adversary
 from mmtp.train.losses.audio import AudioReconstructionConfig, AudioReconstructionLoss
@@ -175,6 +176,12 @@ def picture_task(module: Any, data: PictureData, loss: PictureLossConfig, recipe
     Raises:
         ConfigError: sizes do not fit the tokenizer or the discriminator; a source or a network's weights are missing.
     """
+    try:
+        whole = module.extent(module.grid((data.size, data.size)))
+    except ImageShapeError as error:
+        raise ConfigError(f"data.size: {error}") from error
+    if whole[0] != data.size:
+        raise ConfigError(f"data.size: {data.size} is no multiple of {module.cell[0]}, the pixels per side of a code")
     criterion = _picture_criterion(module, data.size, loss, root)
     mix = PictureMix(data, root, recipe.run.seed, progress=progress)
     return PictureTask(module, mix, recipe.run.batch, criterion, recipe.optim)
@@ -189,6 +196,8 @@ def video_task(module: Any, data: VideoData, loss: PictureLossConfig, recipe: Re
     step = module.config.frames_per_code
     if (data.frames - 1) % step:
         raise ConfigError(f"data.frames: {data.frames} is not one more than a multiple of {step}, the frames that a code frame stands for")
+    if data.size % module.config.downsampling:
+        raise ConfigError(f"data.size: {data.size} is no multiple of {module.config.downsampling}, the pixels per side of a code")
     criterion = _picture_criterion(module, data.size, loss, root)
     mix = VideoMix(data, root, recipe.run.seed, frame_rate=module.config.frame_rate, progress=progress)
     return VideoTask(module, mix, recipe.run.batch, criterion, recipe.optim)
@@ -196,8 +205,6 @@ def video_task(module: Any, data: VideoData, loss: PictureLossConfig, recipe: Re
 
 def _picture_criterion(module: Any, size: int, loss: PictureLossConfig, root: Path) -> Criterion:
     """What pictures, or frames, of ``size`` pixels a side are measured by."""
-    if size % module.config.downsampling:
-        raise ConfigError(f"data.size: {size} is no multiple of {module.config.downsampling}, the pixels per side of a code")
     adversary = None
     if loss.adversarial:
         least = 3 * 2**loss.adversarial.discriminator.layers

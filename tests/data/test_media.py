@@ -243,6 +243,16 @@ def test_sound_round_trip(kind: str) -> None:
     np.testing.assert_allclose(sound[0].numpy(), TONE, atol=1 / 32768)
 
 
+BITS = {"PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 24, "FLOAT": 24, "DOUBLE": 24}
+
+
+@pytest.mark.parametrize(("subtype", "bits"), BITS.items())
+@pytest.mark.parametrize("channels", [1, 2, 8])
+def test_samples_of_any_width(subtype: str, bits: int, channels: int) -> None:
+    sound, _ = decode_sound(wav(np.repeat(TONE[:, None], channels, 1), subtype=subtype))
+    np.testing.assert_allclose(sound[0].numpy(), TONE, atol=2.0 ** (2 - bits))
+
+
 def test_channels_are_averaged() -> None:
     sound, _ = decode_sound(wav(np.stack([TONE, -TONE], 1)))
     assert sound.abs().max() < 1e-4

@@ -138,6 +138,36 @@ def test_a_recipe_becomes_a_tokenizer_of_videos(root):
     assert tokenizer.encode([torch.rand(3, 5, 16, 16)]).ids.shape == (1, 1, 5, 4, 4)
 
 
+STACK = {"width": 16, "depth": 1, "num_heads": 2, "mlp_width": 32}
+FSQ = {"type": "fsq", "levels": [5, 5, 5]}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "grid"),
+    [
+        (
+            {"quantizer": {"type": "multi-scale-vq", "scales": [1, 2, 4], "codebook_size": 16, "codebook_dim": 4, "convolutions": 2}},
+            (1, 21),
+        ),
+        ({"quantizer": {"type": "vq", "codebook_size": 16, "codebook_dim": 4}}, (4, 4)),
+        ({"type": "image-vit", "patch": 4, "tile": 16, "encoder": STACK, "decoder": STACK, "quantizer": FSQ}, (4, 4)),
+        (
+            {"type": "image-1d", "patch": 4, "size": [16, 16], "num_latents": 5, "encoder": STACK, "decoder": STACK, "quantizer": FSQ},
+            (1, 5),
+        ),
+    ],
+    ids=["scales", "vq", "vit", "1d"],
+)
+def test_every_kind_of_picture_tokenizer_trains(root, tokenizer, grid):
+    base = {} if "type" in tokenizer else RECIPE["tokenizer"]
+    recipe = Recipe.from_dict(RECIPE | {"tokenizer": base | tokenizer, "run": RECIPE["run"] | {"steps": 30, "preview_every": 20}})
+    trained = from_pretrained(run_recipe(recipe, root / "run", data_root=root, progress=False))
+    found = records(root / "run")
+    assert found[-1]["loss"] < found[0]["loss"]
+    assert 0 < found[-1]["usage"] <= 1
+    assert trained.encode([torch.rand(3, 16, 16)]).ids.shape == (1, 1, *grid)
+
+
 def records(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -204,6 +234,10 @@ def test_usage_does_not_count_what_dropout_left_out():
         ({"data": {"seconds": 1.0}}, "data.seconds: is for tokenizers of sounds, but 'image-conv' is one of pictures"),
         ({"loss": {"mel": 1.0}}, "loss.mel: is for tokenizers of sounds"),
         ({"data": {"size": 18}}, "data.size: 18 is no multiple of 4"),
+        (
+            {"tokenizer": {"quantizer": {"type": "multi-scale-vq", "scales": [1, 2, 3], "convolutions": 1}}},
+            "data.size: 16 pixels high and 16 wide given, 4x4 cells, and the scales .* end with 3x3: resize or crop to 12x12",
+        ),
         ({"loss": {"adversarial": {}}}, "loss.adversarial.discriminator.layers: 3 want pictures of 24 pixels"),
         ({"loss": {"adversarial": {"wieght": 1.0}}}, "loss.adversarial: unknown key 'wieght'; did you mean 'weight'"),
         ({"loss": {"adversarial": {"adaptive": True}, "balance": {}}}, "loss: balance and adversarial.adaptive both"),

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmtp.config import Config
 from mmtp.nn.conv1d import Chain, reach
-from mmtp.tokenizers.autoencoder import Autoencoder
-from mmtp.tokenizers.quantizers import Quantized, QuantizerConfig, ResidualVQ
-from mmtp.tokenizers.reference import Reference
+from mmtp.tokenizers.quantizers import Quantized, QuantizerConfig, ResidualVQ, refuse_scales
+from mmtp.tokenizers.reference import FingerprintCache, Reference, fault
 from mmtp.types import Codes, MmtpError, Modality, TokenizerSpec
 
 SAMPLES_PER_PASS = 2**19
@@ -54,7 +53,7 @@ class AudioConfig(Config):
         raise NotImplementedError
 
 
-class AudioTokenizer(Autoencoder):
+class AudioTokenizer(nn.Module):
     """Encoder, quantizer and decoder between sounds ``[1, t]`` in [-1, 1] and codes ``[k, frames]``.
 
     Sounds are padded to whole frames with silence and cropped again by ``decode``. Encoder and decoder see a bounded neighbourhood
@@ -65,11 +64,16 @@ class AudioTokenizer(Autoencoder):
     another code; seconds of sound are work enough to fill a device.
     """
 
-    codes_error = AudioCodesError
-
     def __init__(self, config: AudioConfig, encoder: Chain, decoder: Chain, dim: int) -> None:
         """Of networks ``[b, 1, t] -> [b, dim, t / hop]`` and back."""
-        super().__init__(config, encoder, decoder, dim=dim)
+        super().__init__()
+        self.config = config
+        self.dim = dim
+        self.encoder = encoder
+        self.quantizer = config.quantizer.build(dim=dim)
+        refuse_scales(self.quantizer, "a row of frames")
+        self.decoder = decoder
+        self._fingerprint = FingerprintCache()
 
     @property
     def spec(self) -> TokenizerSpec:
@@ -88,9 +92,16 @@ class AudioTokenizer(Autoencoder):
         """Frames of codes per second."""
         return self.config.sample_rate / self.config.downsampling
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
     def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
         (samples,) = shape
         return (-(-samples // self.config.downsampling),)
+
+    def num_tokens(self, shape: Sequence[int]) -> int:
+        return self.grid(shape)[0] * len(self.quantizer.codebook_sizes)
 
     def forward(self, waveform: Float[Tensor, "b 1 t"]) -> tuple[Float[Tensor, "b 1 t"], Quantized]:
         """Reconstruction of samples in [-1, 1], their number a multiple of ``downsampling``: what training calls."""
@@ -146,6 +157,22 @@ class AudioTokenizer(Autoencoder):
                     sound[:, start * hop : stop * hop] = part[:, before * hop : (before + stop - start) * hop]
                 sounds.append(sound.clamp_(-1, 1)[:, : None if codes.sizes is None else int(codes.sizes[i, 0])])
         return sounds
+
+    def check_codes(self, ids: Int[Tensor, "*b k n"]) -> None:
+        """Refuses codes that this tokenizer cannot have made.
+
+        Raises:
+            AudioCodesError: no codebook, more than this tokenizer has, or a code outside its codebook.
+        """
+        if message := fault(ids.movedim(-2, 0), self.quantizer.codebook_sizes):
+            raise AudioCodesError(message)
+
+    def codebook_vectors(self, codebook: int = 0) -> Float[Tensor, "n d"]:
+        """The vector behind every code of a codebook, those before it being at code 0: codes whose vectors are near sound alike."""
+        ids = torch.zeros(1, self.quantizer.codebook_sizes[codebook], codebook + 1, dtype=torch.long, device=self.device)
+        ids[0, :, codebook] = torch.arange(ids.shape[1], device=self.device)
+        with Reference(self):
+            return self.quantizer.lookup(ids)[0].clone()
 
     def _windows(self, count: int, around: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
         """First and last frame of every window, and how many frames before and after them there are to see."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmtp.tokenizers.image.grid import ImageCodesError, ImageConfig, ImageShapeError, ImageTokenizer
 from mmtp.tokenizers.image.transformer import PatchEmbedding, PatchPixels, Transformer, TransformerConfig, plane, tanh_head
-from mmtp.tokenizers.quantizers import VQ, QuantizerConfig
+from mmtp.tokenizers.quantizers import VQ, QuantizerConfig, refuse_scales
 from mmtp.types import Codes
 
 
@@ -57,6 +57,7 @@ class OneDImageTokenizer(ImageTokenizer):
     def __init__(self, config: Config) -> None:
         cell = (config.size[0], -(-config.size[1] // config.num_latents))
         super().__init__(config, _Encoder(config), _Decoder(config), dim=config.encoder.width, cell=cell)
+        refuse_scales(self.quantizer, "a row of tokens, none of which has a place in the picture")
 
     def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The one grid there is.
@@ -72,13 +73,12 @@ class OneDImageTokenizer(ImageTokenizer):
     def extent(self, grid: Sequence[int]) -> tuple[int, int]:
         return self.config.size
 
-    def decode(self, codes: Codes) -> list[Float[Tensor, "3 _ _"]]:
-        """As :meth:`ImageTokenizer.decode`; codes of another grid than the one there is are refused as well."""
+    def _check_codes(self, codes: Codes) -> None:
+        super()._check_codes(codes)
         wanted = [1, self.config.num_latents]
         for i, given in enumerate(codes.lengths.tolist()):
             if given != wanted:
                 raise ImageCodesError(f"picture {i}: a grid of {given} codes given, {wanted} is this tokenizer's")
-        return super().decode(codes)
 
 
 class _Encoder(nn.Module):

@@ -14,6 +14,7 @@ from vector_quantize_pytorch import ResidualVQ as _ResidualVQ
 
 from mmtp.tokenizers.quantizers.base import LibraryQuantizer, QuantizerConfig
 from mmtp.tokenizers.quantizers.scalar import check_levels
+from mmtp.tokenizers.quantizers.vector import replace_dead_codes, start_in_training
 
 
 class ResidualVQ(LibraryQuantizer):
@@ -28,7 +29,7 @@ class ResidualVQ(LibraryQuantizer):
             codebook_size: entries of each codebook.
             codebook_dim: numbers of an entry; latents are projected to them once, and back.
             decay: of the moving average that keeps the codebooks.
-            dead_code_threshold: entries with fewer uses per batch (moving average) are replaced.
+            dead_code_share: as for VQ.
             commitment: weight of the loss that draws latents to their entries.
             dropout: whether training leaves out a random number of the last codebooks.
         """
@@ -37,28 +38,32 @@ class ResidualVQ(LibraryQuantizer):
         codebook_size: int = 1024
         codebook_dim: int = 8
         decay: float = 0.99
-        dead_code_threshold: int = 1
+        dead_code_share: float = 0.2
         commitment: float = 0.25
         dropout: bool = True
 
     def __init__(self, config: Config, dim: int) -> None:
         super().__init__()
         self.config = config
-        self.vq = _ResidualVQ(
-            dim=dim,
-            num_quantizers=config.num_codebooks,
-            codebook_size=config.codebook_size,
-            codebook_dim=config.codebook_dim,
-            kmeans_init=True,
-            decay=config.decay,
-            threshold_ema_dead_code=config.dead_code_threshold,
-            commitment_weight=config.commitment,
-            quantize_dropout=True,
-            quantize_dropout_cutoff_index=_cutoff(config.num_codebooks, config.dropout),
+        self.vq = start_in_training(
+            _ResidualVQ(
+                dim=dim,
+                num_quantizers=config.num_codebooks,
+                codebook_size=config.codebook_size,
+                codebook_dim=config.codebook_dim,
+                kmeans_init=True,
+                decay=config.decay,
+                threshold_ema_dead_code=int(config.dead_code_share > 0),
+                commitment_weight=config.commitment,
+                quantize_dropout=True,
+                quantize_dropout_cutoff_index=_cutoff(config.num_codebooks, config.dropout),
+            )
         )
         self.codebook_sizes = (config.codebook_size,) * config.num_codebooks
 
     def _quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        for layer in self.vq.layers:
+            replace_dead_codes(layer, self.config.dead_code_share, latents[..., 0].numel())
         out, ids, losses = self.vq(latents)
         return out, ids, losses.sum()
 
