@@ -72,7 +72,8 @@ def diffusers_vq(model, picture):
 
 def vidtok(model, video):
     x = F.pad(video[None] * 2 - 1, (0, -video.shape[3] % 4, 0, -video.shape[2] % 4, 0, 0), mode="replicate")
-    _, ids = model(x, encoder_mode=True)  # pads in time by itself
+    _, ids = model(x, encoder_mode=True)  # pads in time by itself, even lengths by a step more than they need
+    ids = ids[:, : 1 - (1 - video.shape[1]) // model.temporal_compression_ratio]
     back = (model.decode(ids, decode_from_indices=True)[0] + 1) / 2
     torch.testing.assert_close(model(x).sample[0], (back * 2 - 1)[:, : video.shape[1]])
     return ids, back[:, : video.shape[1], : video.shape[2], : video.shape[3]]

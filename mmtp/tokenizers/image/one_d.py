@@ -73,13 +73,12 @@ class OneDImageTokenizer(ImageTokenizer):
     def extent(self, grid: Sequence[int]) -> tuple[int, int]:
         return self.config.size
 
-    def decode(self, codes: Codes) -> list[Float[Tensor, "3 _ _"]]:
-        """As :meth:`ImageTokenizer.decode`; codes of another grid than the one there is are refused as well."""
+    def _check_codes(self, codes: Codes) -> None:
+        super()._check_codes(codes)
         wanted = [1, self.config.num_latents]
         for i, given in enumerate(codes.lengths.tolist()):
             if given != wanted:
                 raise ImageCodesError(f"picture {i}: a grid of {given} codes given, {wanted} is this tokenizer's")
-        return super().decode(codes)
 
 
 class _Encoder(nn.Module):

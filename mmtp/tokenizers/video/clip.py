@@ -17,7 +17,7 @@ from torch import Tensor
 from mmtp.config import Config
 from mmtp.nn.conv1d import Chain, State
 from mmtp.tokenizers.autoencoder import Autoencoder
-from mmtp.tokenizers.quantizers import Quantized, QuantizerConfig
+from mmtp.tokenizers.quantizers import Quantized, QuantizerConfig, refuse_scales
 from mmtp.tokenizers.reference import Reference
 from mmtp.types import Codes, MmtpError, Modality, TokenizerSpec
 
@@ -68,6 +68,7 @@ class VideoTokenizer(Autoencoder):
     def __init__(self, config: VideoConfig, encoder: Chain, decoder: Chain, *, dim: int, cell: tuple[int, int, int]) -> None:
         """Of causal networks ``[b, 3, 1 + n s, h, w] -> [b, dim, 1 + n, rows, columns]`` and back; ``cell`` is (s, height, width)."""
         super().__init__(config, encoder, decoder, dim=dim)
+        refuse_scales(self.quantizer, "frames, one after the other")
         self.cell = cell
 
     @property
