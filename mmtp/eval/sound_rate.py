@@ -199,8 +199,8 @@ class _Tally:
 
 
 def _point(name: str, setting: str, bytes_per_second: float, distortions: Distortions, words: WordErrors) -> SoundPoint:
-    means = distortions.means
-    return SoundPoint(name, setting, bytes_per_second, *(means.get(field) for field in ("mel", "si_sdr", "stoi", "pesq")), words.rate)
+    means = {field: distortions.means.get(field) for field in ("mel", "si_sdr", "stoi", "pesq")}
+    return SoundPoint(name, setting, bytes_per_second, words=words.rate, **means)
 
 
 def _notes(name: str, distortions: Distortions) -> list[str]:

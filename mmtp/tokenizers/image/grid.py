@@ -154,7 +154,7 @@ class ImageTokenizer(Autoencoder):
             ImageCodesError: more codebooks than this tokenizer has, a code outside its codebook, or not whole scales.
         """
         self.check_codes(codes.ids)
-        self._check_scales(codes)
+        self._check_grids(codes)
         out: dict[int, Tensor] = {}
         with Reference(self):
             for h, w, part in self._passes(codes.lengths.tolist()):
@@ -232,8 +232,8 @@ class ImageTokenizer(Autoencoder):
         except ImageShapeError as error:
             raise ImageShapeError(f"{name}: {error}") from error
 
-    def _check_scales(self, codes: Codes) -> None:
-        """Refuses codes that are not those of the first few of the quantizer's scales, where it has scales."""
+    def _check_grids(self, codes: Codes) -> None:
+        """Refuses grids of codes that no picture has: where the quantizer has scales, all but rows of the first few of them."""
         if ends := self._ends:
             for i, given in enumerate(codes.lengths.tolist()):
                 if given[0] != 1 or given[1] not in ends:

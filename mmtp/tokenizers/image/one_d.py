@@ -73,8 +73,7 @@ class OneDImageTokenizer(ImageTokenizer):
     def extent(self, grid: Sequence[int]) -> tuple[int, int]:
         return self.config.size
 
-    def _check_codes(self, codes: Codes) -> None:
-        super()._check_codes(codes)
+    def _check_grids(self, codes: Codes) -> None:
         wanted = [1, self.config.num_latents]
         for i, given in enumerate(codes.lengths.tolist()):
             if given != wanted:
