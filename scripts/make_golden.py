@@ -19,6 +19,8 @@ from mmtp.hub import from_pretrained
 from mmtp.pipeline import Pipeline
 from mmtp.stream.template import Turn, encode_document, question_turn, text_segment
 from mmtp.testing import Golden, check_zoo_entry, model_golden, tokenizer_golden, write_golden
+from mmtp.testing.voice import voice
+from mmtp.tokenizers.image.one_d import OneDImageTokenizer
 from mmtp.types import Codes, Modality
 
 TEXTS = [
@@ -42,14 +44,24 @@ def gradient(height: int, width: int) -> Float[Tensor, "3 h w"]:
     return torch.stack((x, y, 1 - (x + y) / 2))
 
 
+def media(tokenizer: Any) -> list[Any]:
+    """What a tokenizer is given, all of it made here."""
+    modality = tokenizer.spec.modality
+    if modality is Modality.TEXT:
+        return TEXTS
+    if modality is Modality.AUDIO:
+        rate = int(tokenizer.spec.sample_rate)
+        return [voice(1.0, rate=rate), voice(0.37, 1, rate), torch.zeros(1, rate // 10)]
+    if isinstance(tokenizer, OneDImageTokenizer):
+        height, width = tokenizer.config.size
+        return [picture("circle", "blue", height, width), picture("triangle", "red", height, width), gradient(height, width)]
+    return [picture("circle", "blue"), picture("triangle", "red"), picture("rectangle", "black", 45, 37), gradient(64, 64)]
+
+
 def first_outputs(entry: Any, folder: Path) -> dict[str, Tensor]:
     """Inputs and outputs of an entry."""
     if hasattr(entry, "spec"):
-        if entry.spec.modality is Modality.TEXT:
-            return tokenizer_golden(entry, TEXTS)
-        return tokenizer_golden(
-            entry, [picture("circle", "blue"), picture("triangle", "red"), picture("rectangle", "black", 45, 37), gradient(64, 64)]
-        )
+        return tokenizer_golden(entry, media(entry))
     pipeline = Pipeline.from_pretrained(folder)
     segment = pipeline.encode_pictures([picture("circle", "blue")])[0]
     answer = text_segment(pipeline.encode_text, "blue", target=True)
@@ -58,9 +70,11 @@ def first_outputs(entry: Any, folder: Path) -> dict[str, Tensor]:
 
 
 def outputs_again(entry: Any, golden: dict[str, Tensor]) -> list[Tensor]:
-    """What the tolerance is for: media decoded from the stored codes, log-probabilities of the stored stream."""
+    """What the tolerance is for: media decoded from the stored codes, latents, log-probabilities of the stored stream."""
     if not hasattr(entry, "spec"):
         return [model_golden(entry, golden["tokens"])["logprobs"]]
+    if "values" in golden:
+        return [entry.encode(media(entry)).values]
     return entry.decode(Codes(golden["codes"], golden["lengths"], golden["sizes"]))
 
 
@@ -68,7 +82,8 @@ def measured_worst(entry: Any, golden: dict[str, Tensor]) -> float:
     """The worst absolute difference over ways of computing the outputs."""
     if hasattr(entry, "spec") and entry.spec.modality is Modality.TEXT:
         return 0.0
-    stored = [golden["logprobs"]] if "logprobs" in golden else [golden[f"output.{i}"] for i in range(len(golden["codes"]))]
+    whole = [golden[name] for name in ("logprobs", "values") if name in golden]
+    stored = whole or [golden[f"output.{i}"] for i in range(len(golden["codes"]))]
     worst = 0.0
     for threads in (1, 2):
         for onednn in (True, False):

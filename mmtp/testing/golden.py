@@ -2,7 +2,7 @@
 
 Other processors sum in another order, so a golden file carries the tolerance that was measured for it. Text codes must be equal. For
 pictures and sound the codes must be equal but for ``CODE_SHARE`` of them (a latent that lies on the border of two codes), and the
-decoder, given the *stored* codes, must give the stored medium within the tolerance.
+decoder, given the *stored* codes, must give the stored medium within the tolerance. Latents must be the stored ones within it.
 """
 
 import json
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.packing import collate
-from mmtp.types import Codes, MmtpError, Modality
+from mmtp.types import Codes, Latents, MmtpError, Modality
 
 CODE_SHARE = 0.005
 """Share of codes that may differ from machine to machine."""
@@ -72,15 +72,13 @@ def read_golden(path: Path) -> Golden:
 
 
 def tokenizer_golden(tokenizer: Any, media: Sequence[Any]) -> dict[str, Tensor]:
-    """Inputs, codes and reconstruction of a discrete tokenizer, as tensors."""
-    codes = tokenizer.encode(media)
-    tensors = {"codes": codes.ids, "lengths": codes.lengths}
-    if codes.sizes is not None:
-        tensors["sizes"] = codes.sizes
-    for i, (item, back) in enumerate(zip(media, tokenizer.decode(codes), strict=True)):
-        tensors[f"input.{i}"] = _as_tensor(item)
-        tensors[f"output.{i}"] = _as_tensor(back)
-    return tensors
+    """Inputs of a tokenizer, and its codes and reconstruction or its latents, as tensors."""
+    tensors = {f"input.{i}": _as_tensor(item) for i, item in enumerate(media)}
+    found = tokenizer.encode(media)
+    if isinstance(found, Latents):
+        return tensors | {"values": found.values, "coordinates": found.coordinates, "lengths": found.lengths}
+    tensors |= {"codes": found.ids, "lengths": found.lengths} | ({} if found.sizes is None else {"sizes": found.sizes})
+    return tensors | {f"output.{i}": _as_tensor(back) for i, back in enumerate(tokenizer.decode(found))}
 
 
 def golden_media(tokenizer: Any, golden: Golden) -> list[Any]:
@@ -98,10 +96,14 @@ def check_tokenizer_golden(tokenizer: Any, golden: Golden) -> None:
     """
     text, media = tokenizer.spec.modality is Modality.TEXT, golden_media(tokenizer, golden)
     count = len(media)
-    stored = Codes(golden.tensors["codes"], golden.tensors["lengths"], golden.tensors.get("sizes"))
-    now = tokenizer.encode(media)
-    if not torch.equal(now.lengths, stored.lengths):
-        raise GoldenError(f"grids differ: {now.lengths.tolist()} now, {stored.lengths.tolist()} stored")
+    now, lengths = tokenizer.encode(media), golden.tensors["lengths"]
+    if not torch.equal(now.lengths, lengths):
+        raise GoldenError(f"grids differ: {now.lengths.tolist()} now, {lengths.tolist()} stored")
+    if isinstance(now, Latents):
+        if not torch.equal(now.coordinates, golden.tensors["coordinates"]):
+            raise GoldenError("coordinates differ")
+        return _check_close("values", now.values, golden.tensors["values"], golden.tolerance)
+    stored = Codes(golden.tensors["codes"], lengths, golden.tensors.get("sizes"))
     wrong = sum(int((now.item(i) != stored.item(i)).sum()) for i in range(count))
     total = sum(stored.item(i).numel() for i in range(count))
     if wrong > (0 if text else CODE_SHARE * total):

@@ -6,8 +6,7 @@ import torchaudio
 
 from mmtp.eval import distortion
 from mmtp.eval.distortion import Distortions, NotInstalled, Undefined, fit, mel_distance, pesq, si_sdr, stft_distance, stoi
-
-from .voice import RATE, voice
+from mmtp.testing.voice import RATE, voice
 
 
 def noise(sound: torch.Tensor, seed: int = 1) -> torch.Tensor:

@@ -8,9 +8,8 @@ from mmtp.eval import distortion
 from mmtp.eval.distortion import SILENCE, si_sdr
 from mmtp.eval.reconstruction import EvalError
 from mmtp.eval.sound import Recording, evaluate_sound_tokenizer
+from mmtp.testing.voice import RATE, voice
 from mmtp.types import Codes, Modality, TokenizerSpec
-
-from .voice import RATE, voice
 
 LEVELS = 100
 

@@ -8,10 +8,9 @@ from mmtp.eval.codes import CodeCounts, EvalError
 from mmtp.eval.distortion import Distortions, stoi
 from mmtp.eval.sound import Recording, SoundResult, evaluate_sound_tokenizer
 from mmtp.eval.sound_rate import CODECS, codec2, compare_sound_rates, opus
+from mmtp.testing.voice import RATE, voice
 from mmtp.tokenizers.audio.frame import FrameAudioTokenizer
 from mmtp.tokenizers.quantizers import FSQ, QuantizerConfig, ResidualFSQ
-
-from .voice import RATE, voice
 
 
 def own(sounds: list[torch.Tensor]) -> SoundResult:

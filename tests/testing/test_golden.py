@@ -14,6 +14,7 @@ from mmtp.testing.golden import (
     tokenizer_golden,
     write_golden,
 )
+from mmtp.tokenizers.continuous.patches import PatchImageTokenizer
 from mmtp.types import Codes, Modality
 
 
@@ -38,6 +39,16 @@ def test_what_is_written_is_read(tmp_path, golden):
 
 def test_it_is_reproduced(tokenizer, golden):
     check_tokenizer_golden(tokenizer, golden)
+
+
+def test_latents_are_held_to_the_tolerance():
+    patches = PatchImageTokenizer.Config(patch=4).build()
+    golden = Golden(tokenizer_golden(patches, [torch.rand(3, 9, 5), torch.rand(3, 8, 8)]), 1e-6)
+    check_tokenizer_golden(patches, golden)
+    with pytest.raises(GoldenError, match=r"values: off by 0\.01, 1e-06 is allowed"):
+        check_tokenizer_golden(patches, Golden(golden.tensors | {"values": golden.tensors["values"] + 0.01}, 1e-6))
+    with pytest.raises(GoldenError, match="coordinates differ"):
+        check_tokenizer_golden(patches, Golden(golden.tensors | {"coordinates": golden.tensors["coordinates"] + 1}, 1e-6))
 
 
 def test_a_few_codes_on_a_border_may_differ(tokenizer, golden):

@@ -3,13 +3,14 @@
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 RATE = 16000
 
 
-def voice(seconds: float = 1.5, seed: int = 0, rate: int = RATE) -> Tensor:
-    """Harmonics of a wandering pitch under formants, four syllables a second, with a little breath; ``[1, t]``, peak 0.5."""
+def voice(seconds: float = 1.5, seed: int = 0, rate: int = RATE) -> Float[Tensor, "1 t"]:
+    """Harmonics of a wandering pitch under formants, four syllables a second, with a little breath; peak 0.5."""
     generator = torch.Generator().manual_seed(seed)
     time = torch.arange(int(seconds * rate)) / rate
     pitch = 120 + 20 * torch.sin(2 * math.pi * 0.7 * time + seed)
