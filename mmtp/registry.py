@@ -72,6 +72,7 @@ REGISTRY = Registry(
             "janus-vq": "mmtp.tokenizers.pretrained.pictures:JanusVQ",
             "mimi": "mmtp.tokenizers.pretrained.codecs:Mimi",
             "text": "mmtp.tokenizers.text:TextTokenizer",
+            "timm-vit": "mmtp.tokenizers.continuous.vit:TimmViT",
         },
         "quantizer": {
             "bsq": "mmtp.tokenizers.quantizers.binary:BSQ",

@@ -3,6 +3,7 @@
 Shapes are written in jaxtyping; ``b`` is batch, ``k`` codebooks, ``n`` positions, ``d`` channels, ``s`` stream positions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 class MmtpError(ValueError):
@@ -105,13 +107,41 @@ class Latents:
 
     Attributes:
         values: one vector per position; zero where an item has ended.
-        coordinates: grid coordinates of every position.
+        coordinates: grid coordinates of every position, in reading order; zero where an item has ended, -1 for a vector that belongs to
+            the whole medium and comes before those of the grid.
         lengths: valid positions of every item.
+        sizes: extent of the medium itself (pixels, samples) before it was padded to the grid, so that ``decode`` can crop to exactly
+            what went in; None where the grid alone decides.
     """
 
     values: Float[Tensor, "b n d"]
     coordinates: Int[Tensor, "b n axes"]
     lengths: Int[Tensor, " b"]
+    sizes: Int[Tensor, "b axes2"] | None = None
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def mask(self) -> Bool[Tensor, "b n"]:
+        """True at valid positions."""
+        return torch.arange(self.values.shape[1], device=self.lengths.device) < self.lengths[:, None]
+
+    def item(self, index: int) -> Float[Tensor, "n d"]:
+        """The vectors of one item, padding cut away."""
+        return self.values[index, : int(self.lengths[index])]
+
+    @staticmethod
+    def pad(
+        values: Sequence[Float[Tensor, "_ d"]], coordinates: Sequence[Int[Tensor, "_ axes"]], sizes: Sequence[Sequence[int]] | None = None
+    ) -> "Latents":
+        """One batch of items of possibly different lengths, at least one."""
+        return Latents(
+            pad_sequence(list(values), batch_first=True),
+            pad_sequence(list(coordinates), batch_first=True),
+            torch.tensor([len(v) for v in values], dtype=torch.long, device=values[0].device),
+            None if sizes is None else torch.tensor(sizes, dtype=torch.long),
+        )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ class Reference:
     def __enter__(self) -> None:
         self.training = self.module.training
         self.module.eval()
-        self.contexts = (torch.no_grad(), torch.autocast(next(self.module.parameters()).device.type, enabled=False))
+        device = next(self.module.parameters(), torch.empty(0)).device  # a tokenizer may do without weights
+        self.contexts = (torch.no_grad(), torch.autocast(device.type, enabled=False))
         for context in self.contexts:
             context.__enter__()
 

@@ -60,6 +60,13 @@ def text():
     return TextTokenizer.train(TEXTS * 2, 280), TEXTS
 
 
+def timm_vit():
+    from mmtp.tokenizers.continuous.vit import TimmViT
+
+    options = {"embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": 4, "pos_embed_grid_size": [4, 4]}
+    return TimmViT.Config(model="naflexvit_base_patch16_gap", options=options, max_patches=20).build().eval(), PICTURES
+
+
 def pretrained(name):
     return lambda: (tokenizer(name), media(name))
 
@@ -71,6 +78,7 @@ MAKERS = {
     "image-conv": image_conv,
     "image-vit": image_vit,
     "text": text,
+    "timm-vit": timm_vit,
     **{name: pretrained(name) for name in SETTINGS},
 }
 

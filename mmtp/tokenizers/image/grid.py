@@ -116,7 +116,7 @@ class ImageTokenizer(nn.Module):
             ImageShapeError: a picture is not ``[3, height, width]`` of floats, empty, or of a size that this tokenizer does not take.
             ImageValueError: a value is not finite.
         """
-        sizes = [_size(picture, f"picture {i}") for i, picture in enumerate(media)]
+        sizes = [picture_size(picture, f"picture {i}") for i, picture in enumerate(media)]
         grids = [self._grid_of(size, f"picture {i}") for i, size in enumerate(sizes)]
         rows, columns = (max((g[axis] for g in grids), default=0) for axis in (0, 1))
         ids = torch.zeros((len(media), len(self.quantizer.codebook_sizes), rows, columns), dtype=torch.long)
@@ -221,8 +221,13 @@ class ImageTokenizer(nn.Module):
                 raise ImageCodesError(f"codes {int(low)} to {int(high)} of codebook {k} given, 0 to {sizes[k] - 1} wanted")
 
 
-def _size(picture: Tensor, name: str) -> tuple[int, int]:
-    """Height and width of a picture that can be encoded."""
+def picture_size(picture: Tensor, name: str) -> tuple[int, int]:
+    """Height and width of a picture that can be encoded.
+
+    Raises:
+        ImageShapeError: it is not ``[3, height, width]`` of floats, or empty.
+        ImageValueError: a value is not finite.
+    """
     if picture.ndim != 3 or picture.shape[0] != 3 or 0 in picture.shape or not picture.is_floating_point():
         raise ImageShapeError(f"{name}: {picture.dtype} {list(picture.shape)} given, floats [3, height, width] wanted")
     if not all(bound.isfinite() for bound in picture.aminmax()):

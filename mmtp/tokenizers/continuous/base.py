@@ -1,0 +1,81 @@
+"""What the continuous tokenizers share: one medium at a time to one vector per cell, with the cell's place on the grid."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mmtp.config import Config
+from mmtp.tokenizers.base import EncodeOnlyError
+from mmtp.tokenizers.reference import FingerprintCache, Reference
+from mmtp.types import Latents, TokenizerSpec
+
+
+class FeatureTokenizer(nn.Module):
+    """Media to vectors; subclasses describe themselves in ``_describe`` and make the vectors of one medium in ``_features``.
+
+    Every medium is taken by itself: float32 sums depend on the shape of a batch, so that its latents cannot depend on what else is in the
+    list. A tokenizer without a way back keeps the ``decode`` of this class.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config: Any = config
+        self._fingerprint = FingerprintCache()
+
+    @property
+    def spec(self) -> TokenizerSpec:
+        return replace(self._describe(), fingerprint=self._fingerprint.of(self.config, self))
+
+    def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def num_tokens(self, shape: Sequence[int]) -> int:
+        return math.prod(self.grid(shape))
+
+    def encode(self, media: Sequence[Tensor]) -> Latents:
+        """Latents of media as ``spec`` describes them, in reading order of the grid, in evaluation mode and float32.
+
+        Raises:
+            MmtpError: a medium is of another shape, empty or not finite; names which and, where it is a value, its place.
+        """
+        sizes = [self._size(medium, i) for i, medium in enumerate(media)]
+        if not sizes:
+            axes = len(self._describe().downsampling)
+            table = torch.zeros(0, 0, axes, dtype=torch.long)
+            return Latents(torch.zeros(0, 0, self._describe().latent_dim), table, table.new_zeros(0), table.new_zeros(0, axes))
+        with Reference(self):
+            values = [self._features(medium).cpu() for medium in media]
+        return Latents.pad(values, [self._coordinates(size) for size in sizes], sizes)
+
+    def decode(self, latents: Latents) -> Sequence[Tensor]:
+        """There is no way back, unless a subclass has one.
+
+        Raises:
+            EncodeOnlyError: always.
+        """
+        raise EncodeOnlyError(f"{type(self).__name__} has no decoder: its latents are for a model to read")
+
+    def _describe(self) -> TokenizerSpec:
+        """The spec, all but the fingerprint."""
+        raise NotImplementedError
+
+    def _size(self, medium: Tensor, index: int) -> tuple[int, ...]:
+        """Extent of a medium that can be encoded; an error that names ``index`` where it cannot."""
+        raise NotImplementedError
+
+    def _features(self, medium: Float[Tensor, "c *size"]) -> Float[Tensor, "n d"]:
+        """Vectors of one medium, in reading order."""
+        raise NotImplementedError
+
+    def _coordinates(self, size: Sequence[int]) -> Int[Tensor, "n axes"]:
+        return grid_coordinates(self.grid(size))
+
+
+def grid_coordinates(grid: Sequence[int]) -> Int[Tensor, "n axes"]:
+    """Coordinates of every cell of a grid, in reading order."""
+    return torch.cartesian_prod(*map(torch.arange, grid)).reshape(-1, len(grid))
