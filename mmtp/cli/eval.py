@@ -78,7 +78,7 @@ def eval(
         controls: leave out the questions without a picture and with another one.
         codecs: put the tokenizer beside codecs at equal and at twice the bytes, container included: JPEG, WebP and AVIF, or Opus and
             Codec2.
-        words: word errors of Whisper tiny.en on recordings with an English text, original and reconstruction.
+        words: word errors of Whisper tiny.en on recordings with an English text: original, reconstruction, and codecs where asked for.
         report: write the tables, the plots beside codecs, and the first recordings, to this HTML file.
         batch_size: questions at a time.
         json: write the figures to this file.
@@ -210,7 +210,7 @@ def _pictures(
     items = source.items()[:limit]
     unreadable: list[str] = []
     frame = parse_size(size) if size else None
-    kept: list[Tensor] = []  # only for the comparison, which reads them once per setting
+    kept: list[Recording] = []  # only for the comparison, which reads them once per setting
 
     def pictures() -> Iterator[Tensor]:
         for done, item in enumerate(items, start=1):
@@ -246,8 +246,6 @@ def _pictures(
 def _sounds(tokenizer: "DiscreteTokenizer", name: str, data: str, limit: int | None, codecs: bool, words: bool, bar: "Step") -> Measured:
     from collections.abc import Iterator
 
-    from torch import Tensor
-
     from mmtp.data.errors import DecodeError
     from mmtp.data.media import decode_sound
     from mmtp.data.sources import open_source
@@ -259,7 +257,7 @@ def _sounds(tokenizer: "DiscreteTokenizer", name: str, data: str, limit: int | N
     source = open_source(data, Modality.AUDIO)
     items = source.items()[:limit]
     unreadable: list[str] = []
-    kept: list[Tensor] = []  # only for the comparison, which reads them once per setting
+    kept: list[Recording] = []  # only for the comparison, which reads them once per setting
 
     def recordings() -> Iterator[Recording]:
         for done, item in enumerate(items, start=1):
@@ -269,12 +267,14 @@ def _sounds(tokenizer: "DiscreteTokenizer", name: str, data: str, limit: int | N
             except DecodeError as error:
                 unreadable.append(f"{item.key}: {error}")
             else:
+                recording = Recording(sound, sample.labels.get("caption"))
                 if codecs:
-                    kept.append(sound)
-                yield Recording(sound, sample.labels.get("caption"))
+                    kept.append(recording)
+                yield recording
             bar(done, len(items))
 
-    result = evaluate_sound_tokenizer(tokenizer, recordings(), Recognizer() if words else None)
+    recognizer = Recognizer() if words else None
+    result = evaluate_sound_tokenizer(tokenizer, recordings(), recognizer)
     extra = [("unreadable, left out", f"{len(unreadable)} (the first: {unreadable[0]})")] if unreadable else []
     tables = result.tables(f"{name} on {data}", extra)
     figures: list[Section] = [result.examples] if result.examples else []
@@ -282,7 +282,7 @@ def _sounds(tokenizer: "DiscreteTokenizer", name: str, data: str, limit: int | N
     if codecs:
         from mmtp.eval.sound_rate import compare_sound_rates
 
-        rates = compare_sound_rates(result, name, kept, int(rate or 0), progress=bar)
+        rates = compare_sound_rates(result, name, kept, int(rate or 0), recognizer, progress=bar)
         tables.append(rates.table(f"{name} and codecs on {data}, means over recordings, container included"))
         figures += [rates.figure("Each codec at its settings; the dot is the tokenizer.", measure) for measure in ("stoi", "mel")]
         found["rates"] = rates.to_dict()

@@ -67,8 +67,11 @@ class RateResult(Generic[P]):
         return type(low)(codec, f"{low.setting} to {high.setting}", budget, *between)
 
     def table(self, caption: str = "") -> Table:
-        """The tokenizer, then every codec at equal bytes, at twice the bytes, and at its smallest; notes below."""
-        columns = self.tokenizer.COLUMNS
+        """The tokenizer, then every codec at equal bytes, at twice the bytes, and at its smallest; notes below.
+
+        What was measured nowhere has no column.
+        """
+        columns = self._columns()
         rows = [self._row(self.tokenizer, "all of it")]
         for codec in self._names():
             for times in (1, 2):
@@ -102,6 +105,10 @@ class RateResult(Generic[P]):
     def _names(self) -> list[str]:
         return list(dict.fromkeys(p.name for p in self.codecs))
 
+    def _columns(self) -> dict[str, tuple[str, str]]:
+        points = [self.tokenizer, *self.codecs]
+        return {field: how for field, how in self.tokenizer.COLUMNS.items() if any(getattr(p, field) is not None for p in points)}
+
     def _curve(self, codec: str) -> list[P]:
         return sorted((p for p in self.codecs if p.name == codec), key=lambda p: p.bytes)
 
@@ -110,7 +117,7 @@ class RateResult(Generic[P]):
         return [p.bytes for p in known], [getattr(p, measure) for p in known]
 
     def _row(self, point: P, label: str) -> list[str | None]:
-        values = ((getattr(point, field), form) for field, (_, form) in point.COLUMNS.items())
+        values = ((getattr(point, field), form) for field, (_, form) in self._columns().items())
         return [point.name, label, *(None if value is None else form.format(value) for value, form in values)]
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from mmtp.eval.curves import Point, Progress, RateResult
 from mmtp.eval.distortion import MEASURES, Distortions, NotInstalled, fit, package, resample
 from mmtp.eval.reconstruction import EvalError
-from mmtp.eval.sound import SoundResult
+from mmtp.eval.sound import Recording, SoundResult
+from mmtp.eval.speech import WordErrors
 
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 OPUS_KBPS = (6.0, 256.0)
@@ -40,16 +41,28 @@ class SoundPoint(Point):
         si_sdr: dB.
         stoi: intelligibility, 0 to 1.
         pesq: opinion score, 1 to 4.64.
+        words: word errors of a recogniser, as a share of the words that were said.
     """
 
-    COLUMNS: ClassVar = {"bytes": ("bytes per second", "{:.0f}")} | {m.name: (m.label, m.format) for m in MEASURES if m.name != "stft"}
-    AXES: ClassVar = {"bytes": "bytes per second", "stoi": "STOI", "mel": "mel distance", "pesq": "PESQ (wide-band)"}
+    COLUMNS: ClassVar = (
+        {"bytes": ("bytes per second", "{:.0f}")}
+        | {m.name: (m.label, m.format) for m in MEASURES if m.name != "stft"}
+        | {"words": ("word errors", "{:.1%}")}
+    )
+    AXES: ClassVar = {
+        "bytes": "bytes per second",
+        "stoi": "STOI",
+        "mel": "mel distance",
+        "pesq": "PESQ (wide-band)",
+        "words": "word errors",
+    }
     SETTING: ClassVar = "{} kbit/s"
 
     mel: float | None
     si_sdr: float | None
     stoi: float | None
     pesq: float | None
+    words: float | None
 
 
 @dataclass(frozen=True)
@@ -67,44 +80,54 @@ class SoundCodec:
 
 
 def compare_sound_rates(
-    result: SoundResult, name: str, sounds: Sequence[Float[Tensor, "1 _"]], rate: int, *, progress: Progress | None = None
+    result: SoundResult,
+    name: str,
+    recordings: Sequence[Recording],
+    rate: int,
+    recognizer: Callable[[Tensor, int], str] | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> RateResult[SoundPoint]:
     """Puts a tokenizer's figures beside those of every codec on the same recordings.
 
     Args:
         result: of the tokenizer on these recordings.
         name: what the comparison calls it.
-        sounds: the recordings, at the tokenizer's rate.
+        recordings: at the tokenizer's rate.
         rate: that rate.
+        recognizer: what hears words, as for :func:`~mmtp.eval.sound.evaluate_sound_tokenizer`; None leaves word errors out.
         progress: called with settings measured and settings in all.
 
     Raises:
         EvalError: there are no recordings.
     """
-    if not sounds:
+    if not recordings:
         raise EvalError("the set holds no recordings to measure")
-    seconds = sum(sound.shape[1] for sound in sounds) / rate
+    seconds = sum(recording.sound.shape[1] for recording in recordings) / rate
     done, total = 0, sum(len(codec.settings) for codec in CODECS.values())
     points: list[SoundPoint] = []
     notes = _notes(name, result.distortions)
     for codec_name, codec in CODECS.items():
         for kbps in codec.settings:
-            distortions, size = Distortions(), 0
+            distortions, words, size = Distortions(), WordErrors(), 0
             try:
-                for sound in sounds:
-                    output, file_bytes = codec.roundtrip(sound, rate, kbps)
-                    distortions.add(output, sound, rate)
+                for recording in recordings:
+                    output, file_bytes = codec.roundtrip(recording.sound, rate, kbps)
+                    distortions.add(output, recording.sound, rate)
+                    if recognizer is not None and recording.text:
+                        words.add(recognizer(output, rate), recording.text)
                     size += file_bytes
             except NotInstalled as reason:
                 notes.append(f"{codec_name}: {reason}")
                 done += len(codec.settings)
                 break
-            points.append(_point(codec_name, f"{kbps:g}", size / seconds, distortions))
+            points.append(_point(codec_name, f"{kbps:g}", size / seconds, distortions, words))
             notes += [] if distortions.left_out == result.distortions.left_out else _notes(f"{codec_name} {kbps:g}", distortions)
             done += 1
             if progress is not None:
                 progress(done, total)
-    return RateResult(_point(name, "", result.bytes_per_second, result.distortions), points, notes)
+    own = _point(name, "", result.bytes_per_second, result.distortions, result.heard.reconstruction if result.heard else WordErrors())
+    return RateResult(own, points, notes)
 
 
 def opus(sound: Float[Tensor, "1 t"], rate: int, kbps: float) -> tuple[Float[Tensor, "1 t"], int]:
@@ -147,9 +170,9 @@ def codec2(sound: Float[Tensor, "1 t"], rate: int, kbps: float) -> tuple[Float[T
 CODECS = {"Opus": SoundCodec((6, 8, 12, 16, 24), opus), "Codec2": SoundCodec((1.2, 2.4, 3.2), codec2)}
 
 
-def _point(name: str, setting: str, bytes_per_second: float, distortions: Distortions) -> SoundPoint:
+def _point(name: str, setting: str, bytes_per_second: float, distortions: Distortions, words: WordErrors) -> SoundPoint:
     means = distortions.means
-    return SoundPoint(name, setting, bytes_per_second, *(means.get(field) for field in ("mel", "si_sdr", "stoi", "pesq")))
+    return SoundPoint(name, setting, bytes_per_second, *(means.get(field) for field in ("mel", "si_sdr", "stoi", "pesq")), words.rate)
 
 
 def _notes(name: str, distortions: Distortions) -> list[str]:

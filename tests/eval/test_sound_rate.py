@@ -5,7 +5,7 @@ from mmtp.eval import distortion, sound_rate
 from mmtp.eval.codes import CodeCounts
 from mmtp.eval.distortion import Distortions, stoi
 from mmtp.eval.reconstruction import EvalError
-from mmtp.eval.sound import SoundResult
+from mmtp.eval.sound import Recording, SoundResult
 from mmtp.eval.sound_rate import CODECS, codec2, compare_sound_rates, opus
 
 from .voice import RATE, voice
@@ -51,7 +51,7 @@ def test_a_tokenizer_beside_codecs(monkeypatch):
     monkeypatch.setitem(CODECS, "Opus", sound_rate.SoundCodec((6, 24), opus))
     monkeypatch.delitem(CODECS, "Codec2")
     seen, sounds = [], [voice(1.0), torch.zeros(1, 4000)]
-    result = compare_sound_rates(own(sounds), "copy", sounds, RATE, progress=lambda *at: seen.append(at))
+    result = compare_sound_rates(own(sounds), "copy", [Recording(sound) for sound in sounds], RATE, progress=lambda *at: seen.append(at))
     assert seen == [(1, 2), (2, 2)]
     assert result.tokenizer.bytes == 1000 and result.tokenizer.mel == 0
     low, high = result.codecs
@@ -59,7 +59,22 @@ def test_a_tokenizer_beside_codecs(monkeypatch):
     assert low.bytes < high.bytes and low.mel > high.mel and low.si_sdr < high.si_sdr
     # What the tokenizer's figures leave out is said once; other things are said of each codec.
     assert result.notes == ["copy, SI-SDR: 1 left out: the original is silent"]
-    assert "smallest (6 kbit/s)" in result.table().rows[-1][1]
+    table = result.table()
+    assert "smallest (6 kbit/s)" in table.rows[-1][1]
+    assert table.columns == ["", "at", "bytes per second", "mel distance", "SI-SDR"]  # what was not measured has no column
+
+
+def test_words_are_heard_in_codecs_as_well(monkeypatch):
+    monkeypatch.setattr(distortion, "MEASURES", [m for m in distortion.MEASURES if m.name == "mel"])
+    monkeypatch.setitem(CODECS, "Opus", sound_rate.SoundCodec((6, 24), opus))
+    monkeypatch.delitem(CODECS, "Codec2")
+    recordings = [Recording(voice(0.5), "one two"), Recording(voice(0.5))]
+    heard = iter(["one two", "two"])
+    result = compare_sound_rates(own([r.sound for r in recordings]), "copy", recordings, RATE, lambda sound, rate: next(heard))
+    assert [point.words for point in result.codecs] == [0.0, 0.5]  # asked about the recording with a text only
+    assert result.tokenizer.words is None
+    table = result.table()
+    assert table.columns[-1] == "word errors" and [table.rows[0][-1], table.rows[-1][-1]] == [None, "0.0%"]
 
 
 def test_codecs_that_are_missing_leave_a_line(monkeypatch):
@@ -71,7 +86,7 @@ def test_codecs_that_are_missing_leave_a_line(monkeypatch):
 
     monkeypatch.setattr(distortion, "import_module", missing)
     sounds = [voice(0.2)]
-    result = compare_sound_rates(own(sounds), "copy", sounds, RATE)
+    result = compare_sound_rates(own(sounds), "copy", [Recording(sound) for sound in sounds], RATE)
     assert not result.codecs and len(result.table().rows) == 1
     opus_note, codec2_note = result.notes
     assert "Opus: libsndfile" in opus_note and codec2_note == "Codec2: not installed: pip install 'mmtp[audio-eval]'"

@@ -163,7 +163,7 @@ def replace_dead_codes(vq: _VectorQuantize, share: float, latents: int) -> None:
     """Tells a codebook which entries are dead at this size of batch: those used less often than a share of an even use.
 
     The library counts uses per batch. A threshold of 1 there, with fewer latents in a batch than entries, calls most entries dead at every
-    step, and codes never settle (WavTokenizer's issue 82 is of this kind). A new entry starts at an even use, so that it has time to prove itself.
+    step, and codes never settle (WavTokenizer's issue 82 is of this kind). A new entry starts at an even use, and has time to prove itself.
     """
     even = latents / vq.codebook_size
     vq._codebook.threshold_ema_dead_code, vq._codebook.reset_cluster_size = share * even, even
