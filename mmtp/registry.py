@@ -90,6 +90,7 @@ REGISTRY = Registry(
             "sequential": "mmtp.models.heads.sequential:SequentialHead",
         },
         "model": {
+            "two-towers": "mmtp.models.two_towers:TwoTowers",
             "unified": "mmtp.models.unified:UnifiedModel",
         },
     }

@@ -58,9 +58,11 @@ def first_outputs(entry: Any, folder: Path) -> dict[str, Tensor]:
 
 
 def outputs_again(entry: Any, golden: dict[str, Tensor]) -> list[Tensor]:
-    """What the tolerance is for: media decoded from the stored codes, log-probabilities of the stored stream."""
+    """What the tolerance is for: media decoded from the stored codes, latents of the inputs, log-probabilities of the stored stream."""
     if not hasattr(entry, "spec"):
         return [model_golden(entry, golden["tokens"])["logprobs"]]
+    if entry.spec.latent_dim:
+        return [entry.encode([golden[f"input.{i}"] for i in range(len(golden["lengths"]))]).values]
     return entry.decode(Codes(golden["codes"], golden["lengths"], golden["sizes"]))
 
 
@@ -68,7 +70,8 @@ def measured_worst(entry: Any, golden: dict[str, Tensor]) -> float:
     """The worst absolute difference over ways of computing the outputs."""
     if hasattr(entry, "spec") and entry.spec.modality is Modality.TEXT:
         return 0.0
-    stored = [golden["logprobs"]] if "logprobs" in golden else [golden[f"output.{i}"] for i in range(len(golden["codes"]))]
+    whole = [golden[name] for name in ("logprobs", "values") if name in golden]
+    stored = whole or [golden[f"output.{i}"] for i in range(len(golden["codes"]))]
     worst = 0.0
     for threads in (1, 2):
         for onednn in (True, False):

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mmtp.eval.report import Section, Table
     from mmtp.tokenizers.base import DiscreteTokenizer
 
-What = Literal["vqa", "draw", "tokenizer", "text", "parser"]
+What = Literal["vqa", "draw", "tokenizer", "features", "text", "parser"]
 
 
 class Measured(NamedTuple):
@@ -48,6 +48,9 @@ def eval(
     controls: bool = True,
     codecs: bool = False,
     words: bool = False,
+    bank: str | None = None,
+    label: str = "caption",
+    teachers: Path | None = None,
     report: Path | None = None,
     batch_size: int = 64,
     json: Path | None = None,
@@ -57,12 +60,13 @@ def eval(
 
     vqa: answers to easy-VQA's test questions, beside the same questions without a picture, with another picture, and the
     commonest answer. draw: all colours and shapes drawn from words, judged by a parser. parser: that parser on real pictures.
-    tokenizer: pictures or recordings, as the tokenizer wants, through it and back. text: texts through a text tokenizer and back.
+    tokenizer: pictures or recordings, as the tokenizer wants, through it and back. features: labels of held-out pictures, read from what a
+    continuous picture tokenizer gives, beside the same tokenizer untrained and its teachers. text: texts through a text tokenizer and back.
 
     The exit code is 1 where the figure stays below --at-least.
 
     Args:
-        what: vqa, draw, parser, tokenizer or text.
+        what: vqa, draw, parser, tokenizer, features or text.
         name: zoo entry, folder or Hub id of the model or tokenizer; none for parser.
         data: what to measure on: easy-vqa:test, a folder, *.tar, ...; a tokenizer of sound needs one; for text: a source with
             captions or questions, or python:MODULE.
@@ -79,10 +83,13 @@ def eval(
         codecs: put the tokenizer beside codecs at equal and at twice the bytes, container included: JPEG, WebP and AVIF, or Opus and
             Codec2.
         words: word errors of Whisper tiny.en on recordings with an English text: original, reconstruction, and codecs where asked for.
+        bank: of features: labelled pictures to compare with and to fit on, a source as for --data.
+        label: of features: which label of the pictures (group, caption).
+        teachers: of features: the recipe whose teachers are measured beside.
         report: write the tables, the plots beside codecs, and the first recordings, to this HTML file.
         batch_size: questions at a time.
         json: write the figures to this file.
-        at_least: threshold: share of right answers or pictures or exact texts (0.98), mean PSNR in dB for
+        at_least: threshold: share of right answers, pictures, nearest labels or exact texts (0.98), mean PSNR in dB for
             tokenizers of pictures, mean STOI (0 to 1) for those of sound.
 
     Examples:
@@ -93,6 +100,7 @@ def eval(
         mmtp eval tokenizer image-fsq-f8 --data easy-vqa:test --at-least 30
         mmtp eval tokenizer image-fsq-f8 --data emoji-val.tar --size 64 --codecs --report emoji.html
         mmtp eval tokenizer runs/speech/result --data prompts-en-val.tar --words --codecs --report speech.html
+        mmtp eval features runs/vit-distilled/result --bank emoji-train.tar --data emoji-val.tar --label group
         mmtp eval text text-bpe-4k --data python:pydoc_data.topics
     """
     from mmtp.cli import CHECK_FAILED
@@ -108,6 +116,7 @@ def eval(
         "draw": lambda bar: _draw(str(name), seeds, sampling, candidates, max_tokens, bar),
         "parser": lambda bar: _parser(data or "easy-vqa:test", limit, bar),
         "tokenizer": lambda bar: _tokenizer(str(name), data, size, limit, codecs, words, bar),
+        "features": lambda bar: _features(str(name), bank, data, label, size, limit, teachers, bar),
         "text": lambda bar: _text(str(name), data or "easy-vqa:test", limit),
     }
     with progress_bar(f"eval {what}", {"vqa": "answers", "tokenizer": "items"}.get(what, "pictures")) as bar:
@@ -287,6 +296,52 @@ def _sounds(tokenizer: "DiscreteTokenizer", name: str, data: str, limit: int | N
         figures += [rates.figure("Each codec at its settings; the dot is the tokenizer.", measure) for measure in ("stoi", "mel")]
         found["rates"] = rates.to_dict()
     return Measured(result.headline, tables, found, figures)
+
+
+def _features(
+    name: str, bank: str | None, data: str | None, label: str, size: str | None, limit: int | None, teachers: Path | None, bar: "Step"
+) -> Measured:
+    from collections.abc import Iterator
+    from dataclasses import asdict
+
+    import torch
+    from torch import Tensor
+
+    from mmtp.cli.tokenize import parse_size
+    from mmtp.config import from_dict, load_file
+    from mmtp.data.errors import DecodeError
+    from mmtp.data.media import decode_image
+    from mmtp.data.sources import open_source
+    from mmtp.eval.probes import Labelled, probe, probe_table
+    from mmtp.hub import from_pretrained
+    from mmtp.models.teachers import Teacher, TeacherConfig
+    from mmtp.types import MmtpError
+
+    if bank is None or data is None:
+        raise MmtpError("mmtp eval features: name pictures to compare with (--bank) and others to measure on (--data)")
+    frame = parse_size(size or "64")
+
+    def samples(place: str) -> Iterator[tuple[Tensor, str]]:
+        source = open_source(place)
+        items = source.items()[:limit]
+        for done, item in enumerate(items, start=1):
+            try:
+                sample = source.read(item)
+                if value := sample.labels.get(label):
+                    yield decode_image(sample.media, size=frame), str(value)
+            except DecodeError:
+                pass
+            bar(done, len(items))
+
+    known: list[Teacher] = []
+    if teachers is not None:
+        recipe = load_file(teachers / "recipe.toml" if teachers.is_dir() else teachers)
+        tables = recipe.get("loss", {}).get("distill", {}).get("teachers", [])
+        known = [Teacher(from_dict(TeacherConfig, table, "loss.distill.teachers"), Path(), torch.device("cpu")) for table in tables]
+    held_out = Labelled.of(samples(data))
+    found = probe(from_pretrained(name), name, Labelled.of(samples(bank)), held_out, known)
+    table = probe_table(found, f"{name}: {label} of {data}, as the features tell; {len(held_out.labels):,} pictures")
+    return Measured(found[0].neighbours, [table], {"pictures": len(held_out.labels), "features": [asdict(p) for p in found]})
 
 
 def _text(name: str, data: str, limit: int | None) -> Measured:

@@ -20,6 +20,7 @@ from mmtp.hub import save_pretrained
 from mmtp.models.teachers import Teacher
 from mmtp.tokenizers.continuous.vit import TimmViT
 from mmtp.train.log import RunLog
+from mmtp.train.losses.contrast import Contrast, ContrastConfig
 from mmtp.train.losses.distill import DistillConfig, Distiller, Statistics, masked_patches, random_mask
 from mmtp.train.pictures import PictureData
 from mmtp.train.recipe import Recipe
@@ -35,13 +36,17 @@ PASS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticLossConfig(Config):
-    """``[loss]`` of a vision transformer: the parts that a recipe may add, of which there must be one."""
+    """``[loss]`` of a vision transformer: the parts that a recipe may add, of which there must be one.
+
+    Both look at one forward pass, so that beside a mask captions are matched with what is left of a picture (as in FLIP, arXiv 2212.00794).
+    """
 
     distill: DistillConfig | None = None
+    contrast: ContrastConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.distill is None:
-            raise ValueError("give [loss.distill]")
+        if self.distill is None and self.contrast is None:
+            raise ValueError("a vision transformer learns from teachers or captions; give [loss.distill] or [loss.contrast]")
 
 
 class SemanticBatch(NamedTuple):
@@ -49,11 +54,13 @@ class SemanticBatch(NamedTuple):
 
     Attributes:
         pictures: values in [0, 1].
+        captions: what is said of them; empty where that is nothing.
         mask: True at patches that the student does not see.
-        targets: standardised features of every teacher.
+        targets: standardised features of every teacher; none where there are no teachers.
     """
 
     pictures: Float[Tensor, "b 3 h w"]
+    captions: list[str]
     mask: Bool[Tensor, "b n"]
     targets: tuple[Tensor, ...]
 
@@ -61,9 +68,9 @@ class SemanticBatch(NamedTuple):
 class Learner(nn.Module):
     """A student and what it needs while it learns; the result of a run is its ``student``."""
 
-    def __init__(self, student: TimmViT, distiller: Distiller | None) -> None:
+    def __init__(self, student: TimmViT, distiller: Distiller | None, contrast: Contrast | None) -> None:
         super().__init__()
-        self.student, self.distiller = student, distiller
+        self.student, self.distiller, self.contrast = student, distiller, contrast
 
     def values(self, pictures: Float[Tensor, "b 3 h w"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         """The student's features of pictures in [0, 1] of one size, of which it does not see the masked patches."""
@@ -120,40 +127,48 @@ class Classroom:
 
 
 class SemanticTask:
-    """Distillation of batches of views.
+    """Distillation, contrast or both on batches of views.
 
     Args:
         learner: what trains.
         views: where the batches come from.
-        classroom: the teachers.
+        classroom: the teachers, if the learner has any.
         recipe: seed and batch size.
     """
 
-    def __init__(self, learner: Learner, views: PictureViews, classroom: Classroom, recipe: Recipe) -> None:
+    def __init__(self, learner: Learner, views: PictureViews, classroom: Classroom | None, recipe: Recipe) -> None:
         self.module: nn.Module = learner
         self.learner, self.views, self.classroom = learner, views, classroom
         self.size, self.seed = recipe.run.batch, recipe.run.seed
-        self.grid = classroom.grid
+        self.grid = learner.student.grid((views.config.size,) * 2)
         self.device = next(learner.parameters()).device
 
     def batch(self, step: int) -> SemanticBatch:
-        distiller = self.learner.distiller
+        distiller, classroom = self.learner.distiller, self.classroom
         views = self.views.draw(step, self.size)
         pictures = self.views.pixels(views).to(self.device)
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        mask = random_mask(len(views), math.prod(self.grid), distiller.config.mask, draw).to(self.device)
-        return SemanticBatch(pictures.add(1).div(2), mask, self.classroom.targets(views, pictures, distiller))
+        mask = random_mask(len(views), math.prod(self.grid), distiller.config.mask if distiller else 0.0, draw).to(self.device)
+        targets = classroom.targets(views, pictures, distiller) if classroom and distiller else ()
+        return SemanticBatch(pictures.add(1).div(2), self.views.captions(views), mask, targets)
 
     def loss(self, batch: SemanticBatch, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
         values = self.learner.values(batch.pictures, batch.mask)
-        loss, metrics = self.learner.distiller(values, batch.targets, batch.mask)
-        return loss, metrics | {"samples": float(len(values))}
+        total, metrics = values.new_zeros((), dtype=torch.float32), {"samples": float(len(values))}
+        if self.learner.distiller:
+            loss, found = self.learner.distiller(values, batch.targets, batch.mask)
+            total, metrics = total + self.learner.distiller.config.weight * loss, metrics | found
+        if self.learner.contrast:
+            loss, found = self.learner.contrast(values, batch.captions)
+            total, metrics = total + self.learner.contrast.config.weight * loss, metrics | found
+        return total, metrics
 
     def preview(self, module: Any, log: RunLog, step: int) -> None:
         """Shows pictures, and below each what the student and every teacher see in it, as colours."""
         pictures = self.views.pixels(self.views.draw(0, PICTURES)).to(self.device)
         seen = [module.student(pictures.add(1).div(2)).values[:, -math.prod(self.grid) :]]
-        seen += [module.distiller.standardise(i, found) for i, found in enumerate(self.classroom.features(pictures))]
+        if self.classroom:
+            seen += [module.distiller.standardise(i, found) for i, found in enumerate(self.classroom.features(pictures))]
         rows = [pictures.add(1).div(2), *(feature_colours(found, self.grid, pictures.shape[-1]) for found in seen)]
         log.picture(step, contact_sheet([picture for row in rows for picture in row], columns=PICTURES))
 
@@ -175,7 +190,7 @@ def feature_colours(values: Float[Tensor, "b n d"], grid: tuple[int, int], size:
 
 
 def train_semantic(student: TimmViT, recipe: Recipe, folder: Path, *, data_root: Path, progress: bool = True) -> Path:
-    """Trains a vision transformer and saves it in ``folder/result``.
+    """Trains a vision transformer and saves it in ``folder/result``; the towers of contrast, if any, in ``folder/result/towers``.
 
     Args:
         student: with new weights, on the device where it shall train.
@@ -193,15 +208,24 @@ def train_semantic(student: TimmViT, recipe: Recipe, folder: Path, *, data_root:
         raise ConfigError(f"data.size: {data.size} is no multiple of {max(student.patch)}, the pixels per side of a patch")
     grid = student.grid((data.size, data.size))
     device = next(student.parameters()).device
-    views = PictureViews(data, data_root, recipe.run.seed, views=loss.distill.views, progress=progress)
-    try:
-        classroom = Classroom(loss.distill, views, grid, data_root, device, bfloat16=recipe.run.precision == "bfloat16")
-        statistics = classroom.statistics(loss.distill.statistics)
-    except ConfigError as error:
-        raise ConfigError(f"loss.distill.teachers: {error}") from error
-    distiller = Distiller(loss.distill, student.spec.latent_dim, statistics).to(device)
-    if loss.distill.views:
-        classroom.keep(distiller, progress=progress)
-    task = SemanticTask(Learner(student, distiller), views, classroom, recipe)
+    width = student.spec.latent_dim
+    views = PictureViews(data, data_root, recipe.run.seed, views=loss.distill.views if loss.distill else 0, progress=progress)
+    contrast = Contrast(loss.contrast, loss.contrast.towers(width)).to(device) if loss.contrast else None
+    if contrast and not any(caption for samples in views.samples for _, caption in samples):
+        raise ConfigError("loss.contrast: no picture of the sources has a caption or tags")
+    classroom = distiller = None
+    if loss.distill:
+        try:
+            classroom = Classroom(loss.distill, views, grid, data_root, device, bfloat16=recipe.run.precision == "bfloat16")
+            statistics = classroom.statistics(loss.distill.statistics)
+        except ConfigError as error:
+            raise ConfigError(f"loss.distill.teachers: {error}") from error
+        distiller = Distiller(loss.distill, width, statistics).to(device)
+        if loss.distill.views:
+            classroom.keep(distiller, progress=progress)
+    task = SemanticTask(Learner(student, distiller, contrast), views, classroom, recipe)
     result: Any = Trainer(task, recipe.optim, recipe.run, folder, progress=progress).fit()
-    return save_pretrained(result.student, folder / "result")
+    saved = save_pretrained(result.student, folder / "result")
+    if contrast:
+        save_pretrained(result.contrast.towers, saved / "towers")
+    return saved

@@ -14,6 +14,7 @@ from mmtp.testing.golden import (
     tokenizer_golden,
     write_golden,
 )
+from mmtp.tokenizers.continuous.vit import TimmViT
 from mmtp.types import Codes, Modality
 
 
@@ -38,6 +39,16 @@ def test_what_is_written_is_read(tmp_path, golden):
 
 def test_it_is_reproduced(tokenizer, golden):
     check_tokenizer_golden(tokenizer, golden)
+
+
+def test_latents_are_reproduced_within_the_tolerance():
+    options = {"embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": 8, "img_size": 16}
+    tokenizer = TimmViT.Config(model="vit_tiny_patch16_224", options=options).build().eval()
+    golden = Golden(tokenizer_golden(tokenizer, [torch.rand(3, 16, 16), torch.rand(3, 9, 20)]), 1e-5)
+    check_tokenizer_golden(tokenizer, golden)
+    off = golden.tensors["values"] + 0.01
+    with pytest.raises(GoldenError, match=r"values: off by 0\.01, 1e-05 is allowed"):
+        check_tokenizer_golden(tokenizer, Golden(golden.tensors | {"values": off}, 1e-5))
 
 
 def test_a_few_codes_on_a_border_may_differ(tokenizer, golden):
