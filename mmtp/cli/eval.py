@@ -312,8 +312,9 @@ def _features(
     from mmtp.data.errors import DecodeError
     from mmtp.data.media import decode_image
     from mmtp.data.sources import open_source
-    from mmtp.eval.probes import Labelled, probe, probe_table
-    from mmtp.hub import from_pretrained
+    from mmtp.eval.probes import Labelled, probe, probe_table, retrieval
+    from mmtp.eval.report import Table
+    from mmtp.hub import find, from_pretrained
     from mmtp.models.teachers import Teacher, TeacherConfig
     from mmtp.types import MmtpError
 
@@ -321,14 +322,14 @@ def _features(
         raise MmtpError("mmtp eval features: name pictures to compare with (--bank) and others to measure on (--data)")
     frame = parse_size(size or "64")
 
-    def samples(place: str) -> Iterator[tuple[Tensor, str]]:
+    def samples(place: str) -> Iterator[tuple[Tensor, str, str]]:
         source = open_source(place)
         items = source.items()[:limit]
         for done, item in enumerate(items, start=1):
             try:
                 sample = source.read(item)
                 if value := sample.labels.get(label):
-                    yield decode_image(sample.media, size=frame), str(value)
+                    yield decode_image(sample.media, size=frame), str(value), sample.labels.get("caption", "")
             except DecodeError:
                 pass
             bar(done, len(items))
@@ -339,9 +340,15 @@ def _features(
         tables = recipe.get("loss", {}).get("distill", {}).get("teachers", [])
         known = [Teacher(from_dict(TeacherConfig, table, "loss.distill.teachers"), Path(), torch.device("cpu")) for table in tables]
     held_out = Labelled.of(samples(data))
-    found = probe(from_pretrained(name), name, Labelled.of(samples(bank)), held_out, known)
-    table = probe_table(found, f"{name}: {label} of {data}, as the features tell; {len(held_out.labels):,} pictures")
-    return Measured(found[0].neighbours, [table], {"pictures": len(held_out.labels), "features": [asdict(p) for p in found]})
+    tokenizer = from_pretrained(name)
+    found = probe(tokenizer, name, Labelled.of(samples(bank)), held_out, known)
+    tables = [probe_table(found, f"{name}: {label} of {data}, as the features tell; {len(held_out.labels):,} pictures")]
+    values: dict[str, Any] = {"pictures": len(held_out.labels), "features": [asdict(p) for p in found]}
+    if (towers := find(name) / "towers").is_dir():
+        recalls = values["retrieval"] = retrieval(tokenizer, from_pretrained(towers), held_out)
+        rows = [[key.replace("_", " "), f"{value:,.0f}" if value > 1 else f"{value:.3f}"] for key, value in recalls.items()]
+        tables.append(Table(["recall", "value"], rows, f"{name}: pictures and captions of {data} find each other"))
+    return Measured(found[0].neighbours, tables, values)
 
 
 def _text(name: str, data: str, limit: int | None) -> Measured:

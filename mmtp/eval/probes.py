@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmtp.eval.report import Table
 from mmtp.models.teachers import Teacher
+from mmtp.models.two_towers import TwoTowers
 from mmtp.types import MmtpError, Modality
 
 NEIGHBOURS = 10
@@ -31,22 +32,25 @@ class Labelled:
     Attributes:
         pictures: values in [0, 1].
         labels: of every picture.
+        captions: of every picture; empty where it has none.
     """
 
     pictures: Float[Tensor, "b 3 h w"]
     labels: tuple[str, ...]
+    captions: tuple[str, ...]
 
     @staticmethod
-    def of(samples: Iterable[tuple[Float[Tensor, "3 h w"], str]]) -> "Labelled":
-        """Gathers samples.
+    def of(samples: Iterable[tuple[Float[Tensor, "3 h w"], str, str]]) -> "Labelled":
+        """Gathers pictures with their labels and captions.
 
         Raises:
             ProbeError: there are none.
         """
-        pairs = list(samples)
-        if not pairs:
+        found = list(samples)
+        if not found:
             raise ProbeError("no picture has the label that is asked for")
-        return Labelled(torch.stack([picture for picture, _ in pairs]), tuple(label for _, label in pairs))
+        pictures, labels, captions = zip(*found, strict=True)
+        return Labelled(torch.stack(pictures), labels, captions)
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,30 @@ def probe_table(found: Sequence[Probed], caption: str) -> Table:
         for p in found
     ]
     return Table(columns, rows, caption)
+
+
+@torch.no_grad()
+def retrieval(tokenizer: Any, towers: TwoTowers, held_out: Labelled) -> dict[str, float]:
+    """How often pictures and captions find each other among all that are held out; pictures without a caption are left out.
+
+    Returns:
+        ``pictures`` and ``captions``, how many of each; ``picture_to_text@k``, the share of pictures whose caption is among the k
+        nearest captions; ``text_to_picture@k``, the share of captions of which a picture is among the k nearest pictures; k is 1, 5, 10.
+    """
+    said = [i for i, caption in enumerate(held_out.captions) if caption]
+    if not said:
+        raise ProbeError("no held-out picture has a caption")
+    captions = sorted({held_out.captions[i] for i in said})
+    own = torch.tensor([captions.index(held_out.captions[i]) for i in said])
+    pictures = towers.embed_features(_all(tokenizer_features(tokenizer), held_out.pictures[said]))
+    similarity = pictures @ torch.cat([towers.embed_texts(captions[i : i + BATCH]) for i in range(0, len(captions), BATCH)]).T
+    found = {"pictures": float(len(said)), "captions": float(len(captions))}
+    for k in (1, 5, 10):
+        near = similarity.topk(min(k, len(captions)), dim=1).indices
+        found[f"picture_to_text@{k}"] = (near == own[:, None]).any(1).double().mean().item()
+        near = own[similarity.T.topk(min(k, len(said)), dim=1).indices]
+        found[f"text_to_picture@{k}"] = (near == torch.arange(len(captions))[:, None]).any(1).double().mean().item()
+    return found
 
 
 def nearest(

@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmtp.eval.probes import Labelled, ProbeError, linear_probe, nearest, probe, probe_table, readout_cosine
+from mmtp.eval.probes import Labelled, ProbeError, linear_probe, nearest, probe, probe_table, readout_cosine, retrieval
 from mmtp.hub import from_pretrained
 from mmtp.models.teachers import Teacher, TeacherConfig
+from mmtp.models.two_towers import TwoTowers
 from mmtp.tokenizers.continuous.vit import TimmViT
 
 
@@ -44,7 +45,7 @@ def labelled(count, seed):
     pictures = 0.3 * torch.rand(count, 3, 16, 16, generator=draw)
     for i in range(count):
         pictures[i, i % 3] += 0.6
-    return Labelled.of((picture, names[i % 3]) for i, picture in enumerate(pictures))
+    return Labelled.of((picture, names[i % 3], f"a {names[i % 3]} one" if i % 2 else "") for i, picture in enumerate(pictures))
 
 
 def test_a_tokenizer_stands_beside_its_untrained_self_and_its_teachers():
@@ -62,10 +63,36 @@ def test_a_tokenizer_stands_beside_its_untrained_self_and_its_teachers():
     assert probe_table(found, "x").rows[2][-1] is None
 
 
+def test_pictures_and_captions_find_each_other():
+    torch.manual_seed(0)
+    options = {"embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": 8, "img_size": 16}
+    tokenizer = TimmViT.Config(model="vit_tiny_patch16_224", options=options).build().eval()
+    towers = TwoTowers.Config(text="text-bpe-4k", picture_width=24, width=32, depth=1, dim=8).build().eval()
+    found = retrieval(tokenizer, towers, labelled(12, 0))
+    assert (found["pictures"], found["captions"]) == (6, 3)
+    assert found["picture_to_text@5"] == found["text_to_picture@10"] == 1  # there are but 3 captions and 6 pictures
+
+    class Knowing:  # pictures and captions by their colour
+        def embed_features(self, values):
+            return values.mean(1)
+
+        def embed_texts(self, texts):
+            return torch.stack([means[text] for text in texts])
+
+    held_out = labelled(12, 0)
+    vectors = tokenizer.encode(list(held_out.pictures)).values.mean(1)
+    vectors = vectors - vectors.mean(0)
+    means = {c: vectors[[i for i, d in enumerate(held_out.captions) if d == c]].mean(0) for c in set(held_out.captions) - {""}}
+    perfect = retrieval(tokenizer, Knowing(), held_out)
+    assert perfect["picture_to_text@1"] == perfect["text_to_picture@1"] == 1
+    with pytest.raises(ProbeError, match="no held-out picture has a caption"):
+        retrieval(tokenizer, towers, Labelled(held_out.pictures, held_out.labels, ("",) * 12))
+
+
 def test_what_cannot_be_probed_is_named():
     with pytest.raises(ProbeError, match="this one is none"):
         probe(from_pretrained("image-fsq-f8"), "x", labelled(6, 0), labelled(3, 1))
-    other = Labelled(labelled(3, 1).pictures, ("a", "b", "c"))
+    other = Labelled(labelled(3, 1).pictures, ("a", "b", "c"), ("", "", ""))
     with pytest.raises(ProbeError, match="no label of the held-out"):
         probe(from_pretrained("image-fsq-f8"), "x", labelled(6, 0), other)
     with pytest.raises(ProbeError, match="no picture has the label"):

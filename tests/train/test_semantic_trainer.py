@@ -40,6 +40,7 @@ RECIPE = {
     "optim": {"lr": 3e-3, "warmup": 5, "ema": 0.9},
     "run": {"steps": 60, "batch": 8, "log_every": 10, "preview_every": 50},
 }
+CONTRAST = {"width": 32, "depth": 1, "dim": 16}
 
 
 @pytest.fixture
@@ -77,12 +78,17 @@ def test_a_student_learns_from_both_teachers(root, views):
     assert latents.values.shape == (2, 16, 24) and latents.lengths.tolist() == [16, 15]
 
 
-@pytest.mark.parametrize("views", [0, 2])
-def test_stopped_and_continued_equals_uninterrupted(root, monkeypatch, views):
-    recipe = Recipe.from_dict(changed(views=views) | {"run": {"steps": 8, "batch": 4, "log_every": 1, "checkpoint_every": 3}})
+@pytest.mark.parametrize(("views", "contrast"), [(0, False), (2, True)])
+def test_stopped_and_continued_equals_uninterrupted(root, monkeypatch, views, contrast):
+    recipe = changed(views=views) | {"run": {"steps": 8, "batch": 4, "log_every": 1, "checkpoint_every": 3}}
+    if contrast:
+        recipe["loss"]["contrast"] = CONTRAST
+        for i in range(12):
+            (root / "pictures" / f"{i}.txt").write_text(f"number {i}")
+    recipe = Recipe.from_dict(recipe)
     run_recipe(recipe, root / "whole", data_root=root, progress=False)
     with monkeypatch.context() as patch:
-        pixels, draw = PictureViews.pixels, PictureViews.draw
+        draw = PictureViews.draw
 
         def stop(self, step, count):
             if step == 5 and count == 4:
@@ -92,7 +98,6 @@ def test_stopped_and_continued_equals_uninterrupted(root, monkeypatch, views):
         patch.setattr(PictureViews, "draw", stop)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe, root / "stopped", data_root=root, progress=False)
-        assert PictureViews.pixels is pixels
     run_recipe(recipe, root / "stopped", data_root=root, progress=False)
     whole, stopped = (
         [{k: v for k, v in r.items() if "_per_second" not in k} for r in records(root / name)] for name in ("whole", "stopped")
@@ -101,7 +106,8 @@ def test_stopped_and_continued_equals_uninterrupted(root, monkeypatch, views):
     states = [torch.load(root / name / "checkpoints/step-00000008.pt", weights_only=True) for name in ("whole", "stopped")]
     for part in ("module", "average"):
         assert all(torch.equal(states[0][part][name], value) for name, value in states[1][part].items())
-    assert {name.partition(".")[0] for name in states[0]["module"]} == {"student", "distiller"}
+    parts = {"student", "distiller", "contrast"} if contrast else {"student", "distiller"}
+    assert {name.partition(".")[0] for name in states[0]["module"]} == parts
 
 
 def test_colours_are_principal_components():
@@ -128,3 +134,26 @@ def test_recipes_that_do_not_fit_are_one_line(root, tables, message):
     with pytest.raises(ValueError, match=message) as error:
         run_recipe(Recipe.from_dict(RECIPE | tables), root / "run", data_root=root, progress=False)
     assert "\n" not in str(error.value)
+
+
+def test_a_student_learns_from_captions(root):
+    lines = [json.dumps({"path": f"pictures/{i}.png", "caption": f"colour {i % 3}, height {i // 3}"}) for i in range(12)]
+    (root / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    tables = {
+        "data": {"size": 16, "sources": [{"source": "captions.jsonl"}]},
+        "loss": {"contrast": CONTRAST | {"loss": "clip"}},
+        "run": RECIPE["run"] | {"steps": 100},
+    }
+    result = run_recipe(Recipe.from_dict(RECIPE | tables), root / "run", data_root=root, progress=False)
+    found = records(root / "run")
+    assert found[-1]["contrast"] < 0.6 * found[0]["contrast"]
+    assert found[-1]["contrast.accuracy"] > 0.5
+    assert (root / "run/previews/step-000050.png").is_file()
+    tokenizer, towers = from_pretrained(result), from_pretrained(result / "towers")
+    assert towers.embed_features(tokenizer.encode([torch.rand(3, 16, 16)]).values).shape == (1, 16)
+
+
+def test_captions_must_be_there(root):
+    recipe = RECIPE | {"loss": {"contrast": CONTRAST}}
+    with pytest.raises(ValueError, match=r"loss\.contrast: no picture of the sources has a caption"):
+        run_recipe(Recipe.from_dict(recipe), root / "run", data_root=root, progress=False)
