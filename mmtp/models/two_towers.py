@@ -85,9 +85,10 @@ class TwoTowers(nn.Module):
         lengths = codes.lengths[:, 0].clamp(max=self.config.length).to(device)
         places = torch.arange(ids.shape[1], device=device)
         valid = places < lengths[:, None]
+        mask = valid[:, None, None, :].expand(-1, 1, len(places), -1)
         angles = self.rope(places[None, :, None].expand(len(ids), -1, 3))
         x = self.embedding(ids)
         for block in self.blocks:
-            x = block(x, angles, valid[:, None, None, :])
+            x = block(x, angles, mask)
         mean = (self.text_norm(x) * valid[..., None]).sum(1) / lengths[:, None]
         return F.normalize(self.text_out(mean), dim=1)

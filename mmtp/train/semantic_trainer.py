@@ -96,7 +96,7 @@ class Classroom:
     ) -> None:
         self.teachers = [Teacher(teacher, root, device) for teacher in config.teachers]
         self.views, self.grid, self.device, self.bfloat16 = views, grid, device, bfloat16
-        self._kept: list[list[Tensor]] = []
+        self._kept: list[Tensor] = []
 
     def features(self, pictures: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b n _"]]:
         """What every teacher sees in pictures in [-1, 1]."""
@@ -140,7 +140,7 @@ class SemanticTask:
         self.module: nn.Module = learner
         self.learner, self.views, self.classroom = learner, views, classroom
         self.size, self.seed = recipe.run.batch, recipe.run.seed
-        self.grid = learner.student.grid((views.config.size,) * 2)
+        self.grid = patch_grid(learner.student, views.config.size)
         self.device = next(learner.parameters()).device
 
     def batch(self, step: int) -> SemanticBatch:
@@ -171,6 +171,12 @@ class SemanticTask:
             seen += [module.distiller.standardise(i, found) for i, found in enumerate(self.classroom.features(pictures))]
         rows = [pictures.add(1).div(2), *(feature_colours(found, self.grid, pictures.shape[-1]) for found in seen)]
         log.picture(step, contact_sheet([picture for row in rows for picture in row], columns=PICTURES))
+
+
+def patch_grid(student: TimmViT, size: int) -> tuple[int, int]:
+    """Rows and columns of the patches of a square picture."""
+    rows, columns = student.grid((size, size))
+    return rows, columns
 
 
 def feature_colours(values: Float[Tensor, "b n d"], grid: tuple[int, int], size: int) -> Float[Tensor, "b 3 size size"]:
@@ -206,7 +212,7 @@ def train_semantic(student: TimmViT, recipe: Recipe, folder: Path, *, data_root:
     data, loss = from_dict(PictureData, recipe.data, "data"), from_dict(SemanticLossConfig, recipe.loss, "loss")
     if data.size % student.patch[0] or data.size % student.patch[1]:
         raise ConfigError(f"data.size: {data.size} is no multiple of {max(student.patch)}, the pixels per side of a patch")
-    grid = student.grid((data.size, data.size))
+    grid = patch_grid(student, data.size)
     device = next(student.parameters()).device
     width = student.spec.latent_dim
     views = PictureViews(data, data_root, recipe.run.seed, views=loss.distill.views if loss.distill else 0, progress=progress)

@@ -234,10 +234,9 @@ def train_tokenizer(recipe: Recipe, folder: Path, *, data_root: Path, progress: 
         raise ConfigError("tokenizer.type: 'text' is trained by task = 'text'")
     torch.manual_seed(recipe.run.seed)
     module = config.build()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if isinstance(module, TimmViT):
-        return train_semantic(
-            module.to("cuda" if torch.cuda.is_available() else "cpu"), recipe, folder, data_root=data_root, progress=progress
-        )
+        return train_semantic(module.to(device), recipe, folder, data_root=data_root, progress=progress)
     if not (hasattr(module, "quantizer") and hasattr(module, "decoder")) or module.spec.modality not in MEDIA:
         raise ConfigError(f"tokenizer.type: {kind!r} has no quantizer and decoder of its own that could be trained here")
     module.to(device)

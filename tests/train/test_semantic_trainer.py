@@ -122,7 +122,7 @@ def test_colours_are_principal_components():
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
-        ({"loss": {}}, "loss: give"),
+        ({"loss": {}}, "loss: a vision transformer learns"),
         ({"loss": {"distil": {}}}, "loss: unknown key 'distil'; did you mean 'distill'"),
         ({"data": RECIPE["data"] | {"size": 18}}, "data.size: 18 is no multiple of 4"),
         ({"data": RECIPE["data"] | {"seconds": 1.0}}, "data: unknown key 'seconds'"),
