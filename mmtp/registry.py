@@ -59,6 +59,7 @@ REGISTRY = Registry(
         "tokenizer": {
             "audio-conv": "mmtp.tokenizers.audio.conv:ConvAudioTokenizer",
             "audio-frame": "mmtp.tokenizers.audio.frame:FrameAudioTokenizer",
+            "audio-patches": "mmtp.tokenizers.continuous.patches:PatchAudioTokenizer",
             "autoencoder-dc": "mmtp.tokenizers.pretrained.latents:AutoencoderDC",
             "autoencoder-kl": "mmtp.tokenizers.pretrained.latents:AutoencoderKL",
             "chameleon-vq": "mmtp.tokenizers.pretrained.pictures:ChameleonVQ",
@@ -68,17 +69,21 @@ REGISTRY = Registry(
             "encodec": "mmtp.tokenizers.pretrained.codecs:Encodec",
             "image-1d": "mmtp.tokenizers.image.one_d:OneDImageTokenizer",
             "image-conv": "mmtp.tokenizers.image.conv:ConvImageTokenizer",
+            "image-patches": "mmtp.tokenizers.continuous.patches:PatchImageTokenizer",
             "image-vit": "mmtp.tokenizers.image.vit:ViTImageTokenizer",
             "janus-vq": "mmtp.tokenizers.pretrained.pictures:JanusVQ",
             "mimi": "mmtp.tokenizers.pretrained.codecs:Mimi",
             "text": "mmtp.tokenizers.text:TextTokenizer",
             "timm-vit": "mmtp.tokenizers.continuous.vit:TimmViT",
+            "video-conv": "mmtp.tokenizers.video.conv:ConvVideoTokenizer",
+            "vidtok": "mmtp.tokenizers.pretrained.videos:VidTok",
         },
         "quantizer": {
             "bsq": "mmtp.tokenizers.quantizers.binary:BSQ",
             "fsq": "mmtp.tokenizers.quantizers.scalar:FSQ",
             "ibq": "mmtp.tokenizers.quantizers.vector:IBQ",
             "lfq": "mmtp.tokenizers.quantizers.binary:LFQ",
+            "multi-scale-vq": "mmtp.tokenizers.quantizers.multi_scale:MultiScaleVQ",
             "residual-fsq": "mmtp.tokenizers.quantizers.residual:ResidualFSQ",
             "residual-lfq": "mmtp.tokenizers.quantizers.residual:ResidualLFQ",
             "residual-vq": "mmtp.tokenizers.quantizers.residual:ResidualVQ",
@@ -88,6 +93,10 @@ REGISTRY = Registry(
         "head": {
             "next": "mmtp.models.heads.next:NextHead",
             "sequential": "mmtp.models.heads.sequential:SequentialHead",
+        },
+        "connector": {
+            "projector": "mmtp.models.connector:Projector",
+            "resampler": "mmtp.models.connector:Resampler",
         },
         "model": {
             "two-towers": "mmtp.models.two_towers:TwoTowers",

@@ -39,21 +39,25 @@ class TokenizerSpec:
     Attributes:
         modality: the medium it reads and writes.
         codebook_sizes: entries of each codebook, one per level; empty for a continuous tokenizer.
+        scales: cells per side of the square grids, coarse to fine, whose codes follow each other in one row (next-scale codes); else empty.
         downsampling: samples per grid cell along each grid axis (pixels for pictures, samples for sound).
         channels: channels of the medium (3 for RGB, 1 for mono sound, 0 for text).
         value_range: least and greatest value of the medium, as ``decode`` returns it.
         sample_rate: samples per second for sound, frames per second for video, else None.
         latent_dim: width of continuous latents; 0 for a discrete tokenizer.
+        residual: whether the first few codebooks alone are the same medium at a lower bit rate; ``decode`` takes them.
         fingerprint: hash of configuration and weights; equal fingerprints give equal codes.
     """
 
     modality: Modality
     codebook_sizes: tuple[int, ...] = ()
+    scales: tuple[int, ...] = ()
     downsampling: tuple[int, ...] = ()
     channels: int = 0
     value_range: tuple[float, float] = (0.0, 1.0)
     sample_rate: float | None = None
     latent_dim: int = 0
+    residual: bool = False
     fingerprint: str = ""
 
     @property

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmtp.types import Batch, Codes, Modality, Segment, TokenizerSpec
+from mmtp.types import Batch, Codes, Latents, Modality, Segment, TokenizerSpec
 
 
 def test_modalities_keep_their_numbers():
@@ -48,3 +48,16 @@ def test_batch_moves_whole():
     assert moved.tokens.device.type == moved.positions.device.type == moved.loss_mask.device.type == "meta"
     assert moved.features is None
     assert moved.meta == {"epoch": 2}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=4))
+def test_latents_of_different_lengths_are_padded_with_zeros(lengths):
+    values, coordinates = [torch.rand(n, 3) + 1 for n in lengths], [torch.randint(1, 9, (n, 2)) for n in lengths]
+    latents = Latents.pad(values, coordinates, [(8, n) for n in lengths])
+    assert len(latents) == len(lengths) and latents.lengths.tolist() == lengths
+    assert latents.sizes.tolist() == [[8, n] for n in lengths]
+    for i, vectors in enumerate(values):
+        assert torch.equal(latents.item(i), vectors)
+        assert torch.equal(latents.coordinates[i, : lengths[i]], coordinates[i])
+    assert torch.equal(latents.mask, (latents.values != 0).any(-1))

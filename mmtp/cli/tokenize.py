@@ -1,4 +1,4 @@
-"""``mmtp tokenize``: pictures or sound into shards of tokens."""
+"""``mmtp tokenize``: pictures, videos or sound into shards of tokens."""
 
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,7 @@ def tokenize(
     shard_index: int = 0,
     num_shards: int = 1,
 ) -> int:
-    """Turn pictures or sound, and what is said of them, into shards of tokens.
+    """Turn pictures, videos or sound, and what is said of them, into shards of tokens.
 
     Running the same command again goes on where it stopped. What cannot be used goes to quarantine.jsonl with a reason, and the
     run goes on.
@@ -35,7 +35,7 @@ def tokenize(
         text: the text tokenizer, for tasks that write words.
         task: plain (the medium alone), caption, draw (words, then the picture), vqa (questions and answers) or vqa-blind (the same
             without the medium); may be given several times. Without it: plain.
-        size: bring pictures to WIDTHxHEIGHT, or to a square.
+        size: bring pictures and frames to WIDTHxHEIGHT, or to a square.
         fit: how: crop cuts evenly what hangs over, stretch changes the proportions.
         questions_per_document: how many of a picture's questions share one document (vqa, vqa-blind).
         flips: write mirror images besides each picture, with the same words.
@@ -86,8 +86,8 @@ def tokenize(
     return 0
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """(height, width) of ``"64"`` or ``"WIDTHxHEIGHT"``.
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
+    """(height, width) of ``"64"`` or ``"WIDTHxHEIGHT"``, which an option was given.
 
     Raises:
         MmtpError: it is neither.
@@ -95,6 +95,6 @@ def parse_size(text: str) -> tuple[int, int]:
     from mmtp.types import MmtpError
 
     width, cross, height = text.partition("x")
-    if not width.isdigit() or not (height.isdigit() or not cross):
-        raise MmtpError(f"--size {text}: write 64, or WIDTHxHEIGHT as in 96x64")
+    if not width.isdigit() or not (height.isdigit() or not cross) or not int(height or width) * int(width):
+        raise MmtpError(f"{option} {text}: write 64, or WIDTHxHEIGHT as in 96x64")
     return int(height or width), int(width)

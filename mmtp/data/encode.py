@@ -18,11 +18,13 @@ from mmtp.data.plan import Plan
 from mmtp.data.shards import Quarantined, ShardBuilder, ShardHead
 from mmtp.data.sources import Item, Sample, Source
 from mmtp.data.storage import digest, write_durable
+from mmtp.data.video import decode_video
 from mmtp.stream.template import TEMPLATES, EncodedDocument, EncodeText, encode_document
 from mmtp.stream.template import Sample as TemplateSample
 from mmtp.stream.vocab import VocabLayout
-from mmtp.tokenizers.base import DiscreteTokenizer
-from mmtp.types import MmtpError, Modality, Segment
+from mmtp.tokenizers.base import ContinuousTokenizer, DiscreteTokenizer
+from mmtp.tokenizers.continuous.base import plane
+from mmtp.types import Codes, Latents, MmtpError, Modality, Segment
 
 BATCH_ITEMS, BATCH_VALUES = 64, 2**23
 """Media decoded at a time, and numbers in them: what bounds the memory of a worker."""
@@ -53,7 +55,7 @@ class TokenizeConfig(Config):
 
     Attributes:
         tasks: names of :data:`mmtp.stream.template.TEMPLATES`; each writes its documents of every input that has the labels.
-        size: (height, width) to bring pictures to; None keeps their own.
+        size: (height, width) to bring pictures and frames of videos to; None keeps their own.
         fit: how, see :func:`~mmtp.data.media.decode_image`.
         questions_per_document: for ``vqa`` and ``vqa-blind``: how many of a picture's questions share one document.
         flips: mirror images that are written besides each picture: ``horizontal``, ``vertical`` or ``all`` (both, and both at once).
@@ -61,7 +63,7 @@ class TokenizeConfig(Config):
         shifts: further variants of each picture and mirror image, each moved by up to half a cell of codes along both axes (borders
             repeat), so that a shape is seen on many places of the grid; drawn at random, the same for the same input.
         max_dim: greatest extent of a grid of codes along one axis.
-        max_pixels: larger pictures go to quarantine.
+        max_pixels: larger pictures and frames go to quarantine.
         shard_inputs: inputs per shard; None cuts into about 64 shards of 256 to 65,536 inputs.
     """
 
@@ -99,6 +101,7 @@ class _Decoded:
     place: int
     sample: Sample
     medium: Tensor
+    meta: dict[str, Any]
 
 
 class ShardMaker:
@@ -119,7 +122,7 @@ class ShardMaker:
         self,
         folder: Path,
         source: Source,
-        tokenizer: DiscreteTokenizer,
+        tokenizer: DiscreteTokenizer | ContinuousTokenizer,
         text: WritesText | None,
         layout: VocabLayout,
         fingerprints: dict[str, str],
@@ -132,6 +135,8 @@ class ShardMaker:
         self.spec = tokenizer.spec
         if self.spec.modality is not Modality.IMAGE and (config.flips != "none" or config.shifts):
             raise DataError(f"flips and shifts: only pictures can be mirrored and moved, and this tokenizer reads {self.spec.modality}")
+        if self.spec.latent_dim and "draw" in config.tasks:
+            raise DataError("task draw: the tokenizer is continuous, and a model reads its vectors but never writes them; leave it out")
         self.encode_text: EncodeText = text.encode_text if text is not None else _no_text
 
     def __call__(self, shard: int) -> ShardRecord:
@@ -163,7 +168,7 @@ class ShardMaker:
         for place, item in enumerate(items):
             try:
                 sample = self.source.read(item)
-                batch.append(_Decoded(place, sample, self._decode(sample.media)))
+                batch.append(_Decoded(place, sample, *self._decode(sample.media)))
             except DecodeError as error:
                 outcomes[place] = error
             if len(batch) >= BATCH_ITEMS or sum(d.medium.numel() for d in batch) >= BATCH_VALUES:
@@ -172,10 +177,17 @@ class ShardMaker:
         self._encode(batch, outcomes)
         return outcomes
 
-    def _decode(self, media: bytes) -> Tensor:
-        if self.spec.modality is Modality.AUDIO:
-            return decode_sound(media, sample_rate=self.spec.sample_rate)[0]
-        return decode_image(media, size=self.config.size, fit=self.config.fit, max_pixels=self.config.max_pixels)
+    def _decode(self, media: bytes) -> tuple[Tensor, dict[str, Any]]:
+        """The medium, and what its documents say of it besides its size."""
+        size, fit, max_pixels = self.config.size, self.config.fit, self.config.max_pixels
+        match self.spec.modality:
+            case Modality.AUDIO:
+                return decode_sound(media, sample_rate=self.spec.sample_rate)[0], {}
+            case Modality.VIDEO:
+                video = decode_video(media, size=size, fit=fit, frame_rate=self.spec.sample_rate, max_pixels=max_pixels)
+                return video.frames, {"frame_rate": video.frame_rate}
+            case _:
+                return decode_image(media, size=size, fit=fit, max_pixels=max_pixels), {}
 
     def _encode(self, batch: list[_Decoded], outcomes: list[Any]) -> None:
         groups: dict[tuple[int, ...], list[_Decoded]] = {}
@@ -184,12 +196,12 @@ class ShardMaker:
         for group in groups.values():
             for number, axes in product(range(1 + self.config.shifts), FLIPS[self.config.flips]):
                 variants = [self._moved(d, number).flip(axes) for d in group]
-                for decoded, codes in zip(group, self._codes(variants), strict=True):
+                for decoded, body in zip(group, self._bodies(variants), strict=True):
                     before = outcomes[decoded.place] or []
                     if isinstance(before, DecodeError):
                         continue
                     try:
-                        outcomes[decoded.place] = codes if isinstance(codes, DecodeError) else before + self._documents(decoded, codes)
+                        outcomes[decoded.place] = body if isinstance(body, DecodeError) else before + self._documents(decoded, body)
                     except DecodeError as error:
                         outcomes[decoded.place] = error
 
@@ -204,24 +216,33 @@ class ShardMaker:
         )
         return decoded.medium[:, rows][:, :, columns]
 
-    def _codes(self, media: list[Tensor]) -> Iterator[Tensor | DecodeError]:
+    def _bodies(self, media: list[Tensor]) -> Iterator[Segment | DecodeError]:
+        """The codes or vectors of media of one shape, or why they have none."""
         try:
             with torch.no_grad():
-                codes = self.tokenizer.encode(media)
+                encoded = self.tokenizer.encode(media)
+            bodies = [self._body(encoded, i) for i in range(len(media))]
         except MmtpError as error:
             if len(media) > 1:  # one by one, so that the others do not suffer
                 for medium in media:
-                    yield from self._codes([medium])
+                    yield from self._bodies([medium])
             else:
                 yield DecodeError(Reason.NOT_ENCODABLE, str(error))
             return
-        yield from map(codes.item, range(len(media)))
+        yield from bodies
 
-    def _documents(self, decoded: _Decoded, codes: Tensor) -> list[tuple[EncodedDocument, dict[str, Any]]]:
+    def _body(self, encoded: Codes | Latents, index: int) -> Segment:
+        if isinstance(encoded, Codes):
+            return Segment(self.spec.modality, encoded.item(index))
+        features = plane(encoded, index, self.spec.latent_dim).permute(1, 2, 0).half()
+        if not features.isfinite().all():
+            raise DataError("its vectors reach beyond 65504, the largest number of float16")
+        return Segment(self.spec.modality, features=features)
+
+    def _documents(self, decoded: _Decoded, segment: Segment) -> list[tuple[EncodedDocument, dict[str, Any]]]:
         labels = decoded.sample.labels
-        segment = Segment(self.spec.modality, codes)
         sample = TemplateSample(segment, _caption(labels), _questions(labels))
-        meta = {"size": list(decoded.medium.shape[1:])} | ({"caption": sample.caption} if sample.caption else {})
+        meta = {"size": list(decoded.medium.shape[1:]), **decoded.meta} | ({"caption": sample.caption} if sample.caption else {})
         documents = []
         for task in self.config.tasks:
             for pieces in TEMPLATES[task](sample, self.encode_text, self.config.questions_per_document):

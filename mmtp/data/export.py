@@ -1,4 +1,4 @@
-"""Documents as files: PNG, WAV, a text of all words, and a sheet of the pictures."""
+"""Documents as files: PNG, MP4 or GIF, WAV, a text of all words, and a sheet of the pictures."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +13,7 @@ from mmtp.data.media import contact_sheet, encode_png, write_wav
 from mmtp.data.restore import Restored, Restorer, load_tokenizers
 from mmtp.data.shards import Row
 from mmtp.data.sources.base import SUFFIXES
+from mmtp.data.video import STILL_RATE, Container, encode_video
 from mmtp.stream.vocab import VocabLayout
 from mmtp.types import Modality
 
@@ -28,6 +29,7 @@ class Exported:
 
     documents: int
     pictures: int
+    videos: int
     sounds: int
 
 
@@ -38,9 +40,14 @@ def export(
     *,
     tokenizers: Iterable[str | Path] = (),
     limit: int | None = None,
+    video: Container = "mp4",
     progress: Callable[[int, int], None] | None = None,
 ) -> Exported:
-    """Writes one picture or sound for each input, ``documents.txt``, and ``contact-sheet.png`` of the first 400 pictures.
+    """Writes one picture, video or sound for each input, ``documents.txt``, and ``contact-sheet.png`` of the first 400 pictures.
+
+    Videos are on the sheet with their first frame. Their frame rate is that of the files they were made of; where it is not known, because
+    a document has several or a model wrote it, it is the tokenizer's, and else 10 frames per second.
+
 
     Args:
         rows: documents: a data set, a shard.
@@ -48,6 +55,7 @@ def export(
         out: folder; made where it does not exist.
         tokenizers: where the layout's own are not in the zoo, see :func:`~mmtp.data.restore.load_tokenizers`.
         limit: only so many documents.
+        video: what videos are written as.
         progress: called with (documents done, documents in all).
 
     Raises:
@@ -59,7 +67,7 @@ def export(
     restorer = Restorer(layout, load_tokenizers(layout, tokenizers))
     names = _Names()
     sheet: list[Tensor] = []
-    counts = {Modality.IMAGE: 0, Modality.AUDIO: 0}
+    counts = {Modality.IMAGE: 0, Modality.VIDEO: 0, Modality.AUDIO: 0}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / WORDS, "w", encoding="utf-8", errors="replace") as words:
@@ -67,18 +75,24 @@ def export(
                 words.write(f"# {document.row.key}\n{document.transcript}\n\n")
                 for modality, name, value in _media(document, names):
                     counts[modality] += 1
-                    if modality is Modality.IMAGE:
-                        (folder / f"{name}.png").write_bytes(encode_png(value))
-                        sheet += [value] if len(sheet) < SHEET_PICTURES else []
+                    rate = restorer.media[modality].spec.sample_rate
+                    if modality is Modality.AUDIO:
+                        write_wav(folder / f"{name}.wav", value, rate)
+                        continue
+                    if modality is Modality.VIDEO:
+                        rate = document.row.meta.get("frame_rate", rate or STILL_RATE)
+                        (folder / f"{name}.{video}").write_bytes(encode_video(value, rate, video))
+                        value = value[:, 0]
                     else:
-                        write_wav(folder / f"{name}.wav", value, restorer.media[modality].spec.sample_rate)
+                        (folder / f"{name}.png").write_bytes(encode_png(value))
+                    sheet += [value] if len(sheet) < SHEET_PICTURES else []
                 if progress is not None:
                     progress(done, total)
         if sheet:
             (folder / SHEET).write_bytes(encode_png(contact_sheet(sheet)))
     except OSError as error:
         raise DataError(f"{error.filename or folder}: cannot be written ({error.strerror}); make room, or choose another --out") from error
-    return Exported(total, counts[Modality.IMAGE], counts[Modality.AUDIO])
+    return Exported(total, counts[Modality.IMAGE], counts[Modality.VIDEO], counts[Modality.AUDIO])
 
 
 def _media(document: Restored, names: "_Names") -> Iterator[tuple[Modality, str, Tensor]]:

@@ -105,7 +105,7 @@ def tokenize(
     fingerprints = {name: each.spec.fingerprint for name, each in loaded.items()}
     modality = loaded[_name(tokenizer)].spec.modality
     if modality is Modality.TEXT:
-        raise DataError(f"{_name(tokenizer)}: is a text tokenizer; give it as --text, and one of pictures or sound as --tokenizer")
+        raise DataError(f"{_name(tokenizer)}: is a text tokenizer; give it as --text, and one of pictures, videos or sound as --tokenizer")
     if isinstance(source, str | Path):
         source = open_source(source, modality)
     _make_folder(folder)

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int
 
 from mmtp.data.errors import DataError
 from mmtp.data.manifest import Manifest, ShardRecord, Totals, read_journals
 from mmtp.data.shards import Row, Shard, check_hash, config_hash
 from mmtp.stream.grammar import GrammarError, StreamGrammar
-from mmtp.stream.packing import collate_rows, pack
+from mmtp.stream.packing import PackDocument, collate_rows, pack
 from mmtp.stream.vocab import VocabLayout
 from mmtp.types import Batch
 
@@ -239,10 +240,11 @@ class PackedBatches:
         number = bisect_right(self._firsts, index) - 1
         return self.datasets[number], index - int(self._firsts[number])
 
-    def _document(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _document(self, index: int) -> PackDocument:
         dataset, row = self._locate(index)
         document = dataset[row]
-        return document.tokens, document.target_mask
+        features = None if document.features is None else torch.from_numpy(document.features.astype(np.float32))
+        return PackDocument(document.tokens, document.target_mask, features)
 
     def _check_document(self, index: int) -> None:
         dataset, row = self._locate(index)

@@ -118,6 +118,18 @@ def resize(picture: Tensor, size: tuple[int, int], fit: Fit = "crop") -> Tensor:
     return picture[:, top : top + height, left : left + width].contiguous()
 
 
+def grid_crops(picture: Float[Tensor, "3 h w"], size: tuple[int, int]) -> list[Float[Tensor, "3 h2 w2"]]:
+    """As many crops of ``size`` (height, width) as lie side by side in a picture, row by row.
+
+    They do not overlap, and what is left over is shared evenly between opposite borders. A picture that is smaller along either axis
+    has none.
+    """
+    (rows, top), (columns, left) = ((n // crop, n % crop // 2) for n, crop in zip(picture.shape[1:], size, strict=True))
+    height, width = size
+    corners = ((top + height * row, left + width * column) for row in range(rows) for column in range(columns))
+    return [picture[:, y : y + height, x : x + width].contiguous() for y, x in corners]
+
+
 def decode_sound(
     data: bytes, *, sample_rate: float | int | None = None, max_seconds: float = MAX_SECONDS
 ) -> tuple[Float[Tensor, "1 t"], int]:
@@ -204,7 +216,7 @@ def _decode_rgb(data: bytes, size: tuple[int, int] | None, max_pixels: int) -> n
             raise DecodeError(Reason.TRUNCATED, "the file ends, or is damaged, within its header") from error
         raise DecodeError(Reason.NOT_MEDIA, f"is no picture: it begins with {data[:8]!r}") from error
     except Exception as error:  # plug-ins of Pillow raise whatever their parsing runs into
-        raise _damage(error, data) from error
+        raise damage(error, data) from error
     with image:
         if image.width * image.height > max_pixels:
             raise DecodeError(Reason.TOO_LARGE, f"{image.width} x {image.height} pixels; at most {max_pixels:,} pixels are read")
@@ -217,11 +229,11 @@ def _decode_rgb(data: bytes, size: tuple[int, int] | None, max_pixels: int) -> n
             else:
                 if image.format == "PNG":
                     _check_png(data)
-                pixels = _to_rgb(image)
+                pixels = to_rgb(image)
         except DecodeError:
             raise
         except Exception as error:
-            raise _damage(error, data) from error
+            raise damage(error, data) from error
     return _upright(pixels, orientation)
 
 
@@ -234,7 +246,12 @@ def _decode_jpeg(data: bytes, size: tuple[int, int] | None, orientation: int) ->
     return simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, min_factor=factor)
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Pixels ``[h, w, 3]`` of bytes, by the rules at the head of this module.
+
+    Raises:
+        DecodeError: samples of a kind that has no agreed white.
+    """
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() > 65535:
@@ -298,7 +315,8 @@ def _wav_is_cut(data: bytes) -> bool:
     return False
 
 
-def _damage(error: Exception, data: bytes) -> DecodeError:
+def damage(error: Exception, data: bytes) -> DecodeError:
+    """What an exception of a decoder says of a picture: that it is cut off, or damaged."""
     text = str(error).strip().rstrip(".") or type(error).__name__
     if data.startswith(b"\xff\xd8"):
         cut = not data.rstrip(b"\0").endswith(b"\xff\xd9")  # JPEG's last marker

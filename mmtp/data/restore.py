@@ -31,7 +31,8 @@ class Part:
         modality: of the piece.
         role: whose turn it stands in; None outside of turns.
         codes: local ids: text ``[n]``, media ``[k, *grid]``; empty for continuous features.
-        value: the string, picture ``[3, h, w]`` or sound ``[c, t]``; None until it is decoded, and for continuous features.
+        value: the string, picture ``[3, h, w]``, video ``[3, t, h, w]`` or sound ``[c, t]``; None until it is decoded, and for
+            continuous features.
     """
 
     modality: Modality
@@ -161,7 +162,10 @@ def load_tokenizers(layout: VocabLayout, given: Iterable[str | Path] = (), *, ne
         DataError: an entry has no tokenizer with its fingerprint.
     """
     entries = [*([layout.text] if layout.text else []), *(entry for entry in layout.media if not entry.continuous)]
-    by_print = {tokenizer.spec.fingerprint: tokenizer for tokenizer in map(hub.from_pretrained, given)}
+    by_name = {str(name): hub.from_pretrained(name) for name in given}
+    by_print = {tokenizer.spec.fingerprint: tokenizer for tokenizer in by_name.values()}
+    known = {entry.fingerprint for entry in entries}
+    prints = {name: tokenizer.spec.fingerprint for name, tokenizer in by_name.items() if tokenizer.spec.fingerprint not in known}
     found: dict[str, Any] = {}
     for entry in entries:
         if (tokenizer := by_print.get(entry.fingerprint)) is None:
@@ -169,7 +173,9 @@ def load_tokenizers(layout: VocabLayout, given: Iterable[str | Path] = (), *, ne
                 tokenizer = hub.from_pretrained(entry.name)
             except hub.HubError as error:
                 if needed:
-                    raise DataError(f"tokenizer {entry.name!r} is not in the zoo; name its folder with --tokenizer") from error
+                    wrong = "".join(f"; {name} is not it: its fingerprint is {print_}" for name, print_ in prints.items())
+                    wanted = f"the folder with fingerprint {entry.fingerprint}" if wrong else "its folder"
+                    raise DataError(f"tokenizer {entry.name!r} is not in the zoo; name {wanted} with --tokenizer{wrong}") from error
                 continue
         if (print_ := tokenizer.spec.fingerprint) != entry.fingerprint:
             if needed:

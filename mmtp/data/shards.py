@@ -2,8 +2,9 @@
 
 Columns: ``key``; ``tokens`` (vocabulary ids, uint16 where the vocabulary allows it, else uint32); ``seg_modality``, ``seg_length``,
 ``seg_shape``, ``seg_target`` (runs of the stream, which cover all tokens); ``meta`` (JSON). The schema's metadata hold the vocabulary,
-the tokenizers' fingerprints, the configuration, the range of inputs, and what of it went to quarantine and why. Equal contents
-give equal bytes. pyarrow, Polars, DuckDB and pandas read the files as they are.
+the tokenizers' fingerprints, the configuration, the range of inputs, and what of it went to quarantine and why. Where the vocabulary has
+a continuous tokenizer, there is ``features`` (float16) as well: the vectors of a document's ``<feature>`` tokens, one behind the other.
+Equal contents give equal bytes. pyarrow, Polars, DuckDB and pandas read the files as they are.
 """
 
 import json
@@ -16,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float16, Int
 
 from mmtp.data.errors import DataError, Reason
 from mmtp.data.storage import digest, readable_json
 from mmtp.stream.template import EncodedDocument, SegmentRecord
-from mmtp.stream.vocab import VocabLayout
+from mmtp.stream.vocab import Special, VocabLayout
 from mmtp.types import Modality
 
 FORMAT = 1
@@ -108,12 +109,14 @@ class Row:
         tokens: vocabulary ids.
         target_mask: whether training predicts each token.
         meta: what is known of it besides: input, task, size of the medium, caption.
+        features: vectors of its ``<feature>`` tokens, in order; None where it has none.
     """
 
     key: str
     tokens: Int[np.ndarray, " s"]
     target_mask: Bool[np.ndarray, " s"]
     meta: dict[str, Any]
+    features: Float16[np.ndarray, "n d"] | None = None
 
 
 @dataclass
@@ -157,6 +160,10 @@ class ShardBuilder:
             "seg_target": _lists(runs, np.array([r.target for r in records]), pa.bool_()),
             "meta": pa.array([readable_json(meta) for _, _, meta in rows], pa.string()),
         }
+        if "features" in schema.names:
+            vectors = [np.zeros(0, np.float16) if d.features is None else d.features.numpy().astype(np.float16).ravel() for d in documents]
+            offsets = np.cumsum([0, *map(len, vectors)], dtype=np.int64)
+            columns["features"] = pa.LargeListArray.from_arrays(offsets, pa.array(np.concatenate(vectors), pa.float16()))
         return pa.RecordBatch.from_arrays(list(columns.values()), schema=schema)
 
 
@@ -170,6 +177,8 @@ class _Batch:
         self.tokens, self.token_offsets = tokens.values.to_numpy(), tokens.offsets.to_numpy()
         self.lengths, self.run_offsets = runs.values.to_numpy(), runs.offsets.to_numpy()
         self.targets = batch.column("seg_target").values.to_numpy(zero_copy_only=False)
+        features = batch.column("features") if "features" in batch.schema.names else None
+        self.features = None if features is None else (features.values.to_numpy(), features.offsets.to_numpy())
         if not np.array_equal(batch.column("seg_target").offsets.to_numpy(), self.run_offsets):
             raise ValueError("columns of segments differ in length")
 
@@ -210,14 +219,23 @@ class Shard:
         mask = np.repeat(view.targets[runs], view.lengths[runs])
         if len(mask) != len(tokens):
             raise damaged(self.path, f"row {index}: its segments have {len(mask)} tokens, it has {len(tokens)}")
+        features = self._features(view, index, row, int((tokens == Special.FEATURE).sum()))
         with self._sound():
-            return Row(view.batch.column("key")[row].as_py(), tokens, mask, json.loads(view.batch.column("meta")[row].as_py()))
+            return Row(view.batch.column("key")[row].as_py(), tokens, mask, json.loads(view.batch.column("meta")[row].as_py()), features)
 
     def segments(self, index: int) -> list[SegmentRecord]:
         """The runs of a row's stream."""
         view, row = self._at(index)
         columns = (view.batch.column(f"seg_{name}")[row].as_py() for name in ("modality", "length", "shape", "target"))
         return [SegmentRecord(_MODALITIES[m], n, tuple(shape), t) for m, n, shape, t in zip(*columns, strict=True)]
+
+    def _features(self, view: _Batch, index: int, row: int, count: int) -> Float16[np.ndarray, "n d"] | None:
+        """The vectors of a row, as many as it has placeholders for them."""
+        values, offsets = view.features or (np.zeros(0, np.float16), np.zeros(row + 2, np.int64))
+        found = values[offsets[row] : offsets[row + 1]]
+        if bool(count) != bool(len(found)) or (count and len(found) % count):
+            raise damaged(self.path, f"row {index}: it has {count} <feature> tokens, and {len(found)} numbers for them")
+        return found.reshape(count, -1) if count else None
 
     def _at(self, index: int) -> tuple[_Batch, int]:
         if not 0 <= index < len(self):
@@ -280,6 +298,7 @@ def _schema(layout: VocabLayout) -> pa.Schema:
             ("seg_shape", pa.list_(pa.list_(pa.uint32()))),
             ("seg_target", pa.list_(pa.bool_())),
             ("meta", pa.string()),
+            *([("features", pa.large_list(pa.float16()))] if any(entry.continuous for entry in layout.media) else []),
         ]
     )
 

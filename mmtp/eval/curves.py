@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Generic, TypeVar
 
 from mmtp.eval.report import Figure, Table, lines
+from mmtp.types import TokenizerSpec
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all."""
@@ -38,17 +39,19 @@ P = TypeVar("P", bound=Point)
 
 @dataclass(frozen=True)
 class RateResult(Generic[P]):
-    """A tokenizer's point and the curves of the codecs.
+    """A tokenizer's point, or its curve where it is residual, and the curves of the codecs.
 
     Attributes:
-        tokenizer: its point.
+        tokenizer: its point, with all of its codebooks.
         codecs: points of all codecs.
         notes: what is missing, a line each.
+        fewer: its points with the first few codebooks only.
     """
 
     tokenizer: P
     codecs: Sequence[P]
     notes: Sequence[str] = ()
+    fewer: Sequence[P] = ()
 
     def at(self, codec: str, budget: float) -> P | None:
         """What a codec reaches at so many bytes, linear between its settings in the logarithm of bytes.
@@ -69,10 +72,10 @@ class RateResult(Generic[P]):
     def table(self, caption: str = "") -> Table:
         """The tokenizer, then every codec at equal bytes, at twice the bytes, and at its smallest; notes below.
 
-        What was measured nowhere has no column.
+        A measure that was taken nowhere has no column.
         """
-        columns = self._columns()
-        rows = [self._row(self.tokenizer, "all of it")]
+        columns = {field: column for field, column in self.tokenizer.COLUMNS.items() if self._measured(field)}
+        rows = [self._row(point, point.setting) for point in self.fewer] + [self._row(self.tokenizer, "all of it")]
         for codec in self._names():
             for times in (1, 2):
                 point = self.at(codec, times * self.tokenizer.bytes)
@@ -94,13 +97,22 @@ class RateResult(Generic[P]):
         axes = self.tokenizer.AXES
         measure = measure or list(axes)[1]
         series = {codec: self._line(self._curve(codec), measure) for codec in self._names()}
-        series[self.tokenizer.name] = self._line([self.tokenizer], measure)
-        return lines(series, axes["bytes"], axes[measure], caption, log_x=True)
+        series[self.tokenizer.name] = self._line([*self.fewer, self.tokenizer], measure)
+        return lines(series, axes["bytes"], axes[measure], caption, log_x=True, dots=[self.tokenizer.name])
+
+    def figures(self, caption: str = "") -> list[Figure]:
+        """One for every measure of the axes that was taken."""
+        return [self.figure(caption, measure) for measure in list(self.tokenizer.AXES)[1:] if self._measured(measure)]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"tokenizer": vars(self.tokenizer), "codecs": [vars(p) for p in self.codecs]} | (
-            {"notes": list(self.notes)} if self.notes else {}
+        return (
+            {"tokenizer": vars(self.tokenizer), "codecs": [vars(p) for p in self.codecs]}
+            | ({"fewer_codebooks": [vars(p) for p in self.fewer]} if self.fewer else {})
+            | ({"notes": list(self.notes)} if self.notes else {})
         )
+
+    def _measured(self, field: str) -> bool:
+        return any(getattr(point, field) is not None for point in (self.tokenizer, *self.fewer, *self.codecs))
 
     def _names(self) -> list[str]:
         return list(dict.fromkeys(p.name for p in self.codecs))
@@ -117,8 +129,18 @@ class RateResult(Generic[P]):
         return [p.bytes for p in known], [getattr(p, measure) for p in known]
 
     def _row(self, point: P, label: str) -> list[str | None]:
-        values = ((getattr(point, field), form) for field, (_, form) in self._columns().items())
+        values = ((getattr(point, field), form) for field, (_, form) in point.COLUMNS.items() if self._measured(field))
         return [point.name, label, *(None if value is None else form.format(value) for value, form in values)]
+
+
+def few_codebooks(spec: TokenizerSpec) -> list[int]:
+    """With how many codebooks, fewer than all, a residual tokenizer is measured: 1, 2, 4 and so on; none for other tokenizers."""
+    return [2**i for i in range((spec.num_codebooks - 1).bit_length())] if spec.residual else []
+
+
+def first_codebooks(count: int) -> str:
+    """The setting of a tokenizer's point with so many of its codebooks."""
+    return "the first codebook" if count == 1 else f"the first {count} codebooks"
 
 
 def _between(low: float | None, high: float | None, share: float) -> float | None:

@@ -6,18 +6,21 @@ model predicts the codes: one that does would take fewer bytes (its cross-entrop
 
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from mmtp.data.media import decode_image, to_uint8
-from mmtp.eval.curves import Point, Progress, RateResult
-from mmtp.eval.reconstruction import EvalError, psnr, ssim
+from mmtp.eval.codes import EvalError
+from mmtp.eval.curves import Point, Progress, RateResult, few_codebooks, first_codebooks
+from mmtp.eval.features import FeatureNetwork
+from mmtp.eval.reconstruction import PictureDistances
 from mmtp.tokenizers.base import DiscreteTokenizer
 
 CODECS: dict[str, dict[str, Any]] = {
@@ -30,6 +33,9 @@ CODECS: dict[str, dict[str, Any]] = {
 QUALITIES = (0, 1, 2, 5, 10, 20, 35, 50, 65, 80, 90)
 SIZE_BYTES = 4
 
+CHUNK = 32
+"""Pictures that are measured at a time; of a network's features a picture's are a few megabytes."""
+
 
 @dataclass(frozen=True)
 class RatePoint(Point):
@@ -38,14 +44,30 @@ class RatePoint(Point):
     Attributes:
         psnr: dB.
         ssim: structural similarity.
+        perceptual: perceptual distance; None where no network looks.
+        frechet: Fréchet distance of the whole set; likewise.
     """
 
-    COLUMNS: ClassVar = {"bytes": ("bytes", "{:.0f}"), "psnr": ("PSNR", "{:.2f} dB"), "ssim": ("SSIM", "{:.3f}")}
-    AXES: ClassVar = {"bytes": "bytes per picture", "psnr": "PSNR in dB"}
+    COLUMNS: ClassVar = {
+        "bytes": ("bytes", "{:.0f}"),
+        "psnr": ("PSNR", "{:.2f} dB"),
+        "ssim": ("SSIM", "{:.3f}"),
+        "perceptual": ("perceptual distance", "{:.4f}"),
+        "frechet": ("Fréchet distance", "{:.3f}"),
+    }
+    AXES: ClassVar = {
+        "bytes": "bytes per picture",
+        "psnr": "PSNR in dB",
+        "ssim": "SSIM",
+        "perceptual": "perceptual distance",
+        "frechet": "Fréchet distance",
+    }
     SETTING: ClassVar = "quality {}"
 
     psnr: float
     ssim: float
+    perceptual: float | None = None
+    frechet: float | None = None
 
 
 def compare_rates(
@@ -53,7 +75,9 @@ def compare_rates(
     name: str,
     pictures: Sequence[Float[Tensor, "3 _ _"]],
     *,
+    network: FeatureNetwork | None = None,
     qualities: Sequence[int] = QUALITIES,
+    curves: bool = True,
     progress: Progress | None = None,
 ) -> RateResult[RatePoint]:
     """Measures a tokenizer and every codec on the same pictures.
@@ -62,29 +86,78 @@ def compare_rates(
         tokenizer: a picture tokenizer with codes.
         name: what the result calls it.
         pictures: with values in [0, 1].
-        qualities: of the codecs, 0 to 100.
-        progress: called with settings measured and settings in all.
+        network: in whose features pictures are compared besides.
+        qualities: of the codecs, 0 to 100, from the least.
+        curves: whether every quality is measured, as plots want; else each codec goes no further than twice the tokenizer's bytes, which
+            the table needs: it comes out the same.
+        progress: called with steps done and steps in all.
 
     Raises:
         EvalError: there are no pictures.
     """
     if not pictures:
         raise EvalError("the set holds no pictures to measure")
-    total = 1 + len(CODECS) * len(qualities)
-    codes = tokenizer.encode(pictures)
-    bits = [_code_bits(codes.item(i), tokenizer.spec.codebook_sizes) for i in range(len(pictures))]
-    sizes = [math.ceil(b / 8) + SIZE_BYTES for b in bits]
-    own = _point(name, "", pictures, tokenizer.decode(codes), sizes)
-    points: list[RatePoint] = []
-    for codec, settings in CODECS.items():
+    sizes, few = tokenizer.spec.codebook_sizes, few_codebooks(tokenizer.spec)
+    chunks = [range(first, min(first + CHUNK, len(pictures))) for first in range(0, len(pictures), CHUNK)]
+    encodings = len(CODECS) * len(qualities)
+
+    def step(done: int) -> None:
+        if progress is not None:
+            progress(done, encodings + len(chunks))
+
+    coded = [tokenizer.encode([pictures[i] for i in chunk]) for chunk in chunks]
+    own = {k: _Setting(name, first_codebooks(k), network) for k in few} | {len(sizes): _Setting(name, "", network)}
+    for k, setting in own.items():
+        items = [codes.item(i)[:k] for codes in coded for i in range(len(codes))]
+        setting.sizes = [math.ceil(_code_bits(ids, sizes[:k]) / 8) + SIZE_BYTES for ids in items]
+    enough = math.inf if curves else 2 * own[len(sizes)].bytes
+    files: list[_Setting] = []
+    for i, codec in enumerate(CODECS):
+        for done, setting in enumerate(_compressed(codec, pictures, network, qualities, enough), start=1):
+            files.append(setting)
+            step(i * len(qualities) + done)
+    for i, (chunk, codes) in enumerate(zip(chunks, coded, strict=True), start=1):
+        originals = [pictures[i] for i in chunk]
+        seen = network.look(originals) if network else None
+        for k, setting in own.items():
+            setting.distances.add(tokenizer.decode(replace(codes, ids=codes.ids[:, :k])), originals, seen)
+        for setting in files:
+            setting.distances.add([decode_image(setting.files[i]) for i in chunk], originals, seen)
+        step(encodings + i)
+    *fewer, point = [setting.point() for setting in own.values()]
+    remarks = own[len(sizes)].distances.remarks()
+    return RateResult(point, [s.point() for s in files], [f"{RatePoint.COLUMNS[key][0]}: {text}" for key, text in remarks.items()], fewer)
+
+
+class _Setting:
+    """What a tokenizer or codec makes of a set at one setting, as it comes together."""
+
+    def __init__(self, name: str, setting: str, network: FeatureNetwork | None) -> None:
+        self.name, self.setting = name, setting
+        self.sizes: list[int] = []
+        self.files: list[bytes] = []
+        self.distances = PictureDistances(network)
+
+    @property
+    def bytes(self) -> float:
+        return sum(self.sizes) / len(self.sizes)
+
+    def point(self) -> RatePoint:
+        return RatePoint(self.name, self.setting, self.bytes, **self.distances.figures())  # pyrefly: ignore
+
+
+def _compressed(
+    codec: str, pictures: Sequence[Tensor], network: FeatureNetwork | None, qualities: Sequence[int], enough: float
+) -> Iterator[_Setting]:
+    """All pictures through a codec's encoder, quality by quality, up to the first that takes more than ``enough`` bytes."""
+    with ThreadPoolExecutor() as pool:  # encoders let go of the interpreter while they work
         for quality in qualities:
-            if progress is not None:
-                progress(1 + len(points), total)
-            files = [encode_file(picture, quality, settings) for picture in pictures]
-            points.append(_point(codec, str(quality), pictures, [decode_image(f) for f in files], [len(f) for f in files]))
-    if progress is not None:
-        progress(total, total)
-    return RateResult(own, points)
+            setting = _Setting(codec, str(quality), network)
+            setting.files = list(pool.map(encode_file, pictures, repeat(quality), repeat(CODECS[codec])))
+            setting.sizes = [len(file) for file in setting.files]
+            yield setting
+            if setting.bytes > enough:
+                return
 
 
 def encode_file(picture: Float[Tensor, "3 h w"], quality: int, settings: dict[str, Any]) -> bytes:
@@ -96,9 +169,3 @@ def encode_file(picture: Float[Tensor, "3 h w"], quality: int, settings: dict[st
 
 def _code_bits(ids: Tensor, codebook_sizes: Sequence[int]) -> float:
     return sum(codebook.numel() * math.log2(size) for codebook, size in zip(ids, codebook_sizes, strict=True))
-
-
-def _point(name: str, setting: str, pictures: Sequence[Tensor], outputs: Sequence[Tensor], sizes: Sequence[int]) -> RatePoint:
-    pairs = [(torch.from_numpy(to_uint8(o)).permute(2, 0, 1) / 255, p.cpu()) for o, p in zip(outputs, pictures, strict=True)]
-    psnrs, ssims = [psnr(o, p) for o, p in pairs], [ssim(o, p) for o, p in pairs]
-    return RatePoint(name, setting, *(sum(values) / len(pairs) for values in (sizes, psnrs, ssims)))

@@ -9,7 +9,7 @@ import hashlib
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -241,12 +241,13 @@ def lines(
     caption: str = "",
     log_x: bool = False,
     log_y: bool = False,
+    dots: Collection[str] = (),
 ) -> Figure:
-    """Curves: name -> (x, y). A curve of one point is shown as a dot."""
+    """Curves: name -> (x, y). A curve of one point is shown as a dot; ``dots`` names others whose points are marked."""
     plot = _figure()
     axes = plot.add_subplot()
     for (name, (x, y)), colour in zip(series.items(), _cycled(len(series)), strict=True):
-        axes.plot(list(x), list(y), label=name, color=colour, linewidth=1.8, marker="o" if len(x) == 1 else None)
+        axes.plot(list(x), list(y), label=name, color=colour, linewidth=1.8, marker="o" if len(x) == 1 or name in dots else None)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     if log_x:

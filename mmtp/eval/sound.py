@@ -8,12 +8,12 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from mmtp.eval.codes import CodeCounts
+from mmtp.eval.codes import CodeCounts, EvalError
 from mmtp.eval.distortion import Distortions, fit
-from mmtp.eval.reconstruction import EvalError
 from mmtp.eval.report import Sounds, Table
 from mmtp.eval.speech import WordErrors
 from mmtp.tokenizers.base import DiscreteTokenizer
+from mmtp.types import Codes
 
 HEADLINE = "stoi"
 """The measure that thresholds look at: bounded, made for speech, and its package needs no compiler."""
@@ -99,14 +99,9 @@ class SoundResult:
                 found = f"{errors.errors:,} of {errors.words:,} words" if rate is not None else "no recording has a text"
                 rows.append([f"word errors, {name}", None if rate is None else f"{100 * rate:.1f} %", found])
         rows.append(["exact lengths", f"{self.exact_lengths} of {self.recordings}", ""])
-        rows.append(["codebook usage", f"{_mean(codes.usages):.4g}", "mean over codebooks"])
-        rows.append(["perplexity", f"{_mean(codes.perplexities):.4g}", "mean over codebooks"])
+        rows += [[name.replace("_", " "), f"{value:.4g}", "mean over codebooks"] for name, value in codes.figures().items()]
         rows += [[name, value, ""] for name, value in extra]
-        books = [
-            [str(k), len(count), f"{100 * usage:.1f} %", f"{spread:.1f}"]
-            for k, (count, usage, spread) in enumerate(zip(codes.counts, codes.usages, codes.perplexities, strict=True))
-        ]
-        return [Table(["figure", "value", ""], rows, caption), Table(["codebook", "entries", "in use", "perplexity"], books)]
+        return [Table(["figure", "value", ""], rows, caption), codes.table()]
 
     def to_dict(self) -> dict[str, Any]:
         heard = self.heard and {name: vars(errors) | {"rate": errors.rate} for name, errors in vars(self.heard).items()}
@@ -119,11 +114,8 @@ class SoundResult:
             "left_out": {name: dict(reasons) for name, reasons in self.distortions.left_out.items() if reasons},
             "not_installed": self.distortions.not_installed,
             "exact_lengths": self.exact_lengths / self.recordings,
-            "codebook_usage": _mean(self.codes.usages),
-            "perplexity": _mean(self.codes.perplexities),
-            "codebooks": [
-                {"usage": usage, "perplexity": spread} for usage, spread in zip(self.codes.usages, self.codes.perplexities, strict=True)
-            ],
+            **self.codes.figures(),
+            "codebooks": self.codes.codebooks(),
         } | ({"word_errors": heard} if heard else {})
 
 
@@ -156,9 +148,8 @@ def evaluate_sound_tokenizer(
         decoded = tokenizer.decode(codes)[0].float().cpu()
         output = fit(decoded, target.shape[1])
         number, samples, exact = number + 1, samples + target.shape[1], exact + (decoded.shape == target.shape)
-        before = counts.bits
         counts.add(codes)
-        coded += math.ceil((counts.bits - before) / 8) + LENGTH_BYTES
+        coded += coded_bytes(codes, spec.codebook_sizes)
         distortions.add(output, target, rate)
         if number <= EXAMPLES:
             pair = [sound[:, : EXAMPLE_SECONDS * rate].clone() for sound in (target, output)]
@@ -180,5 +171,7 @@ def evaluate_sound_tokenizer(
     )
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def coded_bytes(codes: Codes, codebook_sizes: Sequence[int]) -> int:
+    """What a recording takes: its codes, each of a codebook at the same length, in whole bytes, and its number of samples."""
+    bits = sum(ids.numel() * math.log2(size) for ids, size in zip(codes.item(0), codebook_sizes, strict=True))
+    return math.ceil(bits / 8) + LENGTH_BYTES

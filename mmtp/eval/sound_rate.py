@@ -6,7 +6,7 @@ its number of samples. Codecs hear the recording at the tokenizer's rate, resamp
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmtp.eval.curves import Point, Progress, RateResult
+from mmtp.eval.codes import EvalError
+from mmtp.eval.curves import Point, Progress, RateResult, few_codebooks, first_codebooks
 from mmtp.eval.distortion import MEASURES, Distortions, NotInstalled, fit, package, resample
-from mmtp.eval.reconstruction import EvalError
-from mmtp.eval.sound import Recording, SoundResult
+from mmtp.eval.sound import Recording, SoundResult, coded_bytes
 from mmtp.eval.speech import WordErrors
+from mmtp.tokenizers.base import DiscreteTokenizer
 
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 OPUS_KBPS = (6.0, 256.0)
@@ -80,10 +81,10 @@ class SoundCodec:
 
 
 def compare_sound_rates(
+    tokenizer: DiscreteTokenizer,
     result: SoundResult,
     name: str,
     recordings: Sequence[Recording],
-    rate: int,
     recognizer: Callable[[Tensor, int], str] | None = None,
     *,
     progress: Progress | None = None,
@@ -91,10 +92,10 @@ def compare_sound_rates(
     """Puts a tokenizer's figures beside those of every codec on the same recordings.
 
     Args:
+        tokenizer: of mono sound; a residual one is measured with fewer codebooks as well.
         result: of the tokenizer on these recordings.
         name: what the comparison calls it.
         recordings: at the tokenizer's rate.
-        rate: that rate.
         recognizer: what hears words, as for :func:`~mmtp.eval.sound.evaluate_sound_tokenizer`; None leaves word errors out.
         progress: called with settings measured and settings in all.
 
@@ -103,31 +104,41 @@ def compare_sound_rates(
     """
     if not recordings:
         raise EvalError("the set holds no recordings to measure")
+    rate, few = int(tokenizer.spec.sample_rate or 0), few_codebooks(tokenizer.spec)
     seconds = sum(recording.sound.shape[1] for recording in recordings) / rate
-    done, total = 0, sum(len(codec.settings) for codec in CODECS.values())
+    done, total = 0, len(few) + sum(len(codec.settings) for codec in CODECS.values())
     points: list[SoundPoint] = []
     notes = _notes(name, result.distortions)
+    fewer: list[SoundPoint] = []
+    for k in few:
+        tally = _Tally(rate, recognizer)
+        for recording in recordings:
+            codes = tokenizer.encode([recording.sound])
+            codes = replace(codes, ids=codes.ids[:, :k])
+            output = fit(tokenizer.decode(codes)[0].float().cpu(), recording.sound.shape[1])
+            tally.add(recording, output, coded_bytes(codes, tokenizer.spec.codebook_sizes[:k]))
+        fewer.append(tally.point(name, first_codebooks(k), seconds))
+        done += 1
+        if progress is not None:
+            progress(done, total)
     for codec_name, codec in CODECS.items():
         for kbps in codec.settings:
-            distortions, words, size = Distortions(), WordErrors(), 0
+            tally = _Tally(rate, recognizer)
             try:
                 for recording in recordings:
-                    output, file_bytes = codec.roundtrip(recording.sound, rate, kbps)
-                    distortions.add(output, recording.sound, rate)
-                    if recognizer is not None and recording.text:
-                        words.add(recognizer(output, rate), recording.text)
-                    size += file_bytes
+                    tally.add(recording, *codec.roundtrip(recording.sound, rate, kbps))
             except NotInstalled as reason:
                 notes.append(f"{codec_name}: {reason}")
                 done += len(codec.settings)
                 break
-            points.append(_point(codec_name, f"{kbps:g}", size / seconds, distortions, words))
-            notes += [] if distortions.left_out == result.distortions.left_out else _notes(f"{codec_name} {kbps:g}", distortions)
+            points.append(tally.point(codec_name, f"{kbps:g}", seconds))
+            differs = tally.distortions.left_out != result.distortions.left_out
+            notes += _notes(f"{codec_name} {kbps:g}", tally.distortions) if differs else []
             done += 1
             if progress is not None:
                 progress(done, total)
     own = _point(name, "", result.bytes_per_second, result.distortions, result.heard.reconstruction if result.heard else WordErrors())
-    return RateResult(own, points, notes)
+    return RateResult(own, points, notes, fewer)
 
 
 def opus(sound: Float[Tensor, "1 t"], rate: int, kbps: float) -> tuple[Float[Tensor, "1 t"], int]:
@@ -170,9 +181,26 @@ def codec2(sound: Float[Tensor, "1 t"], rate: int, kbps: float) -> tuple[Float[T
 CODECS = {"Opus": SoundCodec((6, 8, 12, 16, 24), opus), "Codec2": SoundCodec((1.2, 2.4, 3.2), codec2)}
 
 
+class _Tally:
+    """Sums of one codec at one setting over a set."""
+
+    def __init__(self, rate: int, recognizer: Callable[[Tensor, int], str] | None) -> None:
+        self.rate, self.recognizer = rate, recognizer
+        self.distortions, self.words, self.bytes = Distortions(), WordErrors(), 0
+
+    def add(self, recording: Recording, output: Float[Tensor, "1 t"], file_bytes: int) -> None:
+        self.distortions.add(output, recording.sound, self.rate)
+        self.bytes += file_bytes
+        if self.recognizer is not None and recording.text:
+            self.words.add(self.recognizer(output, self.rate), recording.text)
+
+    def point(self, name: str, setting: str, seconds: float) -> SoundPoint:
+        return _point(name, setting, self.bytes / seconds, self.distortions, self.words)
+
+
 def _point(name: str, setting: str, bytes_per_second: float, distortions: Distortions, words: WordErrors) -> SoundPoint:
-    means = distortions.means
-    return SoundPoint(name, setting, bytes_per_second, *(means.get(field) for field in ("mel", "si_sdr", "stoi", "pesq")), words.rate)
+    means = {field: distortions.means.get(field) for field in ("mel", "si_sdr", "stoi", "pesq")}
+    return SoundPoint(name, setting, bytes_per_second, words=words.rate, **means)
 
 
 def _notes(name: str, distortions: Distortions) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class ChannelNorm(nn.Module):
-    """Layer norm over the channels of each pixel by itself.
+    """Layer norm over the channels of each pixel (of each frame) by itself.
 
     Group norm would mix statistics of the whole plane into every pixel: a flat background would get other codes beside
     another foreground, and a padded picture other codes than the same picture before padding.
@@ -22,9 +22,9 @@ class ChannelNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
         # In channels_last memory this permutation is free.
-        return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), self.weight, self.bias, 1e-6).permute(0, 3, 1, 2)
+        return F.layer_norm(x.movedim(1, -1), (x.shape[1],), self.weight, self.bias, 1e-6).movedim(-1, 1)
 
 
 class Conv(nn.Conv2d):

@@ -49,7 +49,7 @@ class Chain(TimeLayer):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, x: Float[Tensor, "b c t"], state: State | None = None) -> Float[Tensor, "b c2 t2"]:
+    def forward(self, x: Float[Tensor, "b c *size"], state: State | None = None) -> Float[Tensor, "b c2 *size2"]:
         for layer in self.layers:
             x = layer(x, state) if isinstance(layer, TimeLayer) else layer(x)
         return x

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ def check_tokenizer(tokenizer: Any, media: Sequence[Any]) -> None:
     _check_spec(tokenizer)
     if tokenizer.spec.codebook_sizes:
         _check_codes(tokenizer, media)
-        _check_round_trip(tokenizer, media)
     else:
         _check_latents(tokenizer, media)
+    _check_round_trip(tokenizer, media)
     if tokenizer.spec.modality is not Modality.TEXT:
         _check_sizes_without_network(tokenizer, media)
     _check_saved(tokenizer, media)
@@ -129,6 +130,11 @@ def _check_latents(tokenizer: Any, media: Sequence[Any]) -> None:
     for i, medium in enumerate(media):
         n = int(latents.lengths[i])
         require(not latents.values[i, n:].any(), f"latents of item {i} are not 0 after its end")
+        places = [tuple(place) for place in latents.coordinates[i, :n].tolist()]
+        on_grid = [place for place in places if min(place) >= 0]
+        whole = list(product(*map(range, tokenizer.grid(tuple(medium.shape[1:])))))
+        require(on_grid == whole, f"coordinates of item {i} are not those of every cell of its grid, in reading order")
+        require(places[n - len(whole) :] == whole, f"latents of item {i} that have no place on the grid do not come first")
         alone = tokenizer.encode([medium]).values[0]
         require(torch.equal(latents.values[i, :n], alone[:n]), f"latents of item {i} depend on what else is in the batch")
 

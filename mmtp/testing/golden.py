@@ -88,21 +88,26 @@ def tokenizer_golden(tokenizer: Any, media: Sequence[Any]) -> dict[str, Tensor]:
     return tensors
 
 
+def golden_media(tokenizer: Any, golden: Golden) -> list[Any]:
+    """The inputs of a tokenizer's golden file, as ``encode`` takes them."""
+    count = sum(name.startswith("input.") for name in golden.tensors)
+    inputs = [golden.tensors[f"input.{i}"] for i in range(count)]
+    return [bytes(t.tolist()).decode() for t in inputs] if tokenizer.spec.modality is Modality.TEXT else inputs
+
+
 def check_tokenizer_golden(tokenizer: Any, golden: Golden) -> None:
     """Holds a tokenizer to a golden file.
 
     Raises:
         GoldenError: names what differs and by how much.
     """
-    text = tokenizer.spec.modality is Modality.TEXT
-    count = sum(name.startswith("input.") for name in golden.tensors)
-    inputs = [golden.tensors[f"input.{i}"] for i in range(count)]
+    text, media = tokenizer.spec.modality is Modality.TEXT, golden_media(tokenizer, golden)
+    count = len(media)
     if tokenizer.spec.latent_dim:
-        found = tokenizer_golden(tokenizer, inputs)
+        found = tokenizer_golden(tokenizer, media)
         for name in ("lengths", "coordinates", "values"):
             _check_close(name, found[name], golden.tensors[name], golden.tolerance if name == "values" else 0.0)
         return
-    media = [bytes(t.tolist()).decode() for t in inputs] if text else inputs
     stored = Codes(golden.tensors["codes"], golden.tensors["lengths"], golden.tensors.get("sizes"))
     now = tokenizer.encode(media)
     if not torch.equal(now.lengths, stored.lengths):

@@ -4,8 +4,8 @@ Discrete tokenizers turn media into :class:`~mmtp.types.Codes` and back, continu
 They speak of *local* ids, ``0 <= id < codebook_size`` per codebook; what a code is called in a model's vocabulary is the
 business of :class:`mmtp.stream.vocab.VocabLayout` alone.
 
-Media are lists of tensors, so that batches may be ragged: pictures ``[3, h, w]`` and sounds ``[c, t]`` in float, values as
-``spec.value_range`` says; text is a list of strings.
+Media are lists of tensors, so that batches may be ragged: pictures ``[3, h, w]``, videos ``[3, frames, h, w]`` and sounds ``[c, t]``
+in float, values as ``spec.value_range`` says; text is a list of strings.
 
 The promises, checked by :func:`mmtp.testing.check_tokenizer` for every registered class and every zoo entry:
 
@@ -28,6 +28,10 @@ Media = Sequence[Float[Tensor, "c *size"]] | Sequence[str]
 
 class EncodeOnlyError(MmtpError):
     """What ``decode`` raises where a tokenizer has no decoder: its codes can be read by a model, not turned back."""
+
+
+class StreamError(MmtpError):
+    """A stream of chunks that cannot be, has ended, or is to end before where it is."""
 
 
 @runtime_checkable

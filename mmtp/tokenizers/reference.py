@@ -1,7 +1,10 @@
-"""What every tokenizer made of a network shares: the mode in which codes are made, and a fingerprint that costs nothing to ask for."""
+"""What every tokenizer made of a network shares: the mode in which codes are made, a cheap fingerprint, and a look at foreign codes."""
+
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from mmtp.config import Config
 from mmtp.hub import fingerprint
@@ -44,3 +47,15 @@ class FingerprintCache:
         if self._version != version:
             self._version, self._value = version, fingerprint(config, state)
         return self._value
+
+
+def fault(ids: Int[Tensor, "k *n"], codebook_sizes: Sequence[int]) -> str:
+    """Why codes cannot be those of a tokenizer with these codebooks; empty where they can. The first few codebooks will do."""
+    if not 1 <= len(ids) <= len(codebook_sizes):
+        return f"codes of {len(ids)} codebooks given, 1 to {len(codebook_sizes)} wanted"
+    for k, (codes, size) in enumerate(zip(ids, codebook_sizes, strict=False)):
+        if codes.numel():
+            least, most = (int(bound) for bound in codes.aminmax())
+            if least < 0 or most >= size:
+                return f"codes {least} to {most} of codebook {k} given, 0 to {size - 1} wanted"
+    return ""

@@ -152,7 +152,13 @@ class TextTokenizer:
         return Codes(out, torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None])
 
     def decode(self, codes: Codes) -> list[str]:
-        """The strings of a batch of ids."""
+        """The strings of a batch of ids.
+
+        Raises:
+            TextTokenizerError: several codebooks, or an id that is none of this tokenizer's.
+        """
+        if codes.ids.shape[1] != 1:
+            raise TextTokenizerError(f"codes of {codes.ids.shape[1]} codebooks given, text has 1")
         return [self.decode_text(codes.item(i)[0].tolist()) for i in range(len(codes))]
 
     def save_files(self, folder: Path) -> None:

@@ -87,12 +87,18 @@ def read_captioned(
             picture = decode_image(sample.media).mul(255).round().to(torch.uint8)
         except DecodeError:
             continue
-        height, width = picture.shape[1:]
-        if min(height, width) > shorter or source.crop == (1.0, 1.0):
-            scale = shorter / min(height, width)
-            picture = resize(picture, (max(size, round(height * scale)), max(size, round(width * scale))), "stretch")
-        out.append((picture, sample.labels.get("caption") or ", ".join(sample.labels.get("tags") or [])))
+        text = sample.labels.get("caption") or ", ".join(sample.labels.get("tags") or [])
+        out.append((scaled(picture, size, shorter, source.crop), text))
     return out
+
+
+def scaled(picture: UInt8[Tensor, "3 h w"], size: int, shorter: int, crop: tuple[float, float]) -> UInt8[Tensor, "3 _ _"]:
+    """A picture whose shorter side is at most ``shorter``, or exactly that where it is cropped at its whole side only."""
+    height, width = picture.shape[1:]
+    if min(height, width) > shorter or crop == (1.0, 1.0):
+        scale = shorter / min(height, width)
+        picture = resize(picture, (max(size, round(height * scale)), max(size, round(width * scale))), "stretch")
+    return picture
 
 
 def augment(picture: UInt8[Tensor, "3 h w"], source: PictureSource, size: int, draw: torch.Generator) -> UInt8[Tensor, "3 size size"]:
@@ -106,11 +112,15 @@ def augment(picture: UInt8[Tensor, "3 h w"], source: PictureSource, size: int, d
     out = picture[:, top : top + side, left : left + side]
     if side != size:
         out = F.interpolate(out[None].contiguous(memory_format=torch.channels_last), (size, size), mode="bilinear", antialias=True)[0]
-    turn = int(torch.randint(8, (), generator=draw))
-    if source.flips != "none" and turn & 1:
-        out = out.flip(2)
-    if source.flips == "all" and turn & 2:
-        out = out.flip(1)
-    if source.flips == "all" and turn & 4:
-        out = out.transpose(1, 2)
-    return out
+    return turned(out, source.flips, int(torch.randint(8, (), generator=draw)))
+
+
+def turned(picture: UInt8[Tensor, "3 h w"], flips: str, turn: int) -> UInt8[Tensor, "3 _ _"]:
+    """A picture in one of the eight symmetries of the square (``turn``), as far as ``flips`` allows them."""
+    if flips != "none" and turn & 1:
+        picture = picture.flip(2)
+    if flips == "all" and turn & 2:
+        picture = picture.flip(1)
+    if flips == "all" and turn & 4:
+        picture = picture.transpose(1, 2)
+    return picture

@@ -1,4 +1,4 @@
-"""Training of tokenizers of pictures and of sounds: reconstruct media through the quantizer."""
+"""Training of tokenizers of pictures, videos and sounds: reconstruct media through the quantizer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from mmtp.config import Config, ConfigError, build_config, from_dict
 from mmtp.data.media import contact_sheet
 from mmtp.hub import save_pretrained
 from mmtp.tokenizers.continuous.vit import TimmViT
+from mmtp.tokenizers.image.grid import ImageShapeError
 from mmtp.train.log import RunLog
 from mmtp.train.losses.adversarial import AdversarialConfig, Adversary
 from mmtp.train.losses.audio import AudioReconstructionConfig, AudioReconstructionLoss
@@ -26,9 +28,10 @@ from mmtp.train.recipe import Recipe
 from mmtp.train.semantic_trainer import train_semantic
 from mmtp.train.sounds import SoundData, SoundMix, spectrogram
 from mmtp.train.trainer import OptimConfig, Trainer
+from mmtp.train.videos import VideoData, VideoMix
 from mmtp.types import Modality
 
-PICTURES, SOUNDS = 16, 4
+PICTURES, VIDEOS, SOUNDS = 16, 4, 4
 """How many a preview shows."""
 
 TERMS = ("l1", "l2", "mel", "perceptual", "adversarial", "feature")
@@ -51,7 +54,7 @@ class SoundAdversarialConfig(AdversarialConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PictureLossConfig(ReconstructionConfig):
-    """``[loss]`` of a picture tokenizer: weights, and the parts that a recipe may add."""
+    """``[loss]`` of a tokenizer of pictures or videos: weights, and the parts that a recipe may add. Of videos it is over single frames."""
 
     perceptual: PerceptualConfig | None = None
     adversarial: PictureAdversarialConfig | None = None
@@ -84,7 +87,7 @@ class TokenizerTask:
         optim: the tokenizer's optimizer; a discriminator has the same but for its rate and betas.
     """
 
-    def __init__(self, module: Any, data: PictureMix | SoundMix, size: int, criterion: Criterion, optim: OptimConfig) -> None:
+    def __init__(self, module: Any, data: PictureMix | VideoMix | SoundMix, size: int, criterion: Criterion, optim: OptimConfig) -> None:
         self.module: nn.Module = module
         self.data, self.size, self.criterion = data, size, criterion
         self.codebook_sizes: tuple[int, ...] = module.quantizer.codebook_sizes
@@ -99,7 +102,8 @@ class TokenizerTask:
 
     def loss(self, batch: Float[Tensor, "b c *size"], step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
         output, quantized = self.module(batch)
-        loss, metrics = self.criterion(output, batch, quantized, step, self.last_layer)
+        output, target = self.judged(output), self.judged(batch)
+        loss, metrics = self.criterion(output, target, quantized, step, self.last_layer)
         self._output = output.detach()
         return loss, metrics | usage(quantized.ids, self.codebook_sizes) | {"samples": float(len(batch))}
 
@@ -107,7 +111,11 @@ class TokenizerTask:
         """The discriminator's loss on what the tokenizer has just made of the batch."""
         if self.criterion.adversary is None or not self.criterion.plays(step):
             return None
-        return self.criterion.adversary(self._output, batch)
+        return self.criterion.adversary(self._output, self.judged(batch))
+
+    def judged(self, media: Float[Tensor, "b c *size"]) -> Tensor:
+        """Media as losses see them."""
+        return media
 
     def preview(self, module: nn.Module, log: RunLog, step: int) -> None:
         raise NotImplementedError
@@ -120,6 +128,18 @@ class PictureTask(TokenizerTask):
         batch = self.data.batch(0, PICTURES).to(self.device)
         pairs = torch.stack([batch, module(batch)[0]], 1).flatten(0, 1).add(1).div(2)
         log.picture(step, contact_sheet(list(pairs.clamp(0, 1)), columns=8))
+
+
+class VideoTask(TokenizerTask):
+    """Losses see every frame as a picture. Shows the frames of every original in a row, above those of its reconstruction."""
+
+    def judged(self, media: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "n 3 h w"]:
+        return rearrange(media, "b c t h w -> (b t) c h w")
+
+    def preview(self, module: nn.Module, log: RunLog, step: int) -> None:
+        batch = self.data.batch(0, VIDEOS).to(self.device)
+        pairs = torch.stack([batch, module(batch)[0]], 1).add(1).div(2).clamp(0, 1)
+        log.picture(step, contact_sheet(list(rearrange(pairs, "b pair c t h w -> (b pair t) c h w")), columns=batch.shape[2]))
 
 
 class SoundTask(TokenizerTask):
@@ -158,12 +178,39 @@ def picture_task(module: Any, data: PictureData, loss: PictureLossConfig, recipe
     Raises:
         ConfigError: sizes do not fit the tokenizer or the discriminator; a source or a network's weights are missing.
     """
+    try:
+        whole = module.extent(module.grid((data.size, data.size)))
+    except ImageShapeError as error:
+        raise ConfigError(f"data.size: {error}") from error
+    if whole[0] != data.size:
+        raise ConfigError(f"data.size: {data.size} is no multiple of {module.cell[0]}, the pixels per side of a code")
+    criterion = _picture_criterion(module, data.size, loss, root)
+    mix = PictureMix(data, root, recipe.run.seed, progress=progress)
+    return PictureTask(module, mix, recipe.run.batch, criterion, recipe.optim)
+
+
+def video_task(module: Any, data: VideoData, loss: PictureLossConfig, recipe: Recipe, root: Path, *, progress: bool) -> TokenizerTask:
+    """The task of a video tokenizer.
+
+    Raises:
+        ConfigError: sizes or the number of frames do not fit the tokenizer or the discriminator; a source or weights are missing.
+    """
+    step = module.config.frames_per_code
+    if (data.frames - 1) % step:
+        raise ConfigError(f"data.frames: {data.frames} is not one more than a multiple of {step}, the frames that a code frame stands for")
     if data.size % module.config.downsampling:
         raise ConfigError(f"data.size: {data.size} is no multiple of {module.config.downsampling}, the pixels per side of a code")
+    criterion = _picture_criterion(module, data.size, loss, root)
+    mix = VideoMix(data, root, recipe.run.seed, frame_rate=module.config.frame_rate, progress=progress)
+    return VideoTask(module, mix, recipe.run.batch, criterion, recipe.optim)
+
+
+def _picture_criterion(module: Any, size: int, loss: PictureLossConfig, root: Path) -> Criterion:
+    """What pictures, or frames, of ``size`` pixels a side are measured by."""
     adversary = None
     if loss.adversarial:
         least = 3 * 2**loss.adversarial.discriminator.layers
-        if data.size < least:
+        if size < least:
             raise ConfigError(
                 f"loss.adversarial.discriminator.layers: {loss.adversarial.discriminator.layers} want pictures of {least} pixels"
             )
@@ -171,9 +218,7 @@ def picture_task(module: Any, data: PictureData, loss: PictureLossConfig, recipe
     device = next(module.parameters()).device
     perceptual = build_perceptual(loss.perceptual, root, device) if loss.perceptual else None
     balancer = Balancer(loss.balance, TERMS) if loss.balance else None
-    criterion = Criterion(PictureReconstructionLoss(loss, perceptual), loss.quantizer, adversary, balancer).to(device)
-    mix = PictureMix(data, root, recipe.run.seed, progress=progress)
-    return PictureTask(module, mix, recipe.run.batch, criterion, recipe.optim)
+    return Criterion(PictureReconstructionLoss(loss, perceptual), loss.quantizer, adversary, balancer).to(device)
 
 
 def sound_task(module: Any, data: SoundData, loss: SoundLossConfig, recipe: Recipe, root: Path, *, progress: bool) -> TokenizerTask:
@@ -209,6 +254,7 @@ class Medium:
 
 MEDIA = {
     Modality.IMAGE: Medium("pictures", PictureData, PictureLossConfig, picture_task),
+    Modality.VIDEO: Medium("videos", VideoData, PictureLossConfig, video_task),
     Modality.AUDIO: Medium("sounds", SoundData, SoundLossConfig, sound_task),
 }
 
@@ -218,8 +264,9 @@ def train_tokenizer(recipe: Recipe, folder: Path, *, data_root: Path, progress: 
 
     Args:
         recipe: ``[tokenizer]`` is the configuration. Of pictures, ``[data]`` is a :class:`PictureData` and ``[loss]`` a
-            :class:`PictureLossConfig`; of sounds, a :class:`SoundData` and a :class:`SoundLossConfig`. A vision transformer, which does
-            not reconstruct, is trained by :func:`~mmtp.train.semantic_trainer.train_semantic`.
+            :class:`PictureLossConfig`; of videos, a :class:`VideoData` and the same loss; of sounds, a :class:`SoundData` and a
+            :class:`SoundLossConfig`. A vision transformer, which does not reconstruct, is trained by
+            :func:`~mmtp.train.semantic_trainer.train_semantic`.
         folder: the run's folder.
         data_root: where relative paths of the sources start.
         progress: whether to show bars.

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 
 from mmtp import cli
 
@@ -53,7 +54,7 @@ def test_tokenizer_leaves_out_what_it_cannot_read(little_zoo, tmp_path, capsys):
     assert "unreadable" in shown and "b.png" in shown
 
 
-def test_features_tell_labels_and_teachers(tmp_path, capsys):
+def test_probe_tells_labels_and_teachers(tmp_path, capsys):
     import torch
 
     from mmtp.config import build_config
@@ -75,7 +76,7 @@ def test_features_tell_labels_and_teachers(tmp_path, capsys):
             (tmp_path / part / f"{i}.json").write_text(json.dumps({"group": "rgb"[i % 3], "caption": f"number {i}"}))
     (tmp_path / "recipe.toml").write_text('[[loss.distill.teachers]]\nnetwork = "tokenizer:image-fsq-f8"\n')
     path = tmp_path / "features.json"
-    asked = ["eval", "features", str(tmp_path / "vit"), "--label", "group", "--size", "16", "--data", str(tmp_path / "held")]
+    asked = ["eval", "probe", str(tmp_path / "vit"), "--label", "group", "--size", "16", "--data", str(tmp_path / "held")]
     rest = ["--bank", str(tmp_path / "bank"), "--teachers", str(tmp_path), "--json", str(path), "--at-least", "0.9"]
     assert cli.run(asked + rest) == 0
     shown = capsys.readouterr().out
@@ -109,6 +110,43 @@ def test_a_tokenizer_beside_codecs(little_zoo, tmp_path, capsys):
     assert rates["tokenizer"]["name"] == "image-fsq-f8" and {p["name"] for p in rates["codecs"]} == {"JPEG", "WebP", "AVIF"}
 
 
+def test_crops_of_several_sources_in_features_of_a_network(little_zoo, photos, tmp_path, capsys):
+    import timm
+    from PIL import Image
+    from safetensors.torch import save_file
+
+    more, path, weights = tmp_path / "more", tmp_path / "out.json", tmp_path / "weights.safetensors"
+    more.mkdir()
+    for name, size in {"tiny.png": (15, 40), "wide.png": (50, 33)}.items():
+        Image.linear_gradient("L").resize(size).convert("RGB").save(more / name)
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), weights)
+    command = ["eval", "tokenizer", "image-fsq-f8", "--data", str(photos), "--data", str(more), "--crop", "16"]
+    assert cli.run([*command, "--features", f"timm:test_resnet:{weights}", "--codecs", "--json", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "smaller than a crop, left out" in shown and "tiny.png: 15x40" in shown and "empty.jpg" in shown
+    assert "in features of timm:test_resnet" in shown and "covariances are singular" in shown
+    values = json.loads(path.read_text())
+    assert values["images"] == 5 * 2 * 1 + 3 * 2 and values["small"] == 1 and values["unreadable"] == 1
+    assert values["features"] == "timm:test_resnet" and values["perceptual"] > 0 and values["frechet"] > 0
+    assert values["rates"]["tokenizer"]["perceptual"] == pytest.approx(values["perceptual"], rel=1e-4)
+    assert all(point["perceptual"] > 0 for point in values["rates"]["codecs"])
+
+
+def test_usage_alone(little_zoo, photos, recordings, tmp_path, capsys):
+    path = tmp_path / "usage.json"
+    command = ["eval", "tokenizer", "image-fsq-f8", "--data", str(photos), "--data", "easy-vqa:test", "--size", "32", "--usage"]
+    assert cli.run([*command, "--json", str(path), "--at-least", "1.1"]) == cli.CHECK_FAILED
+    shown = capsys.readouterr().out
+    assert "in use" in shown and "of 1.58 bits" in shown and "unreadable, left out" in shown
+    values = json.loads(path.read_text())
+    assert values["tokens"] == 10 * 3 * 4 and values["headline"] == min(book["usage"] for book in values["codebooks"])
+    assert "psnr" not in values
+
+    assert cli.run(["eval", "tokenizer", recordings["tokenizer"], "--data", recordings["folder"], "--usage", "--json", str(path)]) == 0
+    assert json.loads(path.read_text())["tokens"] == 150
+
+
 def test_a_tokenizer_of_sound_is_measured_as_one(recordings, tmp_path, capsys):
     pytest.importorskip("pystoi")
     path, report = tmp_path / "sound.json", tmp_path / "sound.html"
@@ -122,7 +160,8 @@ def test_a_tokenizer_of_sound_is_measured_as_one(recordings, tmp_path, capsys):
     assert values["recordings"] == 3 and values["seconds"] == 3 and values["exact_lengths"] == 1 and values["unreadable"] == 2
     assert values["tokens"] == 150 and 0 <= values["headline"] == values["stoi"] < 1
     assert {point["name"] for point in values["rates"]["codecs"]} == {"Opus", "Codec2"}
-    assert report.read_text().count("<svg") == 2 and report.read_text().count("<audio") == 6
+    # STOI and mel distance, and PESQ where it is installed.
+    assert report.read_text().count("<svg") == 2 + (values["pesq"] is not None) and report.read_text().count("<audio") == 6
 
 
 def test_a_tokenizer_of_sound_has_a_threshold_and_words(recordings, monkeypatch, capsys):
@@ -154,7 +193,12 @@ def test_a_threshold_without_a_figure_is_refused(recordings, monkeypatch, capsys
         ("tokenizer", [], "name recordings"),
         ("tokenizer", ["--data", "FOLDER", "--size", "8"], "--size"),
         ("tokenizer", ["--data", "easy-vqa:test"], "no audio"),
+        ("tokenizer", ["--data", "FOLDER", "--features", "efficientnet-lite0"], "--features"),
         ("image", ["--words"], "--words"),
+        ("image", ["--usage", "--codecs"], "--codecs has nothing to measure"),
+        ("image", ["--data", "easy-vqa:test", "--limit", "1", "--crop", "65"], "as large as a crop; the first: "),
+        ("image", ["--crop", "x"], "--crop x: write 64"),
+        ("image", ["--features", "vgg"], "--features: network 'vgg' is neither"),
         ("text", [], "mmtp eval text"),
     ],
 )

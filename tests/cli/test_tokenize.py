@@ -1,7 +1,10 @@
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from mmtp.cli import USER_ERROR, run
 from mmtp.cli.tokenize import parse_size
@@ -52,3 +55,31 @@ def test_sizes() -> None:
     for text in ("", "x", "64x", "64x64x3", "-4", "6.5"):
         with pytest.raises(MmtpError):
             parse_size(text)
+
+
+def test_sounds_of_every_width_rate_and_number_of_channels(
+    tmp_path: Path, recordings: dict[str, str], capsys: pytest.CaptureFixture
+) -> None:
+    folder, out = tmp_path / "wav", tmp_path / "out"
+    folder.mkdir()
+    lengths = {}
+    for channels in range(1, 9):
+        subtype = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")[channels % 6]
+        for rate in (8000, 11_025, 44_100):
+            tone = 0.4 * np.sin(np.arange(rate // 10) * 2 * np.pi * 300 / rate)
+            name = f"{channels}-{rate}.wav"
+            soundfile.write(folder / name, np.repeat(tone[:, None], channels, 1), rate, subtype=subtype)
+            lengths[name] = -(-(rate // 10) * 8000 // rate)
+    sounds = {"silence": [0.0] * 700, "one": [1.0], "nan": [0.0, np.nan], "infinite": [np.inf], "none": []}
+    for name, sound in sounds.items():
+        soundfile.write(folder / f"{name}.wav", np.asarray(sound), 8000, subtype="DOUBLE")
+    lengths |= {"silence.wav": 700, "one.wav": 1}
+    command = ["tokenize", str(folder), "--tokenizer", recordings["tokenizer"], "--out", str(out), "--workers", "1"]
+    assert run(command) == 0
+    assert ": 26 ok, 3 quarantined (empty 1, not-finite 2)" in capsys.readouterr().out
+    assert {row.meta["input"]: row.meta["size"] for row in ShardDataset(out)} == {name: [length] for name, length in lengths.items()}
+    quarantined = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert {entry["key"] for entry in quarantined} == {"nan.wav", "infinite.wav", "none.wav"}
+    assert run(["decode", str(out), "--out", str(tmp_path / "back"), "--tokenizer", recordings["tokenizer"]]) == 0
+    for name, length in lengths.items():
+        assert soundfile.info(tmp_path / "back" / name).frames == length

@@ -19,11 +19,18 @@ from mmtp.data import job, storage
 from mmtp.data.encode import TokenizeConfig
 from mmtp.data.errors import DataError
 from mmtp.data.job import tokenize
-from mmtp.data.loader import ShardDataset
+from mmtp.data.loader import PackedBatches, ShardDataset
 from mmtp.data.manifest import Totals
+from mmtp.data.media import decode_image
 from mmtp.data.storage import DiskFullError, Journal, Share, locked
 from mmtp.data.verify import verify
+from mmtp.models.backbone import BackboneConfig
+from mmtp.models.loss import LossConfig
+from mmtp.models.unified import UnifiedModel
 from mmtp.stream.grammar import StreamGrammar
+from mmtp.stream.vocab import Special
+from mmtp.tokenizers.continuous.patches import PatchImageTokenizer
+from mmtp.tokenizers.continuous.vit import TimmViT
 from mmtp.tokenizers.image.conv import ConvImageTokenizer
 
 BAD = {
@@ -359,3 +366,36 @@ def test_killed_pool_leaves_no_orphans_and_continues(
     outcome = make(pictures, out, tokenizers)
     assert outcome.kept >= 2  # made by the pool; the rest here: together as if nothing had happened
     assert contents(out) == whole
+
+
+def test_a_continuous_tokenizer_gives_features_that_a_model_reads(pictures: Path, tmp_path: Path, tokenizers: dict[str, Path]) -> None:
+    patches = PatchImageTokenizer.Config(patch=8).build()
+    config = TokenizeConfig(tasks=("caption",), shard_inputs=12, flips="horizontal")
+    outcome = make(pictures, tmp_path / "out", tokenizers, tokenizer=patches, config=config, workers=1)
+    assert outcome.totals.reasons == dict.fromkeys(sorted(BAD.values()), 1)
+    assert verify(tmp_path / "out").problems == ()
+    dataset = ShardDataset(tmp_path / "out")
+    rows = {row.key: row for row in dataset}
+    picture = decode_image((pictures / "a/00.png").read_bytes())
+    for key, expected in (("a/00.png#0", picture), ("a/00.png#1", picture.flip(2))):
+        np.testing.assert_array_equal(rows[key].features, patches.encode([expected]).item(0).half().numpy())
+    batch = PackedBatches(dataset, rows=2, budget=64).batch(0)
+    assert batch.features is not None and batch.features.dtype == torch.float32
+    assert len(batch.features) == int((batch.tokens == Special.FEATURE).sum()) > 8
+    backbone = BackboneConfig(width=32, depth=1, num_heads=2, num_kv_heads=1, head_dim=16, mlp_width=32)
+    model = UnifiedModel.Config(layout=dataset.layout, backbone=backbone, feature_width=patches.spec.latent_dim).build()
+    model.loss(batch, LossConfig()).total.backward()
+    assert model.embedding.features.weight.grad.any()
+
+
+def test_vectors_that_cannot_be_stored_or_written_are_refused(pictures: Path, tmp_path: Path, tokenizers: dict[str, Path]) -> None:
+    patches = PatchImageTokenizer.Config(patch=8).build()
+    with pytest.raises(DataError, match="task draw: the tokenizer is continuous"):
+        make(pictures, tmp_path / "draw", tokenizers, tokenizer=patches, workers=1)
+    options = {"embed_dim": 8, "depth": 1, "num_heads": 2, "patch_size": 8, "img_size": 16}
+    vit = TimmViT.Config(model="vit_tiny_patch16_224", options=options).build()
+    torch.nn.init.constant_(vit.model.norm.bias, 1e5)
+    with pytest.raises(DataError, match="none of its 29 inputs can be used .*not-encodable 25"):
+        make(pictures, tmp_path / "large", tokenizers, tokenizer=vit.eval(), config=TokenizeConfig(), workers=1)
+    reasons = [json.loads(line)["detail"] for line in (tmp_path / "large" / "quarantine.jsonl").read_text().splitlines()]
+    assert sum("the largest number of float16" in reason for reason in reasons) == 25

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from mmtp.data.errors import DecodeError, Reason
-from mmtp.data.media import contact_sheet, decode_image, decode_sound, encode_png, read_image, read_sound, resize, to_uint8, write_wav
+from mmtp.data.media import (
+    contact_sheet,
+    decode_image,
+    decode_sound,
+    encode_png,
+    grid_crops,
+    read_image,
+    read_sound,
+    resize,
+    to_uint8,
+    write_wav,
+)
 
 RNG = np.random.default_rng(0)
 PICTURE = Image.fromarray(RNG.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((48, 36), Image.Resampling.BICUBIC)
@@ -243,6 +254,16 @@ def test_sound_round_trip(kind: str) -> None:
     np.testing.assert_allclose(sound[0].numpy(), TONE, atol=1 / 32768)
 
 
+BITS = {"PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 24, "FLOAT": 24, "DOUBLE": 24}
+
+
+@pytest.mark.parametrize(("subtype", "bits"), BITS.items())
+@pytest.mark.parametrize("channels", [1, 2, 8])
+def test_samples_of_any_width(subtype: str, bits: int, channels: int) -> None:
+    sound, _ = decode_sound(wav(np.repeat(TONE[:, None], channels, 1), subtype=subtype))
+    np.testing.assert_allclose(sound[0].numpy(), TONE, atol=2.0 ** (2 - bits))
+
+
 def test_channels_are_averaged() -> None:
     sound, _ = decode_sound(wav(np.stack([TONE, -TONE], 1)))
     assert sound.abs().max() < 1e-4
@@ -296,3 +317,12 @@ def test_long_sounds_are_refused() -> None:
 def test_written_sounds_are_read_back(tmp_path) -> None:
     write_wav(tmp_path / "tone.wav", torch.from_numpy(TONE).float()[None], 16000)
     np.testing.assert_allclose(read_sound(tmp_path / "tone.wav")[0][0].numpy(), TONE, atol=1 / 16384)
+
+
+def test_crops_lie_side_by_side_around_the_middle():
+    picture = torch.arange(7 * 11).reshape(1, 7, 11).expand(3, 7, 11).float()
+    crops = grid_crops(picture, (3, 4))
+    corners = [(y, x) for y in (0, 3) for x in (1, 5)]
+    assert len(crops) == 4
+    assert all(torch.equal(crop, picture[:, y : y + 3, x : x + 4]) for crop, (y, x) in zip(crops, corners, strict=True))
+    assert len(grid_crops(picture, (7, 11))) == 1 and grid_crops(picture, (8, 3)) == []

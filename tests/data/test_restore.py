@@ -13,6 +13,7 @@ from mmtp.data.loader import ShardDataset
 from mmtp.data.media import read_image, to_uint8
 from mmtp.data.restore import Restorer, load_tokenizers
 from mmtp.stream.vocab import MediaEntry, VocabLayout
+from mmtp.testing.fakes import BlockTokenizer
 from mmtp.types import Modality
 
 
@@ -47,9 +48,16 @@ def test_without_tokenizers_codes_stay_codes(dataset: ShardDataset) -> None:
     assert document.transcript.startswith("user: <image 2x2> text ")
 
 
-def test_other_tokenizers_are_refused(dataset: ShardDataset, tokenizers: dict[str, Path]) -> None:
+def test_other_tokenizers_are_refused(dataset: ShardDataset, tokenizers: dict[str, Path], tmp_path: Path, block_registered: None) -> None:
     with pytest.raises(DataError, match="tokenizer 'txt' is not in the zoo; name its folder with --tokenizer"):
         load_tokenizers(dataset.layout, [tokenizers["image"]])
+    other = BlockTokenizer.Config(block=2, levels=7).build()
+    folder = hub.save_pretrained(other, tmp_path / "other")
+    message = (
+        rf"name the folder with fingerprint [0-9a-f]+ with --tokenizer; .*other is not it: its fingerprint is {other.spec.fingerprint}$"
+    )
+    with pytest.raises(DataError, match=message):
+        load_tokenizers(dataset.layout, [tokenizers["image"], folder])
     assert load_tokenizers(dataset.layout, needed=False) == {}
     stranger = VocabLayout(None, (MediaEntry(Modality.IMAGE, str(tokenizers["image"]), "0123", (625,)),))
     with pytest.raises(DataError, match=r"img': the data were made with fingerprint 0123, the one of that name has [0-9a-f]{16}; name the"):

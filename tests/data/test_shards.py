@@ -1,17 +1,19 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtp.data.errors import DataError, Reason
 from mmtp.data.shards import Quarantined, Shard, ShardBuilder, ShardHead, check_hash, config_hash, token_type
 from mmtp.data.storage import digest
-from mmtp.stream.template import EncodedDocument, SegmentRecord
+from mmtp.stream.template import EncodedDocument, SegmentRecord, encode_document
 from mmtp.stream.vocab import MediaEntry, TextEntry, VocabLayout
-from mmtp.types import Modality
+from mmtp.types import Modality, Segment
 
 LAYOUT = VocabLayout(TextEntry("t", 300, "aa"), (MediaEntry(Modality.IMAGE, "i", "bb", (625,)),), 16)
 HEAD = ShardHead(LAYOUT, {"t": "aa", "i": "bb"}, {"tasks": ["plain"]}, (4, 9), (Quarantined("k", "f", Reason.EMPTY, "nothing"),))
@@ -132,3 +134,28 @@ def test_strangers_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_config_hash_ignores_the_order_of_keys() -> None:
     assert config_hash({"a": 1, "b": [2]}) == config_hash({"b": [2], "a": 1}) != config_hash({"a": 1, "b": [3]})
+
+
+def test_features_come_back_in_half_precision(tmp_path):
+    layout = VocabLayout(TextEntry("t", 300, "aa"), (MediaEntry(Modality.IMAGE, "vit", "bb"),), 16)
+    segments = [Segment(Modality.IMAGE, features=torch.randn(h, w, 5).half()) for h, w in ((2, 3), (1, 1))]
+    documents = [encode_document(layout, pieces) for pieces in (segments, [], segments[1:])]
+    builder = ShardBuilder(layout)
+    for i, each in enumerate(documents):
+        builder.add(f"k{i}#0", each, {})
+    (tmp_path / "f.arrow").write_bytes(builder.to_bytes(HEAD))
+    shard = Shard(tmp_path / "f.arrow")
+    for row, each in zip(shard, documents, strict=True):
+        assert np.array_equal(row.tokens, each.tokens)
+        assert row.features is None if each.features is None else np.array_equal(row.features, each.features.numpy())
+    assert [None if row.features is None else row.features.shape for row in shard] == [(7, 5), None, (1, 5)]
+
+
+def test_features_that_do_not_fit_their_places_are_damage(tmp_path):
+    layout = VocabLayout(None, (MediaEntry(Modality.IMAGE, "vit", "bb"),), 16)
+    document = encode_document(layout, [Segment(Modality.IMAGE, features=torch.zeros(1, 3, 4).half())])
+    builder = ShardBuilder(layout)
+    builder.add("k#0", replace(document, features=torch.zeros(2, 5).half()), {})
+    (tmp_path / "f.arrow").write_bytes(builder.to_bytes(HEAD))
+    with pytest.raises(DataError, match="row 0: it has 3 <feature> tokens, and 10 numbers for them"):
+        Shard(tmp_path / "f.arrow")[0]

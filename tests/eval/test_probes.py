@@ -72,7 +72,7 @@ def test_pictures_and_captions_find_each_other():
     assert (found["pictures"], found["captions"]) == (6, 3)
     assert found["picture_to_text@5"] == found["text_to_picture@10"] == 1  # there are but 3 captions and 6 pictures
 
-    class Knowing:  # pictures and captions by their colour
+    class Knowing(TwoTowers):  # pictures and captions by their colour
         def embed_features(self, values):
             return values.mean(1)
 
@@ -83,7 +83,7 @@ def test_pictures_and_captions_find_each_other():
     vectors = tokenizer.encode(list(held_out.pictures)).values.mean(1)
     vectors = vectors - vectors.mean(0)
     means = {c: vectors[[i for i, d in enumerate(held_out.captions) if d == c]].mean(0) for c in set(held_out.captions) - {""}}
-    perfect = retrieval(tokenizer, Knowing(), held_out)
+    perfect = retrieval(tokenizer, Knowing(towers.config), held_out)
     assert perfect["picture_to_text@1"] == perfect["text_to_picture@1"] == 1
     with pytest.raises(ProbeError, match="no held-out picture has a caption"):
         retrieval(tokenizer, towers, Labelled(held_out.pictures, held_out.labels, ("",) * 12))

@@ -73,6 +73,13 @@ def test_plots_take_text_and_grid_from_the_page_and_keep_their_ids_apart():
     assert one == lines({"a": ([1, 2], [1.0, 2.0])}, "x", "first")
 
 
+def test_points_of_a_curve_are_marked_where_asked_for():
+    curve = {"a": ([1, 2, 3], [1.0, 3.0, 2.0])}
+    marked, plain = lines(curve, "x", "y", dots=["a"]), lines(curve, "x", "y", dots=["b"])
+    # Every mark is drawn by a <use>, and there is one more beside the name of the curve where there are several.
+    assert marked.svg.count("<use") - plain.svg.count("<use") == 3
+
+
 def test_pictures_survive_exactly():
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     uri = png_uri(torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)

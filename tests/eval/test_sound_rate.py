@@ -1,12 +1,15 @@
+import math
+
 import pytest
 import torch
 
 from mmtp.eval import distortion, sound_rate
-from mmtp.eval.codes import CodeCounts
+from mmtp.eval.codes import CodeCounts, EvalError
 from mmtp.eval.distortion import Distortions, stoi
-from mmtp.eval.reconstruction import EvalError
-from mmtp.eval.sound import Recording, SoundResult
+from mmtp.eval.sound import Recording, SoundResult, evaluate_sound_tokenizer
 from mmtp.eval.sound_rate import CODECS, codec2, compare_sound_rates, opus
+from mmtp.tokenizers.audio.frame import FrameAudioTokenizer
+from mmtp.tokenizers.quantizers import FSQ, QuantizerConfig, ResidualFSQ
 
 from .voice import RATE, voice
 
@@ -18,6 +21,17 @@ def own(sounds: list[torch.Tensor]) -> SoundResult:
         distortions.add(sound, sound, RATE)
     seconds = sum(sound.shape[1] for sound in sounds) / RATE
     return SoundResult(len(sounds), seconds, len(sounds), int(1000 * seconds), CodeCounts((2,)), distortions)
+
+
+def untrained(quantizer: QuantizerConfig) -> FrameAudioTokenizer:
+    torch.manual_seed(1)
+    config = FrameAudioTokenizer.Config(
+        sample_rate=RATE, window=320, hop=160, width=8, encoder_blocks=1, decoder_blocks=1, quantizer=quantizer
+    )
+    return config.build().eval()
+
+
+PLAIN = untrained(FSQ.Config(levels=(5, 5)))
 
 
 @pytest.mark.parametrize("rate", [16000, 22050])
@@ -51,7 +65,8 @@ def test_a_tokenizer_beside_codecs(monkeypatch):
     monkeypatch.setitem(CODECS, "Opus", sound_rate.SoundCodec((6, 24), opus))
     monkeypatch.delitem(CODECS, "Codec2")
     seen, sounds = [], [voice(1.0), torch.zeros(1, 4000)]
-    result = compare_sound_rates(own(sounds), "copy", [Recording(sound) for sound in sounds], RATE, progress=lambda *at: seen.append(at))
+    recordings = [Recording(sound) for sound in sounds]
+    result = compare_sound_rates(PLAIN, own(sounds), "copy", recordings, progress=lambda *at: seen.append(at))
     assert seen == [(1, 2), (2, 2)]
     assert result.tokenizer.bytes == 1000 and result.tokenizer.mel == 0
     low, high = result.codecs
@@ -70,11 +85,24 @@ def test_words_are_heard_in_codecs_as_well(monkeypatch):
     monkeypatch.delitem(CODECS, "Codec2")
     recordings = [Recording(voice(0.5), "one two"), Recording(voice(0.5))]
     heard = iter(["one two", "two"])
-    result = compare_sound_rates(own([r.sound for r in recordings]), "copy", recordings, RATE, lambda sound, rate: next(heard))
+    result = compare_sound_rates(PLAIN, own([r.sound for r in recordings]), "copy", recordings, lambda sound, rate: next(heard))
     assert [point.words for point in result.codecs] == [0.0, 0.5]  # asked about the recording with a text only
     assert result.tokenizer.words is None
     table = result.table()
     assert table.columns[-1] == "word errors" and [table.rows[0][-1], table.rows[-1][-1]] == [None, "0.0%"]
+
+
+def test_a_residual_tokenizer_is_a_curve(monkeypatch):
+    monkeypatch.setattr(distortion, "MEASURES", [m for m in distortion.MEASURES if m.name == "mel"])
+    monkeypatch.setattr(sound_rate, "CODECS", {})
+    tokenizer, sounds = untrained(ResidualFSQ.Config(num_codebooks=4, levels=(5, 5))), [voice(0.3), voice(0.11)]
+    recordings = [Recording(sound) for sound in sounds]
+    result = compare_sound_rates(tokenizer, evaluate_sound_tokenizer(tokenizer, recordings), "mine", recordings)
+    assert [p.setting for p in result.fewer] == ["the first codebook", "the first 2 codebooks"]
+    seconds, frames = sum(sound.shape[1] for sound in sounds) / RATE, (30, 11)
+    sizes = [sum(math.ceil(k * n * math.log2(25) / 8) + 4 for n in frames) / seconds for k in (1, 2, 4)]
+    assert [p.bytes for p in (*result.fewer, result.tokenizer)] == pytest.approx(sizes)
+    assert len({p.mel for p in (*result.fewer, result.tokenizer)}) == 3
 
 
 def test_codecs_that_are_missing_leave_a_line(monkeypatch):
@@ -86,7 +114,7 @@ def test_codecs_that_are_missing_leave_a_line(monkeypatch):
 
     monkeypatch.setattr(distortion, "import_module", missing)
     sounds = [voice(0.2)]
-    result = compare_sound_rates(own(sounds), "copy", [Recording(sound) for sound in sounds], RATE)
+    result = compare_sound_rates(PLAIN, own(sounds), "copy", [Recording(sound) for sound in sounds])
     assert not result.codecs and len(result.table().rows) == 1
     opus_note, codec2_note = result.notes
     assert "Opus: libsndfile" in opus_note and codec2_note == "Codec2: not installed: pip install 'mmtp[audio-eval]'"
@@ -94,4 +122,4 @@ def test_codecs_that_are_missing_leave_a_line(monkeypatch):
 
 def test_an_empty_set_is_refused():
     with pytest.raises(EvalError, match="no recordings"):
-        compare_sound_rates(own([voice(0.1)]), "copy", [], RATE)
+        compare_sound_rates(PLAIN, own([voice(0.1)]), "copy", [])

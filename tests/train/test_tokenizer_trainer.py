@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from mmtp.config import ConfigError, build_config, from_dict
 from mmtp.data.media import encode_png, read_sound, write_wav
+from mmtp.data.video import encode_video
 from mmtp.hub import from_pretrained
 from mmtp.train.losses.contrast import ContrastConfig
 from mmtp.train.pictures import PictureMix
@@ -18,6 +20,7 @@ from mmtp.train.recipe import Recipe, run_recipe
 from mmtp.train.semantic_trainer import SemanticLossConfig
 from mmtp.train.sounds import SoundData, SoundMix
 from mmtp.train.tokenizer_trainer import PictureLossConfig, SoundLossConfig, usage
+from mmtp.train.videos import VideoData, VideoMix
 from mmtp.types import MmtpError
 
 RECIPE = {
@@ -33,6 +36,26 @@ RECIPE = {
     "data": {"size": 16, "sources": [{"source": "pictures", "flips": "all"}]},
     "optim": {"lr": 3e-3, "warmup": 5, "ema": 0.9},
     "run": {"steps": 60, "batch": 8, "log_every": 10, "preview_every": 50},
+}
+
+VIDEO_RECIPE = {
+    "task": "tokenizer",
+    "tokenizer": {
+        "type": "video-conv",
+        "patch": 4,
+        "widths": [16],
+        "time_strides": [],
+        "encoder_blocks": [1],
+        "decoder_blocks": [1],
+        "quantizer": {"type": "fsq", "levels": [5, 5, 5]},
+    },
+    "data": {
+        "size": 16,
+        "frames": 3,
+        "sources": [{"source": "videos"}, {"source": "pictures", "media": "panned-pictures", "crop": [0.5, 1.0], "flips": "all"}],
+    },
+    "optim": {"lr": 3e-3, "warmup": 5, "ema": 0.9},
+    "run": {"steps": 40, "batch": 4, "log_every": 10, "preview_every": 40},
 }
 
 SOUND_RECIPE = {
@@ -65,6 +88,12 @@ def root(tmp_path):
         picture = torch.full((3, 16, 16), 0.9)
         picture[i % 3, 2:10, 4:12] = 0.1
         (tmp_path / "pictures" / f"{i}.png").write_bytes(encode_png(picture))
+    (tmp_path / "videos").mkdir()
+    for i in range(3):
+        video = torch.full((3, 6, 16, 16), 0.9)
+        for t in range(6):
+            video[i, t, 2:10, t : t + 8] = 0.1
+        (tmp_path / "videos" / f"{i}.gif").write_bytes(encode_video(video, 8, "gif"))
     return tmp_path
 
 
@@ -101,6 +130,46 @@ def test_a_recipe_becomes_a_tokenizer_of_sounds(root):
     assert all(state["average"][name].all() for name in codebooks if name.endswith("initted"))
 
 
+STACK = {"width": 16, "depth": 1, "num_heads": 2, "mlp_width": 32}
+FSQ = {"type": "fsq", "levels": [5, 5, 5]}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "grid"),
+    [
+        (
+            {"quantizer": {"type": "multi-scale-vq", "scales": [1, 2, 4], "codebook_size": 16, "codebook_dim": 4, "convolutions": 2}},
+            (1, 21),
+        ),
+        ({"quantizer": {"type": "vq", "codebook_size": 16, "codebook_dim": 4}}, (4, 4)),
+        ({"type": "image-vit", "patch": 4, "tile": 16, "encoder": STACK, "decoder": STACK, "quantizer": FSQ}, (4, 4)),
+        (
+            {"type": "image-1d", "patch": 4, "size": [16, 16], "num_latents": 5, "encoder": STACK, "decoder": STACK, "quantizer": FSQ},
+            (1, 5),
+        ),
+    ],
+    ids=["scales", "vq", "vit", "1d"],
+)
+def test_every_kind_of_picture_tokenizer_trains(root, tokenizer, grid):
+    base = {} if "type" in tokenizer else RECIPE["tokenizer"]
+    recipe = Recipe.from_dict(RECIPE | {"tokenizer": base | tokenizer, "run": RECIPE["run"] | {"steps": 30, "preview_every": 20}})
+    trained = from_pretrained(run_recipe(recipe, root / "run", data_root=root, progress=False))
+    found = records(root / "run")
+    assert found[-1]["loss"] < found[0]["loss"]
+    assert 0 < found[-1]["usage"] <= 1
+    assert trained.encode([torch.rand(3, 16, 16)]).ids.shape == (1, 1, *grid)
+
+
+def test_a_recipe_becomes_a_tokenizer_of_videos(root):
+    result = run_recipe(Recipe.from_dict(VIDEO_RECIPE), root / "run", data_root=root, progress=False)
+    found = records(root / "run")
+    assert found[-1]["psnr"] > found[0]["psnr"] + 3
+    with Image.open(root / "run/previews/step-000040.png") as sheet:
+        assert sheet.size == (3 * 18 + 2, 2 * 4 * 18 + 2)
+    tokenizer = from_pretrained(result)
+    assert tokenizer.encode([torch.rand(3, 5, 16, 16)]).ids.shape == (1, 1, 5, 4, 4)
+
+
 def records(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -116,12 +185,13 @@ SOUND_PARTS = {
 }
 
 
-@pytest.mark.parametrize("medium", ["pictures", "sounds"])
+@pytest.mark.parametrize("medium", ["pictures", "videos", "sounds"])
 def test_stopped_and_continued_equals_uninterrupted_with_every_part(root, monkeypatch, medium):
-    if medium == "pictures":
+    if medium != "sounds":
         save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), root / "weights.safetensors")
         vq = {"type": "vq", "codebook_size": 16, "codebook_dim": 4}
-        recipe, mix = RECIPE | {"tokenizer": RECIPE["tokenizer"] | {"quantizer": vq}, "loss": PICTURE_PARTS}, PictureMix
+        recipe, mix = (RECIPE, PictureMix) if medium == "pictures" else (VIDEO_RECIPE, VideoMix)
+        recipe = recipe | {"tokenizer": recipe["tokenizer"] | {"quantizer": vq}, "loss": PICTURE_PARTS}
     else:
         recipe, mix = SOUND_RECIPE | {"loss": SOUND_RECIPE["loss"] | SOUND_PARTS}, SoundMix
     run = {"steps": 12, "batch": 4, "log_every": 1, "checkpoint_every": 3}
@@ -144,7 +214,7 @@ def test_stopped_and_continued_equals_uninterrupted_with_every_part(root, monkey
     )
     assert whole == stopped and len(whole) == 12
     assert ["critic" in r for r in whole] == [False] * 4 + [True] * 8
-    assert ["adaptive" in r for r in whole] == ["critic" in r and medium == "pictures" for r in whole]
+    assert ["adaptive" in r for r in whole] == ["critic" in r and medium != "sounds" for r in whole]
     states = [torch.load(root / name / "checkpoints/step-00000012.pt", weights_only=True) for name in ("whole", "stopped")]
     for part in ("module", "average", "criterion"):
         assert all(torch.equal(states[0][part][name], value) for name, value in states[1][part].items())
@@ -166,6 +236,10 @@ def test_usage_does_not_count_what_dropout_left_out():
         ({"data": {"seconds": 1.0}}, "data.seconds: is for tokenizers of sounds, but 'image-conv' is one of pictures"),
         ({"loss": {"mel": 1.0}}, "loss.mel: is for tokenizers of sounds"),
         ({"data": {"size": 18}}, "data.size: 18 is no multiple of 4"),
+        (
+            {"tokenizer": {"quantizer": {"type": "multi-scale-vq", "scales": [1, 2, 3], "convolutions": 1}}},
+            "data.size: 16 pixels high and 16 wide given, 4x4 cells, and the scales .* end with 3x3: resize or crop to 12x12",
+        ),
         ({"loss": {"adversarial": {}}}, "loss.adversarial.discriminator.layers: 3 want pictures of 24 pixels"),
         ({"loss": {"adversarial": {"wieght": 1.0}}}, "loss.adversarial: unknown key 'wieght'; did you mean 'weight'"),
         ({"loss": {"adversarial": {"adaptive": True}, "balance": {}}}, "loss: balance and adversarial.adaptive both"),
@@ -194,15 +268,38 @@ def test_combinations_that_do_not_fit_sounds(root, tables, message):
         run_recipe(recipe, root / "run", data_root=root, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"frames": 4}, r"data.frames: 4 is not one more than a multiple of 2, the frames that a code frame stands for"),
+        ({"seconds": 1.0}, "data.seconds: is for tokenizers of sounds, but 'video-conv' is one of videos"),
+        ({"size": 18}, "data.size: 18 is no multiple of 8"),
+        ({"sources": [{"source": "sounds"}]}, "sounds: holds no video files"),
+        ({"sources": [{"source": "pictures", "media": "pictures"}]}, "data.sources.0..media: 'pictures' is not one of 'videos'"),
+    ],
+)
+def test_combinations_that_do_not_fit_videos(root, data, message):
+    shape = {"widths": [4, 4], "time_strides": [2], "encoder_blocks": [0, 0], "decoder_blocks": [0, 0]}
+    recipe = VIDEO_RECIPE | {"tokenizer": VIDEO_RECIPE["tokenizer"] | shape, "data": VIDEO_RECIPE["data"] | data}
+    with pytest.raises(MmtpError, match=message):
+        run_recipe(Recipe.from_dict(recipe), root / "run", data_root=root, progress=False)
+
+
 def test_recipes_of_the_page_are_valid():
     page = Path(__file__).parents[2] / "docs" / "training.md"
-    whole, parts, *vision = re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    whole, pyramid, parts, *vision = re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert build_config("tokenizer", tomllib.loads(pyramid)["tokenizer"]).quantizer.scales
     recipe = Recipe.from_dict(tomllib.loads(whole))
     assert build_config("tokenizer", recipe.tokenizer).sample_rate == 16000
     assert from_dict(SoundData, recipe.data).seconds == 1.0
     assert from_dict(SoundLossConfig, recipe.loss) == SoundLossConfig()
     semantic = from_dict(SemanticLossConfig, tomllib.loads("\n".join(vision))["loss"])
     assert semantic.distill and len(semantic.distill.teachers) == 2 and semantic.contrast == ContrastConfig()
+    page = Path(__file__).parents[2] / "docs" / "video.md"
+    (text,) = re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    films = Recipe.from_dict(tomllib.loads(text))
+    step = build_config("tokenizer", films.tokenizer).frames_per_code
+    assert (from_dict(VideoData, films.data).frames - 1) % step == 0
     loss = from_dict(PictureLossConfig, tomllib.loads(parts)["loss"])
     assert loss.perceptual and loss.adversarial and loss.balance
 

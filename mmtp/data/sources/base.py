@@ -13,6 +13,7 @@ from mmtp.types import Modality
 SUFFIXES = {
     Modality.IMAGE: frozenset(["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "ppm", "pgm"]),
     Modality.AUDIO: frozenset(["wav", "flac", "ogg", "oga", "opus", "mp3", "aiff", "aif", "au"]),
+    Modality.VIDEO: frozenset(["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "gif", "webp", "apng"]),
 }
 """Endings by which a file counts as a medium; what it really is shows when it is decoded."""
 

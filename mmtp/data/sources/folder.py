@@ -11,7 +11,7 @@ from mmtp.data.media import read_bytes
 from mmtp.data.sources.base import SUFFIXES, Item, Sample, normal_labels, parse_labels, read_planned, stamp, unique
 from mmtp.types import Modality
 
-MEDIA_FIELDS = ("file_name", "path", "image", "audio")
+MEDIA_FIELDS = ("file_name", "path", "image", "audio", "video")
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class ManifestSource:
-    """A JSONL file with one object a line: the medium's path (``file_name``, ``path``, ``image`` or ``audio``; relative to the
-    manifest), a ``key`` if you like, and labels.
+    """A JSONL file with one object a line: the medium's path (``file_name``, ``path``, ``image``, ``audio`` or ``video``;
+    relative to the manifest), a ``key`` if you like, and labels.
 
     Attributes:
         path: the manifest.

@@ -14,7 +14,11 @@ from mmtp.data.media import read_bytes
 from mmtp.data.sources.base import Item, Sample, normal_labels, stamp, unique
 from mmtp.types import Modality
 
-COLUMNS = {Modality.IMAGE: ("image", "img", "jpg", "png", "bytes"), Modality.AUDIO: ("audio", "wav", "flac", "mp3", "bytes")}
+COLUMNS = {
+    Modality.IMAGE: ("image", "img", "jpg", "png", "bytes"),
+    Modality.AUDIO: ("audio", "wav", "flac", "mp3", "bytes"),
+    Modality.VIDEO: ("video", "mp4", "webm", "gif", "bytes"),
+}
 """Columns in which the medium is looked for, in this order: bytes, or the struct of bytes and path that the Hub uses."""
 
 _KEYS = ("key", "__key__", "id")
@@ -116,8 +120,8 @@ def _hub_data(name: str, split: str, modality: Modality) -> Any:
     except Exception as error:  # the loader raises whatever its builder or the network does
         raise DataError(f"hf:{name}:{split}: cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]})") from error
     column = _media_column(data.column_names, modality, f"hf:{name}")
-    feature = datasets.Audio if modality is Modality.AUDIO else datasets.Image
-    return data.cast_column(column, feature(decode=False))
+    feature = {Modality.IMAGE: "Image", Modality.AUDIO: "Audio", Modality.VIDEO: "Video"}[modality]
+    return data.cast_column(column, getattr(datasets, feature)(decode=False))
 
 
 def _media_column(names: list[str], modality: Modality, where: str) -> str:

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmtp.config import Config
 from mmtp.nn.conv1d import Chain, reach
-from mmtp.tokenizers.quantizers import Quantized, QuantizerConfig, ResidualVQ
-from mmtp.tokenizers.reference import FingerprintCache, Reference
+from mmtp.tokenizers.autoencoder import Autoencoder
+from mmtp.tokenizers.quantizers import Quantized, QuantizerConfig, ResidualVQ, refuse_scales
+from mmtp.tokenizers.reference import Reference
 from mmtp.types import Codes, MmtpError, Modality, TokenizerSpec
 
 SAMPLES_PER_PASS = 2**19
@@ -53,7 +54,7 @@ class AudioConfig(Config):
         raise NotImplementedError
 
 
-class AudioTokenizer(nn.Module):
+class AudioTokenizer(Autoencoder):
     """Encoder, quantizer and decoder between sounds ``[1, t]`` in [-1, 1] and codes ``[k, frames]``.
 
     Sounds are padded to whole frames with silence and cropped again by ``decode``. Encoder and decoder see a bounded neighbourhood
@@ -64,15 +65,12 @@ class AudioTokenizer(nn.Module):
     another code; seconds of sound are work enough to fill a device.
     """
 
+    codes_error = AudioCodesError
+
     def __init__(self, config: AudioConfig, encoder: Chain, decoder: Chain, dim: int) -> None:
         """Of networks ``[b, 1, t] -> [b, dim, t / hop]`` and back."""
-        super().__init__()
-        self.config = config
-        self.dim = dim
-        self.encoder = encoder
-        self.quantizer = config.quantizer.build(dim=dim)
-        self.decoder = decoder
-        self._fingerprint = FingerprintCache()
+        super().__init__(config, encoder, decoder, dim=dim)
+        refuse_scales(self.quantizer, "a row of frames")
 
     @property
     def spec(self) -> TokenizerSpec:
@@ -83,6 +81,7 @@ class AudioTokenizer(nn.Module):
             channels=1,
             value_range=(-1.0, 1.0),
             sample_rate=float(self.config.sample_rate),
+            residual=self.quantizer.residual,
             fingerprint=self._fingerprint.of(self.config, self),
         )
 
@@ -91,16 +90,9 @@ class AudioTokenizer(nn.Module):
         """Frames of codes per second."""
         return self.config.sample_rate / self.config.downsampling
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
     def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
         (samples,) = shape
         return (-(-samples // self.config.downsampling),)
-
-    def num_tokens(self, shape: Sequence[int]) -> int:
-        return self.grid(shape)[0] * len(self.quantizer.codebook_sizes)
 
     def forward(self, waveform: Float[Tensor, "b 1 t"]) -> tuple[Float[Tensor, "b 1 t"], Quantized]:
         """Reconstruction of samples in [-1, 1], their number a multiple of ``downsampling``: what training calls."""
@@ -156,26 +148,6 @@ class AudioTokenizer(nn.Module):
                     sound[:, start * hop : stop * hop] = part[:, before * hop : (before + stop - start) * hop]
                 sounds.append(sound.clamp_(-1, 1)[:, : None if codes.sizes is None else int(codes.sizes[i, 0])])
         return sounds
-
-    def check_codes(self, ids: Int[Tensor, "*b k n"]) -> None:
-        """Refuses codes that this tokenizer cannot have made.
-
-        Raises:
-            AudioCodesError: no codebook, more than this tokenizer has, or a code outside its codebook.
-        """
-        sizes = self.quantizer.codebook_sizes
-        count = ids.shape[-2]
-        if not 1 <= count <= len(sizes):
-            raise AudioCodesError(f"codes of {count} codebooks given, 1 to {len(sizes)} wanted")
-        if ids.numel() and (ids.amin() < 0 or (ids >= torch.tensor(sizes[:count], device=ids.device)[:, None]).any()):
-            raise AudioCodesError(f"codes {int(ids.amin())} to {int(ids.amax())} given, codebooks have {max(sizes)}")
-
-    def codebook_vectors(self, codebook: int = 0) -> Float[Tensor, "n d"]:
-        """The vector behind every code of a codebook, those before it being at code 0: codes whose vectors are near sound alike."""
-        ids = torch.zeros(1, self.quantizer.codebook_sizes[codebook], codebook + 1, dtype=torch.long, device=self.device)
-        ids[0, :, codebook] = torch.arange(ids.shape[1], device=self.device)
-        with Reference(self):
-            return self.quantizer.lookup(ids)[0].clone()
 
     def _windows(self, count: int, around: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
         """First and last frame of every window, and how many frames before and after them there are to see."""

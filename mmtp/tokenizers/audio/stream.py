@@ -15,12 +15,8 @@ from torch import Tensor
 
 from mmtp.nn.conv1d import State, reach
 from mmtp.tokenizers.audio.codec import SAMPLES_PER_PASS, AudioTokenizer, check_sound
+from mmtp.tokenizers.base import StreamError
 from mmtp.tokenizers.reference import Reference
-from mmtp.types import MmtpError
-
-
-class StreamError(MmtpError):
-    """A stream that cannot be, has ended, or is to end before where it is."""
 
 
 class _Stream:
@@ -103,7 +99,7 @@ class DecoderStream(_Stream):
             StreamError: the stream has ended.
         """
         self._check_open()
-        self.tokenizer.check_codes(ids)
+        self.tokenizer.check_codes(ids[None])
         sound = self._sound(ids)
         self.samples += sound.shape[1]
         return sound
@@ -122,7 +118,7 @@ class DecoderStream(_Stream):
         """
         self._check_open()
         ids = torch.zeros(1, 0, dtype=torch.long) if ids is None else ids
-        self.tokenizer.check_codes(ids)
+        self.tokenizer.check_codes(ids[None])
         most = (self._frames + ids.shape[1]) * self.tokenizer.config.downsampling
         if samples is not None and not self.samples <= samples <= most:
             raise StreamError(f"a stream of {samples} samples cannot end here: {self.samples} were given, its codes are of {most}")

@@ -6,13 +6,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.config import Config
 from mmtp.tokenizers.base import EncodeOnlyError
 from mmtp.tokenizers.reference import FingerprintCache, Reference
-from mmtp.types import Latents, TokenizerSpec
+from mmtp.types import Latents, MmtpError, TokenizerSpec
+
+
+class LatentsError(MmtpError):
+    """Latents that are not this tokenizer's."""
 
 
 class FeatureTokenizer(nn.Module):
@@ -45,9 +50,8 @@ class FeatureTokenizer(nn.Module):
         """
         sizes = [self._size(medium, i) for i, medium in enumerate(media)]
         if not sizes:
-            axes = len(self._describe().downsampling)
-            table = torch.zeros(0, 0, axes, dtype=torch.long)
-            return Latents(torch.zeros(0, 0, self._describe().latent_dim), table, table.new_zeros(0), table.new_zeros(0, axes))
+            table = torch.zeros(0, 0, 2, dtype=torch.long)
+            return Latents(torch.zeros(0, 0, self._describe().latent_dim), table, table.new_zeros(0))
         with Reference(self):
             values = [self._features(medium).cpu() for medium in media]
         return Latents.pad(values, [self._coordinates(size) for size in sizes], sizes)
@@ -79,3 +83,20 @@ class FeatureTokenizer(nn.Module):
 def grid_coordinates(grid: Sequence[int]) -> Int[Tensor, "n axes"]:
     """Coordinates of every cell of a grid, in reading order."""
     return torch.cartesian_prod(*map(torch.arange, grid)).reshape(-1, len(grid))
+
+
+def plane(latents: Latents, index: int, dim: int) -> Float[Tensor, "d rows columns"]:
+    """The vectors of one item on their grid.
+
+    Raises:
+        LatentsError: they are not ``dim`` wide, are not finite, or are not one per cell, in reading order.
+    """
+    values, coordinates = latents.item(index), latents.coordinates[index, : int(latents.lengths[index])]
+    rows, columns = (int(n) + 1 for n in coordinates.amax(0)) if len(values) else (0, 0)
+    if values.shape[1] != dim:
+        raise LatentsError(f"item {index}: latents are {values.shape[1]} wide, {dim} wanted")
+    if not values.isfinite().all():
+        raise LatentsError(f"item {index}: latents hold values that are not finite (NaN or infinity)")
+    if not len(values) or not torch.equal(coordinates.cpu(), grid_coordinates((rows, columns))):
+        raise LatentsError(f"item {index}: {len(values)} latents are not those of a whole grid, in reading order")
+    return rearrange(values, "(h w) d -> d h w", h=rows)

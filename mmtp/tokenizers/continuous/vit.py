@@ -91,8 +91,9 @@ class TimmViT(FeatureTokenizer):
             raise ConfigError(f"layer {config.layer}: {config.model} has {depth} layers, {-depth} to {depth - 1} are wanted")
         # What is left ends with the wanted layer, so that its plain forward pass gives the features.
         self.model.prune_intermediate_layers([config.layer % depth], prune_norm=not config.norm, prune_head=True)
-        embedding = self.model.embeds if isinstance(self.model, NaFlexVit) else self.model.patch_embed
-        self.patch: tuple[int, int] = tuple(embedding.feat_ratio(as_scalar=False))
+        embedding: Any = self.model.embeds if isinstance(self.model, NaFlexVit) else self.model.patch_embed
+        height, width = embedding.feat_ratio(as_scalar=False)
+        self.patch = (int(height), int(width))
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 
@@ -121,7 +122,7 @@ class TimmViT(FeatureTokenizer):
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise PretrainedError(f"{weights or source}: cannot be loaded by timm ({reason})") from error
         facts = model.pretrained_cfg
-        values = {"mean": tuple(facts["mean"]), "std": tuple(facts["std"])} | fields
+        values: dict[str, Any] = {"mean": tuple(facts["mean"]), "std": tuple(facts["std"])} | fields
         config = cls.Config(model=architecture, options=json.loads(json.dumps(chosen)), **values)
         return config.build(model=model).eval()
 
@@ -212,10 +213,11 @@ def _create(architecture: str, options: Mapping[str, Any], source: str | None = 
         raise ConfigError(f"model {architecture!r}: timm has none of this name{f'; did you mean {near[0]!r}?' if near else ''}")
     # NaFlex models take any grid as they are. Weights are loaded with the classifier that they were saved with: where the number of
     # classes is another, timm does not mind weights that are missing.
-    dynamic = {} if architecture.startswith("naflexvit") else {"dynamic_img_size": True}
-    load = {"num_classes": 0} if source is None else {"pretrained": True, **how}
+    arguments: dict[str, Any] = {"num_classes": 0} if source is None else {"pretrained": True, **how}
+    if not architecture.startswith("naflexvit"):
+        arguments["dynamic_img_size"] = True
     try:
-        model = timm.create_model(source or architecture, **dynamic, **load, **options)
+        model = timm.create_model(source or architecture, **arguments, **options)
     except (TypeError, AssertionError) as error:
         raise ConfigError(f"model {architecture!r}: does not take these options ({error})") from error
     if not isinstance(model, VisionTransformer | Eva | NaFlexVit):

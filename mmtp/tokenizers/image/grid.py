@@ -1,8 +1,10 @@
 """What all picture tokenizers share: pictures of any size to a grid of codes and back, at bounded memory. Subclasses bring the networks."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from itertools import accumulate
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.config import Config
+from mmtp.tokenizers.autoencoder import Autoencoder
 from mmtp.tokenizers.image.tiling import Tiling, Window
 from mmtp.tokenizers.quantizers import Quantized, QuantizerConfig
-from mmtp.tokenizers.reference import FingerprintCache, Reference
+from mmtp.tokenizers.reference import Reference
 from mmtp.types import Codes, MmtpError, Modality, TokenizerSpec
 
 PIXELS_PER_PASS = 2**20
@@ -25,7 +28,7 @@ class ImageShapeError(MmtpError):
 
 
 class ImageValueError(MmtpError):
-    """A picture with a value that is not a number, or infinite."""
+    """A picture with a value that is not a number, or infinite in float32."""
 
 
 class ImageCodesError(MmtpError):
@@ -43,42 +46,39 @@ class ImageConfig(Config):
     quantizer: QuantizerConfig
 
 
-class ImageTokenizer(nn.Module):
+class ImageTokenizer(Autoencoder):
     """Encoder, quantizer and decoder between pictures ``[3, h, w]`` in [0, 1] and codes ``[k, rows, columns]``.
 
     Pictures are padded by repeating their border to whole cells and cropped again by ``decode``; nothing is ever resized. What is larger
     than ``tiling`` says passes the networks in overlapping tiles: their latents are joined before they are quantized.
+
+    A quantizer of scales (next-scale codes) fixes the size of pictures, and its codes are a grid of one row, ``(1, n)``, scale by scale, as
+    ``spec.scales`` tells them. The codes of the first few scales are a picture as well, a coarser one.
 
     Attributes:
         alone: whether every picture passes the networks by itself. A kernel may add in another order where a batch is larger, and where
             everything in a picture sees everything else, that may change a code; so codes cannot depend on the batch.
     """
 
+    codes_error = ImageCodesError
     alone: ClassVar[bool] = True
 
     def __init__(self, config: ImageConfig, encoder: nn.Module, decoder: nn.Module, *, dim: int, cell: tuple[int, int]) -> None:
         """Of networks ``[b, 3, h, w] -> [b, dim, rows, columns]`` and back; a cell of the grid has (height, width) ``cell`` pixels."""
-        super().__init__()
-        self.config: Any = config
-        self.dim, self.cell = dim, cell
-        self.encoder = encoder
-        self.quantizer = config.quantizer.build(dim=dim)
-        self.decoder = decoder
-        self._fingerprint = FingerprintCache()
+        super().__init__(config, encoder, decoder, dim=dim)
+        self.cell = cell
 
     @property
     def spec(self) -> TokenizerSpec:
         return TokenizerSpec(
             modality=Modality.IMAGE,
             codebook_sizes=self.quantizer.codebook_sizes,
-            downsampling=self.cell,
+            scales=self.quantizer.scales,
+            downsampling=self._downsampling,
             channels=3,
+            residual=self.quantizer.residual,
             fingerprint=self._fingerprint.of(self.config, self),
         )
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
 
     @property
     def tiling(self) -> Tiling | None:
@@ -86,17 +86,32 @@ class ImageTokenizer(nn.Module):
         return None
 
     def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Rows and columns of codes.
+
+        Raises:
+            ImageShapeError: the picture is of a size that this tokenizer does not take.
+        """
         height, width = shape
-        return -(-height // self.cell[0]), -(-width // self.cell[1])
+        cells = -(-height // self.cell[0]), -(-width // self.cell[1])
+        if not self.quantizer.scales:
+            return cells
+        if cells != self.cells(cells):
+            most = self.extent(cells)
+            raise ImageShapeError(
+                f"{height} pixels high and {width} wide given, {cells[0]}x{cells[1]} cells, and the scales of this tokenizer end with "
+                f"{self.cells(cells)[0]}x{self.cells(cells)[1]}: resize or crop to {most[0]}x{most[1]}"
+            )
+        return 1, self._ends[-1]
+
+    def cells(self, grid: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of the latents that have this grid of codes: the same, or those of the last of the quantizer's scales."""
+        rows, columns = self.quantizer.scales[-1:] * 2 or grid
+        return rows, columns
 
     def extent(self, grid: Sequence[int]) -> tuple[int, int]:
         """Height and width of the picture of whole cells that has this grid."""
-        rows, columns = grid
+        rows, columns = self.cells(grid)
         return rows * self.cell[0], columns * self.cell[1]
-
-    def num_tokens(self, shape: Sequence[int]) -> int:
-        rows, columns = self.grid(shape)
-        return rows * columns * len(self.quantizer.codebook_sizes)
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 3 h w"], Quantized]:
         """Reconstruction of pixels in [-1, 1] of whole cells: what training calls."""
@@ -122,21 +137,24 @@ class ImageTokenizer(nn.Module):
         ids = torch.zeros((len(media), len(self.quantizer.codebook_sizes), rows, columns), dtype=torch.long)
         with Reference(self):
             for h, w, part in self._passes(grids):
-                latents = rearrange(self._encoded([media[i] for i in part], h, w), "b d h w -> b (h w) d")
+                latents = rearrange(self._encoded([media[i] for i in part], *self.cells((h, w))), "b d h w -> b (h w) d")
                 # Distances to every entry of a large codebook are more numbers than a tile has.
-                codes = [self.quantizer(some).ids for some in latents.split(self._cells_per_pass, 1)]
+                parts = (latents,) if self.quantizer.scales else latents.split(self._cells_per_pass, 1)
+                codes = [self.quantizer(some).ids for some in parts]
                 ids[part, :, :h, :w] = rearrange(torch.cat(codes, 1), "b (h w) k -> b k h w", h=h).cpu()
         return Codes(ids, _pairs(grids), _pairs(sizes))
 
     def decode(self, codes: Codes) -> list[Float[Tensor, "3 _ _"]]:
         """Pictures with values in [0, 1], cropped to ``codes.sizes`` where these are given.
 
-        Of a residual quantizer's codes the first few codebooks, ``codes.ids[:, :n]``, are the same picture at a lower bit rate.
+        Of a residual quantizer's codes the first few codebooks, ``codes.ids[:, :n]``, are the same picture at a lower bit rate; where the
+        quantizer has scales, so are the codes of the first few of them.
 
         Raises:
-            ImageCodesError: more codebooks than this tokenizer has, or a code outside its codebook.
+            ImageCodesError: more codebooks than this tokenizer has, a code outside its codebook, or not whole scales.
         """
-        self._check_codes(codes)
+        self.check_codes(codes.ids)
+        self._check_grids(codes)
         out: dict[int, Tensor] = {}
         with Reference(self):
             for h, w, part in self._passes(codes.lengths.tolist()):
@@ -147,12 +165,18 @@ class ImageTokenizer(nn.Module):
             pictures = [p[:, :h, :w] for p, (h, w) in zip(pictures, codes.sizes.tolist(), strict=True)]
         return pictures
 
-    def codebook_vectors(self, codebook: int = 0) -> Float[Tensor, "n d"]:
-        """The vector behind every code of a codebook, those before it being at code 0: codes whose vectors are near look alike."""
-        ids = torch.zeros(1, self.quantizer.codebook_sizes[codebook], codebook + 1, dtype=torch.long, device=self.device)
-        ids[0, :, codebook] = torch.arange(ids.shape[1], device=self.device)
-        with Reference(self):
-            return self.quantizer.lookup(ids)[0].clone()
+    @property
+    def _ends(self) -> tuple[int, ...]:
+        """Where in the row of codes each of the quantizer's scales ends."""
+        return tuple(accumulate(scale * scale for scale in self.quantizer.scales))
+
+    @property
+    def _downsampling(self) -> tuple[int, int]:
+        """A row of codes shares the picture's width out among them, rounded up, so that ``grid * downsampling`` covers the picture."""
+        if not self.quantizer.scales:
+            return self.cell
+        height, width = self.extent((1, self._ends[-1]))
+        return height, -(-width // self._ends[-1])
 
     @property
     def _cells_per_pass(self) -> int:
@@ -164,7 +188,7 @@ class ImageTokenizer(nn.Module):
         for i, (h, w) in enumerate(grids):
             groups.setdefault((h, w), []).append(i)
         for (h, w), members in groups.items():
-            step = 1 if self.alone else max(1, self._cells_per_pass // (h * w))
+            step = 1 if self.alone else max(1, self._cells_per_pass // math.prod(self.cells((h, w))))
             for first in range(0, len(members), step):
                 yield h, w, members[first : first + step]
 
@@ -182,19 +206,16 @@ class ImageTokenizer(nn.Module):
 
     def _decoded(self, ids: Int[Tensor, "b k h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """Pixels of codes of one grid; of a large picture, joined from those of its tiles."""
-        tiling, (rows, columns) = self.tiling, ids.shape[2:]
+        tiling, (rows, columns) = self.tiling, self.cells(ids.shape[2:])
+        latents = rearrange(self.quantizer.lookup(rearrange(ids, "b k h w -> b (h w) k")), "b (h w) d -> b d h w", h=rows)
         if tiling is None or rows * columns <= tiling.side**2:
-            return self._reconstructed(ids)
+            return self.decoder(latents).float()
         unit, _ = self.cell
         joined = torch.zeros(1, 3, *self.extent((rows, columns)), device=self.device)
         for top, left in tiling.tiles(rows, columns, tiling.decoder_overlap, unit):
             down, across = (slice(w.start // unit, w.stop // unit) for w in (top, left))
-            joined[:, :, top.range, left.range] += self._weighed(self._reconstructed(ids[:, :, down, across]), top, left)
+            joined[:, :, top.range, left.range] += self._weighed(self.decoder(latents[:, :, down, across]).float(), top, left)
         return joined
-
-    def _reconstructed(self, ids: Int[Tensor, "b k h w"]) -> Float[Tensor, "b 3 h2 w2"]:
-        latents = self.quantizer.lookup(rearrange(ids, "b k h w -> b (h w) k"))
-        return self.decoder(rearrange(latents, "b (h w) d -> b d h w", h=ids.shape[2])).float()
 
     def _weighed(self, tile: Float[Tensor, "1 c h w"], top: Window, left: Window) -> Float[Tensor, "1 c h w"]:
         return tile * (top.weights[:, None] * left.weights).to(self.device)
@@ -211,14 +232,14 @@ class ImageTokenizer(nn.Module):
         except ImageShapeError as error:
             raise ImageShapeError(f"{name}: {error}") from error
 
-    def _check_codes(self, codes: Codes) -> None:
-        sizes, count = self.quantizer.codebook_sizes, codes.ids.shape[1]
-        if not 1 <= count <= len(sizes):
-            raise ImageCodesError(f"codes of {count} codebooks given, 1 to {len(sizes)} wanted")
-        least, most = (codes.ids.amin((0, 2, 3)), codes.ids.amax((0, 2, 3))) if codes.ids.numel() else ((), ())
-        for k, (low, high) in enumerate(zip(least, most, strict=True)):
-            if low < 0 or high >= sizes[k]:
-                raise ImageCodesError(f"codes {int(low)} to {int(high)} of codebook {k} given, 0 to {sizes[k] - 1} wanted")
+    def _check_grids(self, codes: Codes) -> None:
+        """Refuses grids of codes that no picture has: where the quantizer has scales, all but rows of the first few of them."""
+        if ends := self._ends:
+            for i, given in enumerate(codes.lengths.tolist()):
+                if given[0] != 1 or given[1] not in ends:
+                    raise ImageCodesError(
+                        f"picture {i}: a grid of {given} codes given; a row of the first scales has {', '.join(map(str, ends))}"
+                    )
 
 
 def picture_size(picture: Tensor, name: str) -> tuple[int, int]:
@@ -230,8 +251,8 @@ def picture_size(picture: Tensor, name: str) -> tuple[int, int]:
     """
     if picture.ndim != 3 or picture.shape[0] != 3 or 0 in picture.shape or not picture.is_floating_point():
         raise ImageShapeError(f"{name}: {picture.dtype} {list(picture.shape)} given, floats [3, height, width] wanted")
-    if not all(bound.isfinite() for bound in picture.aminmax()):
-        channel, row, column = (int(i) for i in (~picture.isfinite()).nonzero()[0])
+    if not all(bound.float().isfinite() for bound in picture.aminmax()):
+        channel, row, column = (int(i) for i in (~picture.float().isfinite()).nonzero()[0])
         value = float(picture[channel, row, column])
         raise ImageValueError(f"{name}: channel {channel} of row {row}, column {column} is {value:g}, numbers in [0, 1] are wanted")
     return picture.shape[1], picture.shape[2]

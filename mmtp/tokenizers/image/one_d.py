@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmtp.tokenizers.image.grid import ImageCodesError, ImageConfig, ImageShapeError, ImageTokenizer
 from mmtp.tokenizers.image.transformer import PatchEmbedding, PatchPixels, Transformer, TransformerConfig, plane, tanh_head
-from mmtp.tokenizers.quantizers import VQ, QuantizerConfig
+from mmtp.tokenizers.quantizers import VQ, QuantizerConfig, refuse_scales
 from mmtp.types import Codes
 
 
@@ -57,6 +57,7 @@ class OneDImageTokenizer(ImageTokenizer):
     def __init__(self, config: Config) -> None:
         cell = (config.size[0], -(-config.size[1] // config.num_latents))
         super().__init__(config, _Encoder(config), _Decoder(config), dim=config.encoder.width, cell=cell)
+        refuse_scales(self.quantizer, "a row of tokens, none of which has a place in the picture")
 
     def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The one grid there is.
@@ -72,8 +73,7 @@ class OneDImageTokenizer(ImageTokenizer):
     def extent(self, grid: Sequence[int]) -> tuple[int, int]:
         return self.config.size
 
-    def _check_codes(self, codes: Codes) -> None:
-        super()._check_codes(codes)
+    def _check_grids(self, codes: Codes) -> None:
         wanted = [1, self.config.num_latents]
         for i, given in enumerate(codes.lengths.tolist()):
             if given != wanted:

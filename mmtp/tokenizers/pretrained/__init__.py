@@ -9,6 +9,7 @@ from mmtp.tokenizers.pretrained.base import PretrainedError, Wrapped
 from mmtp.tokenizers.pretrained.codecs import Dac, Encodec, Mimi
 from mmtp.tokenizers.pretrained.latents import AutoencoderDC, AutoencoderKL
 from mmtp.tokenizers.pretrained.pictures import ChameleonVQ, DiffusersVQ, Emu3VQ, JanusVQ
+from mmtp.tokenizers.pretrained.videos import VidTok
 
 __all__ = [
     "AutoencoderDC",
@@ -21,5 +22,6 @@ __all__ = [
     "JanusVQ",
     "Mimi",
     "PretrainedError",
+    "VidTok",
     "Wrapped",
 ]

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.config import Config as BaseConfig
-from mmtp.tokenizers.reference import FingerprintCache, Reference
+from mmtp.tokenizers.reference import FingerprintCache, Reference, fault
 from mmtp.types import Codes, MmtpError, Modality, TokenizerSpec
 
 W = TypeVar("W", bound="Wrapped")
@@ -143,11 +143,12 @@ class Wrapped(nn.Module):
         Raises:
             PretrainedError: it has another shape than wanted, is empty, or holds a value that is not finite.
         """
-        channels, axes = self._facts.channels, "samples" if self._facts.modality is Modality.AUDIO else "height, width"
+        axes = {Modality.AUDIO: "samples", Modality.IMAGE: "height, width", Modality.VIDEO: "frames, height, width"}[self._facts.modality]
+        channels = self._facts.channels
         fits = medium.ndim == 1 + len(self._facts.downsampling) and medium.shape[0] == channels and 0 not in medium.shape
         if not (fits and medium.is_floating_point()):
             raise PretrainedError(f"medium {index}: {medium.dtype} {list(medium.shape)} given, floats [{channels}, {axes}] wanted")
-        if not medium.isfinite().all():
+        if not medium.float().isfinite().all():
             raise PretrainedError(f"medium {index}: holds values that are not finite (NaN or infinity)")
         return tuple(medium.shape[1:])
 
@@ -160,7 +161,7 @@ class WrappedQuantizer(Wrapped):
     """Discrete tokenizers: subclasses say in ``_ids`` and ``_medium`` how their model is called."""
 
     def encode(self, media: Sequence[Tensor]) -> Codes:
-        """Codes of pictures ``[3, h, w]`` in [0, 1] or sounds ``[c, t]`` in [-1, 1], in evaluation mode and float32.
+        """Codes of pictures or videos ``[3, *size]`` in [0, 1] or sounds ``[c, t]`` in [-1, 1], in evaluation mode and float32.
 
         Raises:
             PretrainedError: a medium is of another shape, empty or not finite; names which.
@@ -179,7 +180,13 @@ class WrappedQuantizer(Wrapped):
         return Codes(ids, _table(grids, axes), _table(sizes, axes))
 
     def decode(self, codes: Codes) -> list[Float[Tensor, "c *size"]]:
-        """Media with values in ``spec.value_range``, cropped to ``codes.sizes`` where these are given, else of whole cells."""
+        """Media with values in ``spec.value_range``, cropped to ``codes.sizes`` where these are given, else of whole cells.
+
+        Raises:
+            PretrainedError: more codebooks than this tokenizer has, or a code outside its codebook.
+        """
+        if message := fault(codes.ids.transpose(0, 1), self._facts.codebook_sizes):
+            raise PretrainedError(message)
         least, most = self._facts.value_range
         with Reference(self):
             media = [self._medium(codes.item(i).to(self._device)).clamp(least, most) for i in range(len(codes))]

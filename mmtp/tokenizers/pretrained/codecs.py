@@ -46,6 +46,7 @@ class Codec(WrappedQuantizer):
             channels=getattr(theirs, "audio_channels", 1),
             value_range=(-1.0, 1.0),
             sample_rate=float(theirs.sampling_rate),
+            residual=True,
         )
 
 

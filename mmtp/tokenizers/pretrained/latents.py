@@ -10,9 +10,10 @@ from typing import ClassVar
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from mmtp.tokenizers.continuous.base import grid_coordinates, plane
 from mmtp.tokenizers.pretrained.base import Wrapped
 from mmtp.tokenizers.pretrained.pictures import from_pixels, to_pixels
 from mmtp.tokenizers.reference import Reference
@@ -43,35 +44,30 @@ class PictureAutoencoder(Wrapped):
         Raises:
             PretrainedError: a picture is of another shape, empty or not finite; names which.
         """
-        grids = [self.grid(self._size(i, medium)) for i, medium in enumerate(media)]
-        lengths = torch.tensor([h * w for h, w in grids], dtype=torch.long)
-        most = max(lengths.tolist(), default=0)
-        values = torch.zeros(len(media), most, self._facts.latent_dim)
-        coordinates = torch.zeros(len(media), most, 2, dtype=torch.long)
+        sizes = [self._size(i, medium) for i, medium in enumerate(media)]
+        if not sizes:
+            table = torch.zeros(0, 0, 2, dtype=torch.long)
+            return Latents(torch.zeros(0, 0, self._facts.latent_dim), table, table.new_zeros(0))
+        grids = [self.grid(size) for size in sizes]
+        values = []
         with Reference(self):
-            for i, (medium, grid) in enumerate(zip(media, grids, strict=True)):
-                plane = self._latents(to_pixels(self._plain(medium), grid, self._facts.downsampling[0]))
-                n = int(lengths[i])
-                values[i, :n] = rearrange(plane, "1 d h w -> (h w) d").cpu()
-                coordinates[i, :n] = torch.cartesian_prod(*map(torch.arange, grid))
-        return Latents(values, coordinates, lengths)
+            for medium, grid in zip(media, grids, strict=True):
+                found = self._latents(to_pixels(self._plain(medium), grid, self._facts.downsampling[0]))
+                values.append(rearrange(found, "1 d h w -> (h w) d").cpu())
+        return Latents.pad(values, [grid_coordinates(grid) for grid in grids], sizes)
 
-    def decode(self, latents: Latents, sizes: Int[Tensor, "b 2"] | None = None) -> list[Float[Tensor, "c h w"]]:
-        """Pictures with values in [0, 1].
+    def decode(self, latents: Latents) -> list[Float[Tensor, "c h w"]]:
+        """Pictures with values in [0, 1], cropped to ``latents.sizes`` where these are given, else of whole cells.
 
-        Args:
-            latents: as ``encode`` gives them, row by row.
-            sizes: height and width to crop each picture to (latents do not carry them); None gives whole cells.
+        Raises:
+            LatentsError: latents of another width, not finite, or not one for each cell of a grid.
         """
-        pictures = []
+        planes = [plane(latents, i, self._facts.latent_dim) for i in range(len(latents))]
         with Reference(self):
-            for values, coordinates, n in zip(latents.values, latents.coordinates, latents.lengths.tolist(), strict=True):
-                rows = int(coordinates[:n, 0].amax()) + 1
-                plane = self._plain(rearrange(values[:n], "(h w) d -> d h w", h=rows))
-                pictures.append(from_pixels(self.model.decode(plane[None]).sample))
-        if sizes is None:
+            pictures = [from_pixels(self.model.decode(self._plain(p)[None]).sample) for p in planes]
+        if latents.sizes is None:
             return pictures
-        return [p[:, :h, :w] for p, (h, w) in zip(pictures, sizes.tolist(), strict=True)]
+        return [p[:, :h, :w] for p, (h, w) in zip(pictures, latents.sizes.tolist(), strict=True)]
 
     def _latents(self, pixels: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 d rows columns"]:
         raise NotImplementedError

@@ -1,7 +1,11 @@
-"""Quantizers: VQ, SimVQ, IBQ (vector), FSQ (scalar), LFQ, BSQ (binary), and residual VQ, FSQ and LFQ, behind one contract (base)."""
+"""Quantizers behind one contract (base).
 
-from mmtp.tokenizers.quantizers.base import LibraryQuantizer, Quantized, Quantizer, QuantizerConfig
+VQ, SimVQ, IBQ (vector), FSQ (scalar), LFQ, BSQ (binary), residual VQ, FSQ and LFQ (residual), and a pyramid of grids (multi_scale).
+"""
+
+from mmtp.tokenizers.quantizers.base import LibraryQuantizer, Quantized, Quantizer, QuantizerConfig, refuse_scales
 from mmtp.tokenizers.quantizers.binary import BSQ, LFQ
+from mmtp.tokenizers.quantizers.multi_scale import MultiScaleVQ
 from mmtp.tokenizers.quantizers.residual import ResidualFSQ, ResidualLFQ, ResidualVQ
 from mmtp.tokenizers.quantizers.scalar import FSQ
 from mmtp.tokenizers.quantizers.vector import IBQ, VQ, SimVQ
@@ -13,6 +17,7 @@ __all__ = [
     "LFQ",
     "VQ",
     "LibraryQuantizer",
+    "MultiScaleVQ",
     "Quantized",
     "Quantizer",
     "QuantizerConfig",
@@ -20,4 +25,5 @@ __all__ = [
     "ResidualLFQ",
     "ResidualVQ",
     "SimVQ",
+    "refuse_scales",
 ]

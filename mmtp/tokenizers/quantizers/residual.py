@@ -6,6 +6,7 @@ III-C), so that the first few alone are a lower bit rate of their own.
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from vector_quantize_pytorch import ResidualFSQ as _ResidualFSQ
@@ -14,11 +15,13 @@ from vector_quantize_pytorch import ResidualVQ as _ResidualVQ
 
 from mmtp.tokenizers.quantizers.base import LibraryQuantizer, QuantizerConfig
 from mmtp.tokenizers.quantizers.scalar import check_levels
-from mmtp.tokenizers.quantizers.vector import replace_dead_codes
+from mmtp.tokenizers.quantizers.vector import replace_dead_codes, start_in_training
 
 
 class ResidualVQ(LibraryQuantizer):
     """Residual vector quantization (SoundStream, arXiv 2107.03312, algorithm 1), of few dimensions as in DAC (arXiv 2306.06546)."""
+
+    residual: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(QuantizerConfig):
@@ -45,17 +48,19 @@ class ResidualVQ(LibraryQuantizer):
     def __init__(self, config: Config, dim: int) -> None:
         super().__init__()
         self.config = config
-        self.vq = _ResidualVQ(
-            dim=dim,
-            num_quantizers=config.num_codebooks,
-            codebook_size=config.codebook_size,
-            codebook_dim=config.codebook_dim,
-            kmeans_init=True,
-            decay=config.decay,
-            threshold_ema_dead_code=int(config.dead_code_share > 0),
-            commitment_weight=config.commitment,
-            quantize_dropout=True,
-            quantize_dropout_cutoff_index=_cutoff(config.num_codebooks, config.dropout),
+        self.vq = start_in_training(
+            _ResidualVQ(
+                dim=dim,
+                num_quantizers=config.num_codebooks,
+                codebook_size=config.codebook_size,
+                codebook_dim=config.codebook_dim,
+                kmeans_init=True,
+                decay=config.decay,
+                threshold_ema_dead_code=int(config.dead_code_share > 0),
+                commitment_weight=config.commitment,
+                quantize_dropout=True,
+                quantize_dropout_cutoff_index=_cutoff(config.num_codebooks, config.dropout),
+            )
         )
         self.codebook_sizes = (config.codebook_size,) * config.num_codebooks
 
@@ -71,6 +76,8 @@ class ResidualVQ(LibraryQuantizer):
 
 class ResidualFSQ(LibraryQuantizer):
     """Residual finite scalar quantization: every further codebook rounds the rest on a finer grid."""
+
+    residual: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(QuantizerConfig):
@@ -105,6 +112,8 @@ class ResidualFSQ(LibraryQuantizer):
 
 class ResidualLFQ(LibraryQuantizer):
     """Residual lookup-free quantization: every further codebook halves the step."""
+
+    residual: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(QuantizerConfig):

@@ -1,14 +1,18 @@
 """Quantizers with a learned codebook: VQ, SimVQ, and index back-propagation."""
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from vector_quantize_pytorch import SimVQ as _SimVQ
 from vector_quantize_pytorch import VectorQuantize as _VectorQuantize
+from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
 
 from mmtp.tokenizers.quantizers.base import LibraryQuantizer, QuantizerConfig
+
+Q = TypeVar("Q", bound=nn.Module)
 
 
 class VQ(LibraryQuantizer):
@@ -46,16 +50,18 @@ class VQ(LibraryQuantizer):
     def __init__(self, config: Config, dim: int) -> None:
         super().__init__()
         self.config = config
-        self.vq = _VectorQuantize(
-            dim=dim,
-            codebook_size=config.codebook_size,
-            codebook_dim=config.codebook_dim,
-            use_cosine_sim=config.cosine,
-            kmeans_init=True,
-            decay=config.decay,
-            threshold_ema_dead_code=int(config.dead_code_share > 0),
-            commitment_weight=config.commitment,
-            rotation_trick=config.rotation_trick,
+        self.vq = start_in_training(
+            _VectorQuantize(
+                dim=dim,
+                codebook_size=config.codebook_size,
+                codebook_dim=config.codebook_dim,
+                use_cosine_sim=config.cosine,
+                kmeans_init=True,
+                decay=config.decay,
+                threshold_ema_dead_code=int(config.dead_code_share > 0),
+                commitment_weight=config.commitment,
+                rotation_trick=config.rotation_trick,
+            )
         )
         self.codebook_sizes = (config.codebook_size,)
 
@@ -159,11 +165,37 @@ def entropy_loss(logits: Tensor) -> Tensor:
     return each + (mean * mean.clamp(min=1e-9).log()).sum()
 
 
-def replace_dead_codes(vq: _VectorQuantize, share: float, latents: int) -> None:
+def replace_dead_codes(vq: Any, share: float, latents: int) -> None:
     """Tells a codebook which entries are dead at this size of batch: those used less often than a share of an even use.
 
     The library counts uses per batch. A threshold of 1 there, with fewer latents in a batch than entries, calls most entries dead at every
     step, and codes never settle (WavTokenizer's issue 82 is of this kind). A new entry starts at an even use, and has time to prove itself.
     """
     even = latents / vq.codebook_size
-    vq._codebook.threshold_ema_dead_code, vq._codebook.reset_cluster_size = share * even, even
+    codebook_of(vq).threshold_ema_dead_code, codebook_of(vq).reset_cluster_size = share * even, even
+
+
+def codebook_of(vq: Any) -> Any:
+    """The library's codebook, which keeps counts and averages."""
+    return vq._codebook
+
+
+class _TrainedCodebook(Codebook):
+    """A codebook that only training starts."""
+
+    def init_embed_(self, data: Tensor, mask: Tensor | None = None) -> None:
+        if self.training:
+            super().init_embed_(data, mask)
+
+
+def start_in_training(quantizer: Q) -> Q:
+    """Keeps codebooks from starting (k-means) in evaluation mode, as the library's do when training has not reached them.
+
+    What they encode would depend on what was encoded first, and encoding would change the weights. So a codebook waits with all entries
+    0: every latent has code 0, which adds nothing. Late residual codebooks that quantizer dropout has left out so far add nothing either.
+    """
+    for module in quantizer.modules():
+        if type(module) is Codebook:
+            # The library names the class itself; one method is all that differs.
+            module.__class__ = _TrainedCodebook
+    return quantizer

@@ -8,8 +8,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mmtp.config import ConfigError
+from mmtp.testing import check_tokenizer
+from mmtp.tokenizers.audio.frame import FrameAudioTokenizer
 from mmtp.tokenizers.image import grid
+from mmtp.tokenizers.image.conv import ConvImageTokenizer
 from mmtp.tokenizers.image.grid import ImageCodesError, ImageShapeError, ImageValueError
+from mmtp.tokenizers.image.one_d import OneDImageTokenizer
+from mmtp.tokenizers.image.tiling import Tiling
+from mmtp.tokenizers.image.transformer import TransformerConfig
+from mmtp.tokenizers.quantizers import VQ, MultiScaleVQ, ResidualVQ
 from mmtp.types import Codes, Modality
 
 CELL = 4
@@ -180,3 +188,90 @@ def test_training_takes_whole_cells_only(cells):
 def test_without_sizes_whole_cells_come_back(cells, noise):
     codes = cells.encode(noise((10, 10)))
     assert cells.decode(Codes(codes.ids, codes.lengths))[0].shape == (3, 12, 12)
+
+
+@pytest.fixture(scope="module")
+def scaled():
+    """A picture of 16 x 16 pixels as 1 + 4 + 16 codes."""
+    quantizer = MultiScaleVQ.Config(scales=(1, 2, 4), codebook_size=24, codebook_dim=6, convolutions=2)
+    config = ConvImageTokenizer.Config(patch=2, widths=(8, 12), encoder_blocks=(1, 1), decoder_blocks=(1, 1), quantizer=quantizer)
+    torch.manual_seed(0)
+    tokenizer = config.build()
+    tokenizer(torch.rand(8, 3, 16, 16) * 2 - 1)  # starts the codebook
+    return tokenizer.eval()
+
+
+def test_scales_keep_the_promises(scaled, noise):
+    check_tokenizer(scaled, noise((16, 16), (13, 15), (16, 14)))
+    codes = scaled.encode(noise(*[(16, 16)] * 4))
+    assert scaled.spec.scales == (1, 2, 4)
+    assert codes.ids.shape == (4, 1, 1, 21)
+    assert len(codes.ids.unique()) > 8
+    covered = [n * cell for n, cell in zip((1, 21), scaled.spec.downsampling, strict=True)]
+    assert all(most >= 16 for most in covered)
+    assert scaled.codebook_vectors().shape == (24, 12)
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32])
+def test_scales_in_any_batch(scaled, noise, batch):
+    media = noise(*[(16, 16)] * batch)
+    together = scaled.encode(media)
+    assert all(torch.equal(together.item(i), scaled.encode([media[i]]).item(0)) for i in range(0, batch, 5))
+
+
+def test_first_scales_are_a_coarser_picture(scaled, noise):
+    (picture,) = noise((16, 13))
+    codes = scaled.encode([picture])
+    seen = []
+    for end in (1, 5, 21):
+        first = Codes(codes.ids[..., :end], torch.tensor([[1, end]]), codes.sizes)
+        seen += scaled.decode(first)
+    assert all(back.shape == picture.shape for back in seen)
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[2], scaled.decode(codes)[0])
+    with pytest.raises(ImageCodesError, match=r"^picture 0: a grid of \[1, 6\] codes given; a row of the first scales has 1, 5, 21$"):
+        scaled.decode(Codes(codes.ids[..., :6], torch.tensor([[1, 6]])))
+
+
+def test_scales_take_pictures_of_one_size(scaled, noise):
+    with pytest.raises(ImageShapeError, match="^picture 1: 20 pixels high and 16 wide given, .* end with 4x4: resize or crop to 16x16$"):
+        scaled.encode(noise((16, 16), (20, 16)))
+    with pytest.raises(ImageShapeError, match="whole cells are wanted: 16x16"):
+        scaled(torch.rand(1, 3, 15, 16))
+    bad = torch.full((3, 16, 16), math.nan)
+    with pytest.raises(ImageValueError, match="channel 0 of row 0"):
+        scaled.encode([bad])
+
+
+def test_scales_on_a_tiled_decoder(scaled, noise, monkeypatch):
+    """Pictures larger than a tile: latents are quantized as a whole, the networks see tiles."""
+    whole = scaled.encode(noise((16, 16)))
+    expected = scaled.decode(whole)[0]
+    monkeypatch.setattr(type(scaled), "tiling", Tiling(side=3, encoder_overlap=2, decoder_overlap=2, blend=False))
+    assert scaled.decode(whole)[0].shape == expected.shape
+    assert scaled.encode(noise((16, 16))).ids.shape == whole.ids.shape
+
+
+def test_scales_want_a_square_grid():
+    quantizer = MultiScaleVQ.Config(scales=(1, 2), codebook_size=8, convolutions=1)
+    stack = TransformerConfig(width=24, depth=1, num_heads=2, mlp_width=32)
+    with pytest.raises(ConfigError, match="quantizer: one of scales codes square grids of latents; here they are a row of tokens"):
+        OneDImageTokenizer.Config(size=(16, 16), patch=8, num_latents=4, encoder=stack, decoder=stack, quantizer=quantizer).build()
+    with pytest.raises(ConfigError, match="here they are a row of frames"):
+        FrameAudioTokenizer.Config(window=80, hop=20, width=16, quantizer=quantizer).build()
+
+
+@pytest.mark.parametrize("quantizer", [VQ.Config(codebook_size=16, codebook_dim=4), ResidualVQ.Config(num_codebooks=2, codebook_size=16)])
+def test_encoding_in_training_mode_moves_no_codebook(quantizer, noise):
+    """A forward pass in training mode moves codebooks without any optimizer, and gives latents that are not those of its codes."""
+    config = ConvImageTokenizer.Config(patch=2, widths=(8, 12), encoder_blocks=(1, 1), decoder_blocks=(1, 1), quantizer=quantizer)
+    tokenizer, media = config.build(), noise((16, 24), (9, 9))
+    for started in (False, True):
+        if started:
+            tokenizer(torch.stack(noise((16, 16), (16, 16))))
+        fingerprint = tokenizer.spec.fingerprint
+        codes = tokenizer.train().encode(media)
+        tokenizer.decode(codes)
+        assert tokenizer.training and tokenizer.spec.fingerprint == fingerprint
+        assert torch.equal(tokenizer.eval().encode(media).ids, codes.ids)
+    check_tokenizer(config.build().eval(), media)

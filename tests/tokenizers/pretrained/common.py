@@ -36,6 +36,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "emu3-vq": {**STAGES, "latent_channels": 4, "codebook_size": 32, "attn_resolutions": [2], "hidden_size": 32},
     "chameleon-vq": {**STAGES, "num_embeddings": 32},
     "diffusers-vq": {**BLOCKS, "num_vq_embeddings": 32},
+    "vidtok": {
+        "ch": 4, "ch_mult": [1, 2, 2], "z_channels": 2, "double_z": False, "num_res_blocks": 1, "tempo_ds": [1], "tempo_us": [1],
+        "regularizer": "fsq", "codebook_size": 64,
+    },
     "autoencoder-kl": BLOCKS,
     "autoencoder-dc": {
         "latent_channels": 8, "attention_head_dim": 4, "encoder_block_out_channels": [8, 8, 8], "decoder_block_out_channels": [8, 8, 8],
@@ -84,6 +88,8 @@ def media(name: str) -> list[torch.Tensor]:
     channels, sizes = 3, ((16, 16), (9, 22), (1, 6))
     if name in CODECS:
         channels, sizes = 1, ((48,), (131,), (1,))
+    elif name == "vidtok":
+        sizes = ((3, 8, 12), (4, 9, 6), (1, 4, 5))
     elif name == "janus-vq":
         sizes = ((16, 16), (13, 15))
     out = [torch.rand(channels, *size, generator=generator) for size in sizes]

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmtp.config import ConfigError, build_config
 from mmtp.tokenizers.quantizers import BSQ, LFQ
@@ -44,3 +45,26 @@ def test_bits_that_cannot_be_are_refused():
         build_config("quantizer", {"type": "lfq", "bits": 40})
     with pytest.raises(ConfigError, match="bits 14: 1 to 12"):
         build_config("quantizer", {"type": "residual-lfq", "bits": 14})
+
+
+class Largest(TorchDispatchMode):
+    """Numbers in the largest tensor that comes up."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.numel = max(self.numel, out.numel())
+        return out
+
+
+def test_the_entropy_loss_is_not_over_all_codes_at_once():
+    """Over all codes, a step of 4,096 latents with 2^14 of them took 9 s, and with 2^18 it does not fit into memory."""
+    quantizer, latents = LFQ(LFQ.Config(bits=18), dim=8), torch.randn(1, 64, 8)
+    with Largest() as largest:
+        quantizer(latents)
+    assert largest.numel <= 64 * 2 * 2**9
+    with Largest() as largest:
+        LFQ(LFQ.Config(bits=12, group_bits=12), dim=8)(latents)
+    assert largest.numel >= 64 * 2**12

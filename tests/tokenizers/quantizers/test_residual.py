@@ -53,3 +53,16 @@ def test_without_dropout_every_step_has_all_codebooks(config):
     whole.eval()
     ids = whole(torch.randn(1, 64, 12)).ids
     assert whole.lookup(ids[..., :2]).shape == (1, 64, 12)
+
+
+def test_codebooks_that_training_has_not_reached_add_nothing():
+    quantizer = ResidualVQ(ResidualVQ.Config(num_codebooks=4, codebook_size=16), dim=12)
+    latents = torch.randn(1, 512, 12)
+    while not (quantizer(latents).ids[0, 0] < 0).any():
+        quantizer = ResidualVQ(ResidualVQ.Config(num_codebooks=4, codebook_size=16), dim=12)
+    quantizer.eval()
+    reached = sum(bool(layer._codebook.initted) for layer in quantizer.vq.layers)
+    assert 1 <= reached < 4
+    out = quantizer(latents)
+    assert not out.ids[..., reached:].any()
+    torch.testing.assert_close(quantizer.lookup(out.ids[..., :reached]), out.latents, atol=1e-6, rtol=0)

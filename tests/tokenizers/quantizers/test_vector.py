@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from vector_quantize_pytorch import VectorQuantize
 
 from mmtp.tokenizers.quantizers import IBQ, VQ, SimVQ
 from mmtp.tokenizers.quantizers.vector import entropy_loss
@@ -69,3 +70,29 @@ def test_unused_entries_are_replaced():
     for _ in range(100):
         quantizer(clusters(512, centres))
     assert len(quantizer.eval()(clusters(1000, centres)).ids.unique()) == 16
+
+
+@pytest.mark.parametrize("rotation_trick", [True, False])
+def test_the_rotation_trick_is_no_cure_of_collapse(rotation_trick):
+    """A young encoder's latents are all alike when the codebook starts: without replacement, most entries die there, trick or not."""
+    centres, used = torch.randn(200, 16), {}
+    for share in (0.0, VQ.Config().dead_code_share):
+        config = VQ.Config(codebook_size=128, cosine=False, decay=0.9, dead_code_share=share, rotation_trick=rotation_trick)
+        quantizer = config.build(dim=16)
+        for step in range(40):
+            quantizer(clusters(256, centres if step else centres[:1]).requires_grad_())
+        used[share] = len(quantizer.eval()(clusters(4000, centres)).ids.unique())
+    assert used[0.0] < 64
+    assert used[VQ.Config().dead_code_share] > 115
+
+
+def test_the_library_defaults_collapse_where_ours_do_not():
+    centres = torch.randn(200, 16) + 1
+    theirs, ours = VectorQuantize(dim=16, codebook_size=128), VQ(VQ.Config(codebook_size=128), dim=16)
+    for _ in range(40):
+        latents = clusters(512, centres)
+        theirs(latents)
+        ours(latents)
+    latents = clusters(4000, centres)
+    assert len(theirs.eval()(latents)[1].unique()) < 64
+    assert len(ours.eval()(latents).ids.unique()) > 115
