@@ -99,6 +99,7 @@ REGISTRY = Registry(
             "resampler": "mmtp.models.connector:Resampler",
         },
         "model": {
+            "two-towers": "mmtp.models.two_towers:TwoTowers",
             "unified": "mmtp.models.unified:UnifiedModel",
         },
     }

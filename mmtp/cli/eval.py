@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mmtp.eval.report import Section, Table
     from mmtp.tokenizers.base import DiscreteTokenizer
 
-What = Literal["vqa", "draw", "tokenizer", "text", "parser"]
+What = Literal["vqa", "draw", "tokenizer", "probe", "text", "parser"]
 
 EASY_VQA = "easy-vqa:test"
 
@@ -66,6 +66,9 @@ def eval(
     codecs: bool = False,
     features: str | None = None,
     words: bool = False,
+    bank: list[str] | None = None,
+    label: str = "caption",
+    teachers: Path | None = None,
     usage: bool = False,
     report: Path | None = None,
     batch_size: int = 64,
@@ -76,12 +79,14 @@ def eval(
 
     vqa: answers to easy-VQA's test questions, beside the same questions without a picture, with another picture, and the
     commonest answer. draw: all colours and shapes drawn from words, judged by a parser. parser: that parser on real pictures.
-    tokenizer: pictures, videos or recordings, as the tokenizer wants, through it and back. text: texts through a text tokenizer and back.
+    tokenizer: pictures, videos or recordings, as the tokenizer wants, through it and back. probe: labels of held-out pictures, read from
+    what a continuous picture tokenizer gives, beside the same tokenizer untrained and its teachers. text: texts through a text tokenizer
+    and back.
 
     The exit code is 1 where the figure stays below --at-least.
 
     Args:
-        what: vqa, draw, parser, tokenizer or text.
+        what: vqa, draw, parser, tokenizer, probe or text.
         name: zoo entry, folder or Hub id of the model or tokenizer; none for parser.
         data: what to measure on: easy-vqa:test, a folder, *.tar, ...; a tokenizer of sound or videos needs one; for text: a source with
             captions or questions, or python:MODULE. May be given several times: all of them together.
@@ -102,12 +107,15 @@ def eval(
         features: perceptual and Fréchet distance of pictures in the features of this network: efficientnet-lite0, or timm:NAME, or
             timm:NAME:FILE with a local file of weights.
         words: word errors of Whisper tiny.en on recordings with an English text: original, reconstruction, and codecs where asked for.
+        bank: of probe: labelled pictures to compare with and to fit on, sources as for --data.
+        label: of probe: which label of the pictures (group, caption).
+        teachers: of probe: the recipe whose teachers are measured beside.
         usage: only count the codes that a tokenizer uses, over the whole set; nothing is decoded, which is several times quicker.
         report: write the tables, the plots beside codecs (for which these are measured at all qualities, which takes longer), and the
             first recordings, to this HTML file.
         batch_size: questions at a time.
         json: write the figures to this file.
-        at_least: threshold: share of right answers or pictures or exact texts (0.98), mean PSNR in dB for
+        at_least: threshold: share of right answers, pictures, nearest labels or exact texts (0.98), mean PSNR in dB for
             tokenizers of pictures and videos, mean STOI (0 to 1) for those of sound; with --usage the share of its entries that the
             least used codebook uses.
 
@@ -121,6 +129,7 @@ def eval(
         mmtp eval tokenizer image-fsq-f8 --data photos-val.tar --crop 256 --codecs --features efficientnet-lite0
         mmtp eval tokenizer image-fsq-f8 --data emoji-train.tar --data photos-train.tar --size 64 --usage --at-least 0.95
         mmtp eval tokenizer runs/speech/result --data prompts-en-val.tar --words --codecs --report speech.html
+        mmtp eval probe runs/vit-distilled/result --bank emoji-train.tar --data emoji-val.tar --label group
         mmtp eval text text-bpe-4k --data python:pydoc_data.topics
     """
     from mmtp.cli import CHECK_FAILED
@@ -137,6 +146,7 @@ def eval(
         "draw": lambda bar: _draw(str(name), seeds, sampling, candidates, max_tokens, bar),
         "parser": lambda bar: _parser(data or [EASY_VQA], limit, bar),
         "tokenizer": lambda bar: _tokenizer(str(name), how, bar),
+        "probe": lambda bar: _probe(str(name), bank, data, label, size, limit, teachers, bar),
         "text": lambda bar: _text(str(name), data or [EASY_VQA], limit),
     }
     with progress_bar(f"eval {what}", {"vqa": "answers", "tokenizer": "items"}.get(what, "pictures")) as bar:
@@ -337,6 +347,49 @@ def _sounds(tokenizer: "DiscreteTokenizer", name: str, how: Reconstruction, bar:
         figures += rates.figures("Each codec at its settings; the dots are the tokenizer, with fewer of its codebooks where it can.")
         found["rates"] = rates.to_dict()
     return Measured(result.headline, tables, found, figures)
+
+
+def _probe(
+    name: str,
+    bank: list[str] | None,
+    data: list[str] | None,
+    label: str,
+    size: str | None,
+    limit: int | None,
+    teachers: Path | None,
+    bar: "Step",
+) -> Measured:
+    from dataclasses import asdict
+
+    import torch
+
+    from mmtp.cli.tokenize import parse_size
+    from mmtp.config import from_dict, load_file
+    from mmtp.eval.inputs import Inputs
+    from mmtp.eval.probes import Labelled, probe, probe_table, retrieval
+    from mmtp.eval.report import Table
+    from mmtp.hub import find, from_pretrained
+    from mmtp.models.teachers import Teacher, TeacherConfig
+    from mmtp.types import MmtpError
+
+    if not bank or not data:
+        raise MmtpError("mmtp eval probe: name pictures to compare with (--bank) and others to measure on (--data)")
+    known: list[Teacher] = []
+    if teachers is not None:
+        recipe = load_file(teachers / "recipe.toml" if teachers.is_dir() else teachers)
+        tables = recipe.get("loss", {}).get("distill", {}).get("teachers", [])
+        known = [Teacher(from_dict(TeacherConfig, table, "loss.distill.teachers"), Path(), torch.device("cpu")) for table in tables]
+    frame = parse_size(size or "64")
+    fitted_on, held_out = (Labelled.of(Inputs(part, limit=limit, progress=bar).labelled(label, frame)) for part in (bank, data))
+    tokenizer = from_pretrained(name)
+    found = probe(tokenizer, name, fitted_on, held_out, known)
+    shown = [probe_table(found, f"{name}: {label} of {_named(data)}, as the features tell; {len(held_out.labels):,} pictures")]
+    values: dict[str, Any] = {"pictures": len(held_out.labels), "features": [asdict(p) for p in found]}
+    if (towers := find(name) / "towers").is_dir():
+        recalls = values["retrieval"] = retrieval(tokenizer, from_pretrained(towers), held_out)
+        rows = [[key.replace("_", " "), f"{value:,.0f}" if "@" not in key else f"{value:.3f}"] for key, value in recalls.items()]
+        shown.append(Table(["recall", "value"], rows, f"{name}: pictures and captions of {_named(data)} find each other"))
+    return Measured(found[0].neighbours, shown, values)
 
 
 def _text(name: str, data: list[str], limit: int | None) -> Measured:

@@ -68,6 +68,18 @@ class Inputs:
         if self.small and not whole:
             raise EvalError(f"no picture is as large as a crop; the first: {self.small[0]}")
 
+    def labelled(self, label: str, size: tuple[int, int]) -> Iterator[tuple[Float[Tensor, "3 h w"], str, str]]:
+        """Pictures in [0, 1] that have a label, brought to a size, with that label and their caption (empty where there is none)."""
+        for source, item in self._walk():
+            try:
+                sample = source.read(item)
+                picture = decode_image(sample.media, size=size)
+            except DecodeError as error:
+                self.unreadable.append(f"{item.key}: {error}")
+                continue
+            if value := sample.labels.get(label):
+                yield picture, str(value), sample.labels.get("caption", "")
+
     def recordings(self, sample_rate: int) -> Iterator[Recording]:
         """Recordings at a rate."""
         for source, item in self._walk():

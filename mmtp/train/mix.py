@@ -9,7 +9,7 @@ from rich.progress import track
 
 from mmtp.config import Config
 from mmtp.data.errors import DecodeError
-from mmtp.data.sources import open_source
+from mmtp.data.sources import Sample, open_source
 from mmtp.types import Modality
 
 
@@ -32,17 +32,22 @@ class MixSource(Config):
             raise ValueError(f"weight {self.weight:g}, hold_out {self.hold_out}: above 0, and at least 0, are wanted")
 
 
-def read_files(source: MixSource, modality: Modality, data_root: Path, *, progress: bool = False) -> Iterator[bytes]:
-    """The media files of a source that are not held out. What cannot be read is passed over."""
+def read_samples(source: MixSource, modality: Modality, data_root: Path, *, progress: bool = False) -> Iterator[Sample]:
+    """The media files of a source that are not held out, with their labels. What cannot be read is passed over."""
     place = source.source
     opened = open_source(place if place.partition(":")[0] in ("easy-vqa", "hf") else data_root / place, modality)
     for i, item in enumerate(track(opened.items(), f"reading {place}", disable=not progress, transient=True)):
         if source.hold_out and i % source.hold_out == 0:
             continue
         try:
-            yield opened.read(item).media
+            yield opened.read(item)
         except DecodeError:
             continue
+
+
+def read_files(source: MixSource, modality: Modality, data_root: Path, *, progress: bool = False) -> Iterator[bytes]:
+    """The media of :func:`read_samples` alone."""
+    return (sample.media for sample in read_samples(source, modality, data_root, progress=progress))
 
 
 def draw_sources(sources: Sequence[MixSource], seed: int, step: int, count: int) -> tuple[list[int], torch.Generator]:

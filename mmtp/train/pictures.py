@@ -12,7 +12,7 @@ from torch import Tensor
 from mmtp.config import Config, ConfigError
 from mmtp.data.errors import DecodeError
 from mmtp.data.media import decode_image, resize
-from mmtp.train.mix import MixSource, draw_sources, read_files
+from mmtp.train.mix import MixSource, draw_sources, read_samples
 from mmtp.types import Modality
 
 STORED = 4
@@ -73,14 +73,22 @@ class PictureMix:
 
 def read_pictures(source: PictureSource, size: int, data_root: Path, *, progress: bool = False) -> list[UInt8[Tensor, "3 h w"]]:
     """Every usable picture of a source as bytes, its shorter side at most what training needs. Damaged files are passed over."""
+    return [picture for picture, _ in read_captioned(source, size, data_root, progress=progress)]
+
+
+def read_captioned(
+    source: PictureSource, size: int, data_root: Path, *, progress: bool = False
+) -> list[tuple[UInt8[Tensor, "3 h w"], str]]:
+    """The pictures of :func:`read_pictures`, each with what is said of it: its caption, else its tags, else nothing."""
     shorter = size if source.crop == (1.0, 1.0) else STORED * size
     out = []
-    for data in read_files(source, Modality.IMAGE, data_root, progress=progress):
+    for sample in read_samples(source, Modality.IMAGE, data_root, progress=progress):
         try:
-            picture = decode_image(data).mul(255).round().to(torch.uint8)
+            picture = decode_image(sample.media).mul(255).round().to(torch.uint8)
         except DecodeError:
             continue
-        out.append(scaled(picture, size, shorter, source.crop))
+        text = sample.labels.get("caption") or ", ".join(sample.labels.get("tags") or [])
+        out.append((scaled(picture, size, shorter, source.crop), text))
     return out
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmtp.config import Config, ConfigError, build_config, from_dict
 from mmtp.data.media import contact_sheet
 from mmtp.hub import save_pretrained
+from mmtp.tokenizers.continuous.vit import TimmViT
 from mmtp.tokenizers.image.grid import ImageShapeError
 from mmtp.train.log import RunLog
 from mmtp.train.losses.adversarial import AdversarialConfig, Adversary
@@ -24,6 +25,7 @@ from mmtp.train.losses.perceptual import PerceptualConfig, build_perceptual
 from mmtp.train.losses.reconstruction import PictureReconstructionLoss, ReconstructionConfig
 from mmtp.train.pictures import PictureData, PictureMix
 from mmtp.train.recipe import Recipe
+from mmtp.train.semantic_trainer import train_semantic
 from mmtp.train.sounds import SoundData, SoundMix, spectrogram
 from mmtp.train.trainer import OptimConfig, Trainer
 from mmtp.train.videos import VideoData, VideoMix
@@ -263,7 +265,8 @@ def train_tokenizer(recipe: Recipe, folder: Path, *, data_root: Path, progress: 
     Args:
         recipe: ``[tokenizer]`` is the configuration. Of pictures, ``[data]`` is a :class:`PictureData` and ``[loss]`` a
             :class:`PictureLossConfig`; of videos, a :class:`VideoData` and the same loss; of sounds, a :class:`SoundData` and a
-            :class:`SoundLossConfig`.
+            :class:`SoundLossConfig`. A vision transformer, which does not reconstruct, is trained by
+            :func:`~mmtp.train.semantic_trainer.train_semantic`.
         folder: the run's folder.
         data_root: where relative paths of the sources start.
         progress: whether to show bars.
@@ -278,9 +281,12 @@ def train_tokenizer(recipe: Recipe, folder: Path, *, data_root: Path, progress: 
         raise ConfigError("tokenizer.type: 'text' is trained by task = 'text'")
     torch.manual_seed(recipe.run.seed)
     module = config.build()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if isinstance(module, TimmViT):
+        return train_semantic(module.to(device), recipe, folder, data_root=data_root, progress=progress)
     if not (hasattr(module, "quantizer") and hasattr(module, "decoder")) or module.spec.modality not in MEDIA:
         raise ConfigError(f"tokenizer.type: {kind!r} has no quantizer and decoder of its own that could be trained here")
-    module.to("cuda" if torch.cuda.is_available() else "cpu")
+    module.to(device)
     medium = MEDIA[module.spec.modality]
     for name, table, given in (("data", medium.data, recipe.data), ("loss", medium.loss, recipe.loss)):
         for other in MEDIA.values():

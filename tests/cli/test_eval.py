@@ -54,6 +54,40 @@ def test_tokenizer_leaves_out_what_it_cannot_read(little_zoo, tmp_path, capsys):
     assert "unreadable" in shown and "b.png" in shown
 
 
+def test_probe_tells_labels_and_teachers(tmp_path, capsys):
+    import torch
+
+    from mmtp.config import build_config
+    from mmtp.data.media import encode_png
+    from mmtp.hub import save_pretrained
+
+    options = {"embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": 8, "img_size": 16}
+    tokenizer = {"type": "timm-vit", "model": "vit_tiny_patch16_224", "options": options}
+    torch.manual_seed(0)
+    save_pretrained(build_config("tokenizer", tokenizer).build(), tmp_path / "vit")
+    towers = {"type": "two-towers", "text": "text-bpe-4k", "picture_width": 24, "width": 32, "depth": 1, "dim": 8}
+    save_pretrained(build_config("model", towers).build(), tmp_path / "vit" / "towers")
+    for part, count in (("bank", 9), ("held", 6)):
+        (tmp_path / part).mkdir()
+        for i in range(count):
+            picture = 0.3 * torch.rand(3, 16, 16)
+            picture[i % 3] += 0.6
+            (tmp_path / part / f"{i}.png").write_bytes(encode_png(picture))
+            (tmp_path / part / f"{i}.json").write_text(json.dumps({"group": "rgb"[i % 3], "caption": f"number {i}"}))
+    (tmp_path / "recipe.toml").write_text('[[loss.distill.teachers]]\nnetwork = "tokenizer:image-fsq-f8"\n')
+    path = tmp_path / "features.json"
+    asked = ["eval", "probe", str(tmp_path / "vit"), "--label", "group", "--size", "16", "--data", str(tmp_path / "held")]
+    rest = ["--bank", str(tmp_path / "bank"), "--teachers", str(tmp_path), "--json", str(path), "--at-least", "0.9"]
+    assert cli.run(asked + rest) == 0
+    shown = capsys.readouterr().out
+    assert "the same, untrained" in shown and "teacher image-fsq-f8" in shown and "text to picture@5" in shown
+    values = json.loads(path.read_text())
+    assert values["pictures"] == 6 and len(values["features"]) == 3 and values["headline"] == values["features"][0]["neighbours"] == 1
+    assert set(values["features"][0]["cosines"]) == {"image-fsq-f8"} and values["retrieval"]["captions"] == 6
+    assert cli.run(asked) == cli.USER_ERROR
+    assert "--bank" in capsys.readouterr().err
+
+
 def test_text_round_trips(little_zoo, capsys):
     assert cli.run(["eval", "text", "text-bpe-4k", "--limit", "20", "--at-least", "1"]) == 0
     assert "bytes per token" in capsys.readouterr().out

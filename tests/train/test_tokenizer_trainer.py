@@ -14,8 +14,10 @@ from mmtp.config import ConfigError, build_config, from_dict
 from mmtp.data.media import encode_png, read_sound, write_wav
 from mmtp.data.video import encode_video
 from mmtp.hub import from_pretrained
+from mmtp.train.losses.contrast import ContrastConfig
 from mmtp.train.pictures import PictureMix
 from mmtp.train.recipe import Recipe, run_recipe
+from mmtp.train.semantic_trainer import SemanticLossConfig
 from mmtp.train.sounds import SoundData, SoundMix
 from mmtp.train.tokenizer_trainer import PictureLossConfig, SoundLossConfig, usage
 from mmtp.train.videos import VideoData, VideoMix
@@ -285,12 +287,14 @@ def test_combinations_that_do_not_fit_videos(root, data, message):
 
 def test_recipes_of_the_page_are_valid():
     page = Path(__file__).parents[2] / "docs" / "training.md"
-    whole, pyramid, parts = re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    whole, pyramid, parts, *vision = re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     assert build_config("tokenizer", tomllib.loads(pyramid)["tokenizer"]).quantizer.scales
     recipe = Recipe.from_dict(tomllib.loads(whole))
     assert build_config("tokenizer", recipe.tokenizer).sample_rate == 16000
     assert from_dict(SoundData, recipe.data).seconds == 1.0
     assert from_dict(SoundLossConfig, recipe.loss) == SoundLossConfig()
+    semantic = from_dict(SemanticLossConfig, tomllib.loads("\n".join(vision))["loss"])
+    assert semantic.distill and len(semantic.distill.teachers) == 2 and semantic.contrast == ContrastConfig()
     page = Path(__file__).parents[2] / "docs" / "video.md"
     (text,) = re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     films = Recipe.from_dict(tomllib.loads(text))
