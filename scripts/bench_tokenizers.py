@@ -23,6 +23,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,8 @@ class Timing:
     speedup: float
 
 
-def build(what: str, settings: dict[str, Any]) -> tuple[Any, Any]:
-    """A model of transformers with random weights, and the adapter around the same one."""
+def build(what: str, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A model of transformers with random weights, and an adapter around the same one for every other way (quick copies are made once)."""
     import transformers
 
     torch.manual_seed(0)
@@ -97,7 +98,12 @@ def build(what: str, settings: dict[str, Any]) -> tuple[Any, Any]:
         for key, tensor in model.state_dict().items():
             if key.endswith("codebook.embed"):  # zeros, of which all codes would be the first
                 tensor.normal_()
-    return model, adapter.wrap(model)
+    tokenizers = {}
+    for way, precision in WAYS.items():
+        if precision is not None:
+            tokenizers[way] = adapter.wrap(model)
+            tokenizers[way].precision = precision
+    return model, tokenizers
 
 
 def media_of(what: str, model: Any, seconds: float, batch: int) -> list[Tensor]:
@@ -131,19 +137,16 @@ def decode_theirs(what: str, model: Any, codes: Tensor) -> Tensor:
         return model.decode(audio_codes=codes).audio_values
 
 
-def check(what: str, model: Any, tokenizer: Any, *, seconds: float, batch: int) -> Gate:
-    """Shows that the model and its adapter do the same, on one batch."""
+def check(what: str, model: Any, tokenizers: dict[str, Any], *, seconds: float, batch: int) -> Gate:
+    """Shows that the model and its adapters do the same, on one batch."""
     media = media_of(what, model, seconds, batch)
-    tokenizer.precision = WAYS["float32"]
-    first = _seconds(lambda: tokenizer.encode(media[:1])) - _seconds(lambda: tokenizer.encode(media[:1]))
-    codes = tokenizer.encode(media)
+    exactly, coarsely = tokenizers["float32"], tokenizers["bfloat16"]
+    first = _seconds(lambda: exactly.encode(media[:1])) - _seconds(lambda: exactly.encode(media[:1]))
+    codes = exactly.encode(media)
     theirs = torch.cat([encode_theirs(what, model, m[None]) for m in media])
-    alone = torch.cat([tokenizer.encode([m]).ids for m in media])
-    exact = tokenizer.decode(codes)
-    tokenizer.precision = WAYS["bfloat16"]
-    again = tokenizer.decode(codes)
-    half = tokenizer.encode(media).ids
-    tokenizer.precision = Precision()
+    alone = torch.cat([exactly.encode([m]).ids for m in media])
+    exact, again = exactly.decode(codes), coarsely.decode(codes)
+    half = coarsely.encode(media).ids
     noise = sum(float((a - b).square().sum()) for a, b in zip(exact, again, strict=True))
     power = sum(float((a - a.mean()).square().sum()) for a in exact)
     return Gate(
@@ -159,14 +162,14 @@ def check(what: str, model: Any, tokenizer: Any, *, seconds: float, batch: int) 
 
 
 def time_case(
-    what: str, model: Any, tokenizer: Any, *, seconds: float, batch: int, threads: int, warm_up: int, timed: int, budget: float
+    what: str, model: Any, tokenizers: dict[str, Any], *, seconds: float, batch: int, threads: int, warm_up: int, timed: int, budget: float
 ) -> list[Timing]:
     """Times encoding and decoding of one batch, all ways in turn.
 
     Args:
         what: model.
         model: of transformers.
-        tokenizer: the adapter around it.
+        tokenizers: the adapters around it, by way.
         seconds: of each sound.
         batch: media of a call.
         threads: of torch.
@@ -176,31 +179,30 @@ def time_case(
     """
     torch.set_num_threads(threads)
     media = media_of(what, model, seconds, batch)
-    stacked, codes = torch.stack(media), tokenizer.encode(media)
+    stacked, codes = torch.stack(media), tokenizers["float32"].encode(media)
     ids = codes.ids.flatten(2)
     case = f"{batch} x " + (f"{media[0].shape[2]}x{media[0].shape[1]}" if what == "janus" else f"{seconds:g} s")
-    calls: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-        "encode": (lambda: encode_theirs(what, model, stacked), lambda: tokenizer.encode(media)),
-        "decode": (lambda: decode_theirs(what, model, ids), lambda: tokenizer.decode(codes)),
+    calls: dict[str, dict[str, Callable[[], Any]]] = {
+        "encode": {"transformers": lambda: encode_theirs(what, model, stacked)},
+        "decode": {"transformers": lambda: decode_theirs(what, model, ids)},
     }
+    for way, tokenizer in tokenizers.items():
+        calls["encode"][way], calls["decode"][way] = partial(tokenizer.encode, media), partial(tokenizer.decode, codes)
     timings = []
-    for task, (theirs, ours) in calls.items():
-        times: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+    for task, ways in calls.items():
+        times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         began = time.monotonic()
         for round_ in range(warm_up + timed):
             if len(times["default"]) >= 3 and time.monotonic() - began > budget:
                 break
-            for way, precision in WAYS.items():
-                if precision is not None:
-                    tokenizer.precision = precision
+            for way, call in ways.items():
                 wall, cpu = time.perf_counter(), time.process_time()
-                (theirs if precision is None else ours)()
+                call()
                 spent = time.perf_counter() - wall, time.process_time() - cpu
                 if round_ >= warm_up:
                     times[way].append(spent)
             print(f"\r{what} {case} {task}, {threads} threads: {round_ + 1} of {warm_up + timed}   ", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
-        tokenizer.precision = Precision()
         base = statistics.median(wall for wall, _ in times["transformers"])
         for way, each in times.items():
             walls = sorted(wall for wall, _ in each)
@@ -265,15 +267,15 @@ def main(arguments: Sequence[str] | None = None, settings: dict[str, dict[str, A
 
     gates, timings = [], []
     for what in given.what:
-        model, tokenizer = build(what, settings[what])
-        gates.append(check(what, model, tokenizer, seconds=min(given.seconds), batch=2 if given.quick else 8))
+        model, tokenizers = build(what, settings[what])
+        gates.append(check(what, model, tokenizers, seconds=min(given.seconds), batch=2 if given.quick else 8))
         if not (gates[-1].batch_equal and gates[-1].lengths_equal and gates[-1].equal_codes >= 0.999):
             raise SystemExit(f"{what}: the adapter does not do what transformers does, times would say nothing: {gates[-1]}")
         for threads in given.threads:
             for batch in given.batches:
                 for seconds in given.seconds if what != "janus" else [0.0]:
                     timings += time_case(
-                        what, model, tokenizer, seconds=seconds, batch=batch, threads=threads,
+                        what, model, tokenizers, seconds=seconds, batch=batch, threads=threads,
                         warm_up=1 if given.quick else WARM_UP, timed=given.rounds, budget=given.budget,
                     )  # fmt: skip
     print(f"torch {torch.__version__}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}\n\n{markdown(gates, timings)}")

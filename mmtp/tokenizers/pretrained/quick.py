@@ -96,7 +96,7 @@ def quick_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
         network: convolutions over pictures or time; layers that are not known here are copied as they are.
         dtype: of its weights and of what it takes and gives.
     """
-    quick = _replaced(copy.deepcopy(network)).to(dtype, memory_format=torch.channels_last)
+    quick = _replaced(copy.deepcopy(network)).to(dtype).to(memory_format=torch.channels_last)
     return quick.eval().requires_grad_(False)
 
 
@@ -178,7 +178,8 @@ class _Upsample(nn.Module):
     def forward(self, x: Float[Tensor, "b c t"]) -> Float[Tensor, "b c2 t2"]:
         frames = _convolve(x, self.weight, self.bias, padding=self.reach - 1).transpose(1, 2)
         whole = frames.unflatten(2, (self.stride[0], -1)).flatten(1, 2).transpose(1, 2)
-        return whole[..., self.padding[0] : whole.shape[-1] - self.padding[0]]
+        cut = int(self.padding[0])
+        return whole[..., cut : whole.shape[-1] - cut]
 
 
 class _PaddedConv(nn.Module):
