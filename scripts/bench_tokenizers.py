@@ -98,7 +98,7 @@ def build(what: str, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         for key, tensor in model.state_dict().items():
             if key.endswith("codebook.embed"):  # zeros, of which all codes would be the first
                 tensor.normal_()
-    tokenizers = {}
+    tokenizers: dict[str, Any] = {}
     for way, precision in WAYS.items():
         if precision is not None:
             tokenizers[way] = adapter.wrap(model)
