@@ -39,6 +39,7 @@ def test_all_models_and_ways_are_in_the_table(script, tmp_path, capsys):
     assert [gate["what"] for gate in figures["gates"]] == ["janus", "encodec", "dac"]
     for gate in figures["gates"]:
         assert gate["equal_codes"] == 1
+        assert gate["distinct_codes"] > 3
         assert gate["batch_equal"] and gate["lengths_equal"]
     timed = [(t["what"], t["task"], t["way"]) for t in figures["timings"]]
     assert timed == [(m, task, way) for m in TINY for task in ("encode", "decode") for way in script.WAYS]
