@@ -9,6 +9,7 @@ from mmtp.tokenizers.pretrained.base import PretrainedError, Wrapped
 from mmtp.tokenizers.pretrained.codecs import Dac, Encodec, Mimi
 from mmtp.tokenizers.pretrained.latents import AutoencoderDC, AutoencoderKL
 from mmtp.tokenizers.pretrained.pictures import ChameleonVQ, DiffusersVQ, Emu3VQ, JanusVQ
+from mmtp.tokenizers.pretrained.quick import Precision
 from mmtp.tokenizers.pretrained.videos import VidTok
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Encodec",
     "JanusVQ",
     "Mimi",
+    "Precision",
     "PretrainedError",
     "VidTok",
     "Wrapped",

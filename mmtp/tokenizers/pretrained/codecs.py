@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmtp.tokenizers.pretrained.base import PretrainedError, WrappedQuantizer
+from mmtp.tokenizers.pretrained.quick import QuickQuantizer
 from mmtp.types import Modality, TokenizerSpec
 
 
@@ -50,7 +51,7 @@ class Codec(WrappedQuantizer):
         )
 
 
-class Encodec(Codec):
+class Encodec(QuickQuantizer, Codec):
     """EnCodec (Défossez et al. 2022, arXiv:2210.13438) as ``transformers.EncodecModel``.
 
     The 24 kHz model. The 48 kHz one normalises each second-long chunk and needs its scales, floats, to decode; codes have no room
@@ -74,13 +75,14 @@ class Encodec(Codec):
         return facts
 
     def _ids(self, medium: Float[Tensor, "c t"], grid: tuple[int, ...]) -> Int[Tensor, "k frames"]:
-        return self.model.encode(medium[None], bandwidth=self._bandwidth).audio_codes[0, 0, : self._facts.num_codebooks]
+        latents = self.run("encoder", medium[None])
+        return self.model.quantizer.encode(latents, self._bandwidth)[: self._facts.num_codebooks, 0]
 
     def _medium(self, ids: Int[Tensor, "k frames"]) -> Float[Tensor, "c t"]:
-        return self.model.decode(ids[None, None], [None]).audio_values[0]
+        return self.run("decoder", self.model.quantizer.decode(ids[:, None]))[0]
 
 
-class Dac(Codec):
+class Dac(QuickQuantizer, Codec):
     """Descript Audio Codec (Kumar et al. 2023, arXiv:2306.06546) as ``transformers.DacModel``.
 
     Sounds are padded with silence to whole frames, as the library's feature extractor does (the model itself drops the rest). Where a
@@ -97,10 +99,10 @@ class Dac(Codec):
     def _ids(self, medium: Float[Tensor, "c t"], grid: tuple[int, ...]) -> Int[Tensor, "k frames"]:
         whole = _silence_after(medium, grid[0] * self._facts.downsampling[0])
         count = self._facts.num_codebooks
-        return self.model.encode(whole[None], n_quantizers=count).audio_codes[0, :count]
+        return self.model.quantizer(self.run("encoder", whole[None]), count)[1][0]
 
     def _medium(self, ids: Int[Tensor, "k frames"]) -> Float[Tensor, "c t"]:
-        sound = self.model.decode(audio_codes=ids[None]).audio_values
+        sound = self.run("decoder", self.model.quantizer.from_codes(ids[None])[0])[0]
         return _silence_after(sound, ids.shape[1] * self._facts.downsampling[0])
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmtp.tokenizers.base import EncodeOnlyError
 from mmtp.tokenizers.pretrained.base import PretrainedError, WrappedQuantizer
+from mmtp.tokenizers.pretrained.quick import QuickQuantizer
 from mmtp.types import Codes, Modality, TokenizerSpec
 
 
@@ -49,7 +50,7 @@ class PictureQuantizer(WrappedQuantizer):
         raise NotImplementedError
 
 
-class JanusVQ(PictureQuantizer):
+class JanusVQ(QuickQuantizer, PictureQuantizer):
     """The quantizer of Janus (Wu et al. 2024, arXiv:2410.13848) as ``transformers.JanusVQVAE``; LlamaGen's VQ-16 by layout.
 
     Its decoder knows one grid, ``num_patches`` squared, so only pictures that fill it are encoded: resize them first.
@@ -75,8 +76,11 @@ class JanusVQ(PictureQuantizer):
             raise PretrainedError(f"{has}, this JanusVQVAE only {side}x{side}: resize to {pixels}x{pixels}")
         return grid
 
+    def _indices(self, pixels: Float[Tensor, "1 c h w"]) -> Int[Tensor, " cells"]:
+        return self.model.quantize(self.model.quant_conv(self.run("encoder", pixels)))[2]
+
     def _pixels(self, ids: Int[Tensor, "1 rows columns"]) -> Float[Tensor, "1 c h w"]:
-        return self.model.decode(ids.flatten(1))
+        return self.run("decoder", self.model.post_quant_conv(self.model.quantize.get_codebook_entry(ids.flatten(1))))
 
 
 class Emu3VQ(PictureQuantizer):
