@@ -14,6 +14,7 @@ from tests.tokenizers.pretrained.common import SETTINGS, media, tokenizer
 
 PICTURES = [torch.rand(3, 17, 30, generator=torch.Generator().manual_seed(0)), torch.zeros(3, 1, 1), torch.ones(3, 24, 16)]
 SOUNDS = [torch.rand(1, 333, generator=torch.Generator().manual_seed(0)) * 2 - 1, torch.zeros(1, 1), torch.ones(1, 400)]
+VIDEOS = [torch.rand(3, 4, 17, 10, generator=torch.Generator().manual_seed(0)), torch.zeros(3, 1, 1, 1), torch.ones(3, 3, 8, 16)]
 TEXTS = ["", "draw a blue circle", "Ünïcode 漢字 🙂 \u202e\x00\r\n ", "a" * 300]
 
 
@@ -58,6 +59,16 @@ def audio_frame():
     return FrameAudioTokenizer.Config(window=80, hop=20, width=16, quantizer=ResidualFSQ.Config()).build().eval(), SOUNDS
 
 
+def video_conv():
+    from mmtp.tokenizers.quantizers import FSQ
+    from mmtp.tokenizers.video.conv import ConvVideoTokenizer
+
+    config = ConvVideoTokenizer.Config(
+        widths=(6, 8), time_strides=(2,), encoder_blocks=(1, 1), decoder_blocks=(1, 1), quantizer=FSQ.Config(levels=(5, 5, 5))
+    )
+    return config.build().eval(), VIDEOS
+
+
 def text():
     from mmtp.tokenizers.text import TextTokenizer
 
@@ -97,6 +108,7 @@ MAKERS = {
     "image-vit": image_vit,
     "text": text,
     "timm-vit": timm_vit,
+    "video-conv": video_conv,
     **{name: pretrained(name) for name in SETTINGS},
 }
 
@@ -177,7 +189,11 @@ def test_floats_of_any_width_are_taken_as_float32(name, dtype):
 def test_media_as_small_long_and_even_as_can_be(name):
     built, medium = made(name)
     channels, least = medium.shape[0], built.spec.value_range[0]
-    one, long = ((1, 1), (1, 10_000)) if built.spec.modality is Modality.IMAGE else ((1,), (5_000,))
+    one, long = {
+        Modality.IMAGE: ((1, 1), (1, 10_000)),
+        Modality.AUDIO: ((1,), (5_000,)),
+        Modality.VIDEO: ((1, 1, 1), (200, 1, 1)),
+    }[built.spec.modality]
     own = tuple(medium.shape[1:])
     if name == "chameleon-vq":  # whose tiny model normalises over one channel at a time, and then one cell has no variance
         one = own

@@ -83,7 +83,7 @@ def test_manifest(manifest: Path, pictures: Path) -> None:
     assert second.media == (pictures / "a/02.png").read_bytes()
     assert second.labels["questions"] == [["is it red?", "yes"]]
     found = reason(source, items[2])
-    assert found == (Reason.BAD_LABELS, "list.jsonl line 3: names no file; one of file_name, path, image, audio is wanted")
+    assert found == (Reason.BAD_LABELS, "list.jsonl line 3: names no file; one of file_name, path, image, audio, video is wanted")
     assert reason(source, items[3]) == (Reason.MISSING, "no such file")
     assert reason(source, items[5]) == (Reason.UNREADABLE, "cannot be read (Is a directory)")
     assert reason(source, items[6])[0] is Reason.BAD_LABELS
