@@ -127,6 +127,16 @@ def test_promises_are_kept(name):
     check_tokenizer(built, given)
 
 
+@pytest.mark.parametrize("count", [8, 32])
+@pytest.mark.parametrize("name", MEDIA)
+def test_codes_do_not_depend_on_the_size_of_the_batch(name, count):
+    built, given = MAKERS[name]()
+    alone = [built.encode([medium]).item(0) for medium in given]
+    for many in (list(range(len(given))) * count, [0] * count):  # padded, and all of one size
+        found = built.encode([given[i] for i in many[:count]])
+        assert all(torch.equal(found.item(place), alone[i]) for place, i in enumerate(many[:count]))
+
+
 @cache
 def made(name):
     """A tokenizer and one of its media."""
