@@ -104,7 +104,7 @@ def eval(
         controls: leave out the questions without a picture and with another one.
         codecs: put the tokenizer beside codecs at equal and at twice the bytes, container included: JPEG, WebP and AVIF, or Opus and
             Codec2.
-        features: perceptual and Fréchet distance of pictures in the features of this network: efficientnet-lite0, or timm:NAME, or
+        features: perceptual and Fréchet distance of pictures in the features of this network: efficientnet-lite0 or -lite2, timm:NAME, or
             timm:NAME:FILE with a local file of weights.
         words: word errors of Whisper tiny.en on recordings with an English text: original, reconstruction, and codecs where asked for.
         bank: of probe: labelled pictures to compare with and to fit on, sources as for --data.

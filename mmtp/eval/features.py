@@ -49,8 +49,8 @@ class FeatureNetwork:
         """A network by name.
 
         Args:
-            name: ``efficientnet-lite0``, or ``timm:NAME`` for any convolutional model of timm, with the weights of the Hub or, as
-                ``timm:NAME:FILE``, those of a local file.
+            name: ``efficientnet-lite0`` or ``-lite2``, or ``timm:NAME`` for any convolutional model of timm, with the weights of
+                the Hub or, as ``timm:NAME:FILE``, those of a local file.
 
         Raises:
             EvalError: there is no such network, it is not installed, or its weights cannot be read.

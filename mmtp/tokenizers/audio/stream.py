@@ -13,26 +13,22 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmtp.nn.conv1d import State, reach
+from mmtp.nn.conv1d import reach
 from mmtp.tokenizers.audio.codec import SAMPLES_PER_PASS, AudioTokenizer, check_sound
 from mmtp.tokenizers.base import StreamError
 from mmtp.tokenizers.reference import Reference
+from mmtp.tokenizers.stream import ChunkStream
 
 
-class _Stream:
-    """The state of a causal network, and whether its stream has ended."""
+class _Stream(ChunkStream):
+    """A stream of a tokenizer's, which counts what has come."""
 
     def __init__(self, tokenizer: AudioTokenizer) -> None:
         if not tokenizer.config.causal:
             raise StreamError("this tokenizer is not causal: its codes depend on samples to come; encode whole sounds")
+        super().__init__()
         self.tokenizer = tokenizer
         self.samples = 0
-        self._state: State = {}
-        self._ended = False
-
-    def _check_open(self) -> None:
-        if self._ended:
-            raise StreamError("this stream has ended; make a new one")
 
 
 class EncoderStream(_Stream):

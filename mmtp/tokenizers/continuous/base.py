@@ -1,6 +1,7 @@
 """What the continuous tokenizers share: one medium at a time to one vector per cell, with the cell's place on the grid."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ class LatentsError(MmtpError):
     """Latents that are not this tokenizer's."""
 
 
-class FeatureTokenizer(nn.Module):
+class FeatureTokenizer(nn.Module, ABC):
     """Media to vectors; subclasses describe themselves in ``_describe`` and make the vectors of one medium in ``_features``.
 
     Every medium is taken by itself: float32 sums depend on the shape of a batch, so that its latents cannot depend on what else is in the
@@ -36,8 +37,8 @@ class FeatureTokenizer(nn.Module):
     def spec(self) -> TokenizerSpec:
         return replace(self._describe(), fingerprint=self._fingerprint.of(self.config, self))
 
-    def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
-        raise NotImplementedError
+    @abstractmethod
+    def grid(self, shape: Sequence[int]) -> tuple[int, ...]: ...
 
     def num_tokens(self, shape: Sequence[int]) -> int:
         return math.prod(self.grid(shape))
@@ -64,17 +65,17 @@ class FeatureTokenizer(nn.Module):
         """
         raise EncodeOnlyError(f"{type(self).__name__} has no decoder: its latents are for a model to read")
 
+    @abstractmethod
     def _describe(self) -> TokenizerSpec:
         """The spec, all but the fingerprint."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _size(self, medium: Tensor, index: int) -> tuple[int, ...]:
         """Extent of a medium that can be encoded; an error that names ``index`` where it cannot."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _features(self, medium: Float[Tensor, "c *size"]) -> Float[Tensor, "n d"]:
         """Vectors of one medium, in reading order."""
-        raise NotImplementedError
 
     def _coordinates(self, size: Sequence[int]) -> Int[Tensor, "n axes"]:
         return grid_coordinates(self.grid(size))

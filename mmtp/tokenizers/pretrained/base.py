@@ -6,6 +6,7 @@ codes of a medium cannot depend on what else is in the list. It costs speed on a
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -27,7 +28,7 @@ class PretrainedError(MmtpError):
     """A model that cannot be wrapped, or a medium that it cannot take."""
 
 
-class Wrapped(nn.Module):
+class Wrapped(nn.Module, ABC):
     """A model of another library, which a subclass brings under our contract.
 
     Subclasses name the library and the class, and describe the model in ``_describe``.
@@ -108,9 +109,9 @@ class Wrapped(nn.Module):
     def num_tokens(self, shape: Sequence[int]) -> int:
         return math.prod(self.grid(shape)) * max(1, self._facts.num_codebooks)
 
+    @abstractmethod
     def _describe(self) -> TokenizerSpec:
         """The spec, all but the fingerprint."""
-        raise NotImplementedError
 
     @classmethod
     def _theirs(cls) -> Any:
@@ -194,13 +195,13 @@ class WrappedQuantizer(Wrapped):
             return media
         return [m[(slice(None), *map(slice, size))] for m, size in zip(media, codes.sizes.tolist(), strict=True)]
 
+    @abstractmethod
     def _ids(self, medium: Float[Tensor, "c *size"], grid: tuple[int, ...]) -> Int[Tensor, "k *cells"]:
         """Codes of one medium, flat or as a grid."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _medium(self, ids: Int[Tensor, "k *grid"]) -> Float[Tensor, "c *size"]:
         """The medium of one item's codes, in whole cells."""
-        raise NotImplementedError
 
 
 def _table(rows: Sequence[Sequence[int]], axes: int) -> Int[Tensor, "b axes"]:

@@ -4,6 +4,7 @@ Latents are the model's own, without noise and without scaling; where unit varia
 ``config.model["scaling_factor"]`` and divide again before ``decode``.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,7 +21,7 @@ from mmtp.tokenizers.reference import Reference
 from mmtp.types import Latents, Modality, TokenizerSpec
 
 
-class PictureAutoencoder(Wrapped):
+class PictureAutoencoder(Wrapped, ABC):
     """What the autoencoders share; subclasses say in ``_latents`` what their encoder's answer is called."""
 
     package = "diffusers"
@@ -69,8 +70,8 @@ class PictureAutoencoder(Wrapped):
             return pictures
         return [p[:, :h, :w] for p, (h, w) in zip(pictures, latents.sizes.tolist(), strict=True)]
 
-    def _latents(self, pixels: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 d rows columns"]:
-        raise NotImplementedError
+    @abstractmethod
+    def _latents(self, pixels: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 d rows columns"]: ...
 
 
 class AutoencoderKL(PictureAutoencoder):

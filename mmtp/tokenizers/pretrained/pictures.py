@@ -46,8 +46,8 @@ class PictureQuantizer(WrappedQuantizer):
         return self.model.encode(pixels).image_tokens
 
     def _pixels(self, ids: Int[Tensor, "1 rows columns"]) -> Float[Tensor, "1 c h w"]:
-        """Pixels of codes, about [-1, 1]."""
-        raise NotImplementedError
+        """Pixels of codes, about [-1, 1]; what has no decoder keeps this."""
+        raise EncodeOnlyError(f"{type(self).__name__} has no decoder: it makes codes only")
 
 
 class JanusVQ(QuickQuantizer, PictureQuantizer):

@@ -5,6 +5,7 @@ axes), the result is always a :class:`Quantized` with int64 ids ``[b, m, k]``, a
 autocast surrounds it (in bfloat16 FSQ loses half its codes: vector-quantize-pytorch issue 114).
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -63,7 +64,7 @@ class QuantizerConfig(Config):
     family: ClassVar[str] = "quantizer"
 
 
-class LibraryQuantizer(nn.Module):
+class LibraryQuantizer(nn.Module, ABC):
     """What the wrapped classes share: float32, and the library's results in one form.
 
     Subclasses set ``codebook_sizes`` and say how the library is called, in ``_quantize`` and ``_lookup``.
@@ -84,12 +85,12 @@ class LibraryQuantizer(nn.Module):
         with torch.autocast(ids.device.type, enabled=False):
             return self._lookup(ids)
 
+    @abstractmethod
     def _quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents, ids ``[b, m, k]`` of any integer type, and the loss as a scalar."""
-        raise NotImplementedError
 
-    def _lookup(self, ids: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _lookup(self, ids: Tensor) -> Tensor: ...
 
 
 def refuse_scales(quantizer: Quantizer, latents: str) -> None:

@@ -12,23 +12,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmtp.nn.conv1d import State
 from mmtp.tokenizers.base import StreamError
+from mmtp.tokenizers.stream import ChunkStream
 from mmtp.tokenizers.video.clip import VideoShapeError, VideoTokenizer, check_video
 
 
-class _Stream:
-    """The state of a causal network, and whether its stream has ended."""
+class _Stream(ChunkStream):
+    """A stream of a tokenizer's, which counts what has come."""
 
     def __init__(self, tokenizer: VideoTokenizer) -> None:
+        super().__init__()
         self.tokenizer = tokenizer
         self.frames = 0
-        self._state: State = {}
-        self._ended = False
-
-    def _check_open(self) -> None:
-        if self._ended:
-            raise StreamError("this stream has ended; make a new one")
 
 
 class EncoderStream(_Stream):

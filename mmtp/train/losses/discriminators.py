@@ -1,6 +1,7 @@
 """Discriminators of pictures and of sounds: they tell originals from reconstructions, place by place."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,13 +27,13 @@ class Judgement:
     features: tuple[Tensor, ...]
 
 
-class Discriminator(nn.Module):
+class Discriminator(nn.Module, ABC):
     """What both have: one judgement for each of ``count`` resolutions, of media in [-1, 1]."""
 
     count: int
 
-    def forward(self, media: Float[Tensor, "b c *size"]) -> list[Judgement]:
-        raise NotImplementedError
+    @abstractmethod
+    def forward(self, media: Float[Tensor, "b c *size"]) -> list[Judgement]: ...
 
 
 @dataclass(frozen=True, kw_only=True)

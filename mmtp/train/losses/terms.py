@@ -1,5 +1,6 @@
 """Terms of a loss before they are added up."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -20,9 +21,10 @@ def weighted_sum(terms: Mapping[str, Term]) -> Float[Tensor, ""]:
     return torch.stack([term.weight * term.value for term in terms.values()]).sum()
 
 
-class ReconstructionLoss(nn.Module):
+class ReconstructionLoss(nn.Module, ABC):
     """How far a reconstruction is from its original: what losses of pictures and of sounds share."""
 
+    @abstractmethod
     def terms(self, output: Float[Tensor, "b c *size"], target: Float[Tensor, "b c *size"]) -> tuple[dict[str, Term], dict[str, float]]:
         """The terms, and numbers for the log.
 
@@ -30,7 +32,6 @@ class ReconstructionLoss(nn.Module):
             output: reconstruction, values in [-1, 1].
             target: original.
         """
-        raise NotImplementedError
 
     def forward(self, output: Float[Tensor, "b c *size"], target: Float[Tensor, "b c *size"]) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """The weighted sum of the terms, and the numbers."""

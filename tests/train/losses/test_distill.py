@@ -89,7 +89,7 @@ def test_masked_patches_are_not_seen(name):
     [
         ({"teachers": []}, "at least one, and each once"),
         ({"teachers": [TEACHERS[0], TEACHERS[0]]}, "each once"),
-        ({"teachers": [{"network": "dino"}]}, "network 'dino' is neither"),
+        ({"teachers": [{"network": "dino"}]}, "network 'dino' is none of"),
         ({"teachers": [{"network": "tokenizer:x", "weights": "y"}]}, "brings its own"),
         ({"teachers": [{"network": "efficientnet-lite0", "weight": 0.0}]}, "weight 0"),
         ({"mask": 1.0}, "mask 1: at least 0 and less than 1"),

@@ -61,7 +61,7 @@ def test_errors_are_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"network": "vgg"}, "loss.perceptual: network 'vgg' is neither 'efficientnet-lite0' nor 'timm:NAME'"),
+        ({"network": "vgg"}, "loss.perceptual: network 'vgg' is none of 'efficientnet-lite0', 'efficientnet-lite2' and 'timm:NAME'"),
         ({"weights": "x.pth"}, "'efficientnet-lite0' brings its own"),
         ({"layers": []}, "at least one stage"),
     ],
