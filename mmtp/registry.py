@@ -92,7 +92,10 @@ REGISTRY = Registry(
         },
         "head": {
             "next": "mmtp.models.heads.next:NextHead",
+            "parallel": "mmtp.models.heads.parallel:ParallelHead",
             "sequential": "mmtp.models.heads.sequential:SequentialHead",
+            "shared": "mmtp.models.heads.shared:SharedHead",
+            "synchronized": "mmtp.models.heads.synchronized:SynchronizedHead",
         },
         "connector": {
             "projector": "mmtp.models.connector:Projector",

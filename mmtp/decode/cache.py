@@ -115,4 +115,8 @@ class _Layer:
         else:
             self.keys[cache._rows, :, cache.slots] = keys.transpose(1, 2)
             self.values[cache._rows, :, cache.slots] = values.transpose(1, 2)
-        return self.keys[:, :, : cache.extent], self.values[:, :, : cache.extent]
+        return self.read()
+
+    def read(self) -> tuple[Float[Tensor, "b k t hd"], Float[Tensor, "b k t hd"]]:
+        extent = self.cache.extent
+        return self.keys[:, :, :extent], self.values[:, :, :extent]

@@ -24,11 +24,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmtp.decode.cache import KVCache
+from mmtp.decode.cache import BLOCK, KVCache
 from mmtp.decode.rows import Choice, Lane, Row
 from mmtp.decode.sample import Sampling, choose
 from mmtp.decode.stats import Generation
 from mmtp.decode.step import SlotLogits, Step
+from mmtp.models.heads.base import Places
 from mmtp.stream.grammar import StreamGrammar
 from mmtp.types import MmtpError
 
@@ -210,6 +211,7 @@ class Drafter:
 
     def __init__(self, engine: Engine, cache: KVCache, depth: int) -> None:
         self.engine, self.cache, self.depth = engine, cache, depth
+        self._banks = torch.zeros(len(cache.lengths), cache.limit + BLOCK, dtype=torch.long, device=engine.device)
 
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int]) -> None:
         """Fills ``drafts`` of every lane that goes on.
@@ -223,10 +225,14 @@ class Drafter:
         engine, model = self.engine, self.engine.model
         width = hidden.shape[1]
         mask = self.cache.begin(width)
+        for lane, count in zip(lanes, counts, strict=True):
+            first = self.cache.lengths[lane.index]
+            self._banks[lane.index, first : first + count] = engine.tensor(lane.modalities[first : first + count])
+        banks = self._banks[:, : self.cache.extent]
         state = hidden
         open_rows = [row for row in rows if not row.done]
         for k in range(1, self.depth + 1):
-            tokens, positions = [], []
+            tokens, positions, modalities = [], [], []
             for lane, count in zip(lanes, counts, strict=True):
                 first = self.cache.lengths[lane.index] + k
                 have = len(lane.tokens)
@@ -234,8 +240,12 @@ class Drafter:
                 place = (lane.positions[first:] + lane.draft_positions[max(0, first - have) :])[:count]
                 tokens.append(window + [0] * (width - len(window)))
                 positions.append(place + [(0, 0, 0)] * (width - len(place)))
+                drafted = [state.modality.index for state in lane.draft_states]
+                kinds = (lane.modalities[first + 1 :] + drafted[max(0, first + 1 - have) :])[:count]
+                modalities.append(kinds + [0] * (width - len(kinds)))
             embedded = model.embed(engine.tensor(tokens))
-            state, out = model.head.draft(k, state, embedded, engine.tensor(positions), mask, self.cache.layers)
+            places = Places(engine.tensor(positions), engine.tensor(modalities), banks, mask)
+            state, out = model.head.draft(k, state, embedded, places, self.cache.layers)
             # A row drafts on as long as its stream goes on and its limit leaves room for the token that verification adds.
             open_rows = [r for r in open_rows if not r.draft_states[-1].done and len(r.tokens) + k < r.end]
             if not open_rows:

@@ -17,6 +17,7 @@ class Lane:
         state: the grammar's, before the first token.
 
     Attributes:
+        modalities: ``Modality.index`` of every token.
         draft_states: [j] is the state after j drafts.
     """
 
@@ -29,10 +30,12 @@ class Lane:
         self.state = state
         self.tokens: list[int] = []
         self.positions: list[tuple[int, int, int]] = []
+        self.modalities: list[int] = []
         self.forget_drafts()
 
     def append(self, token: int) -> None:
         """Keeps a token for good."""
+        self.modalities.append(self.state.modality.index)
         self.positions.append(self.state.push(token))
         self.tokens.append(token)
 

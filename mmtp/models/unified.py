@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import mmtp.config
 from mmtp.models.backbone import Backbone, BackboneConfig
 from mmtp.models.embed import Embedding
-from mmtp.models.heads.base import Head, HeadConfig
+from mmtp.models.heads.base import Head, HeadConfig, Places
 from mmtp.models.heads.next import NextHead
 from mmtp.models.loss import LossConfig, LossOutput, unified_loss
 from mmtp.nn.attention import LayerCache, document_mask
@@ -26,6 +26,8 @@ class UnifiedModel(nn.Module):
     Args:
         config: vocabulary and sizes.
     """
+
+    slot_modality: Tensor
 
     @dataclass(frozen=True, kw_only=True)
     class Config(mmtp.config.Config):
@@ -49,10 +51,11 @@ class UnifiedModel(nn.Module):
         self.config = config
         self.embedding = Embedding(config.layout.size, config.backbone.width, config.feature_width)
         self.backbone = Backbone(config.backbone)
-        self.head: Any = config.head.build(backbone=config.backbone)
+        self.head: Any = config.head.build(backbone=config.backbone, modalities=config.layout.modalities)
         self.unembedding = (
             self.embedding.table if config.tie_embeddings else nn.Linear(config.backbone.width, config.layout.size, bias=False)
         )
+        self.register_buffer("slot_modality", torch.tensor([slot.modality.index for slot in config.layout.slots]), persistent=False)
         assert isinstance(self.head, Head)
         init_weights(self, config.backbone.depth)
 
@@ -67,16 +70,16 @@ class UnifiedModel(nn.Module):
         causal = document_mask(batch.document_ids)
         spans = input_spans(batch, self.config.layout)
         mask = causal if spans is None else document_mask(batch.document_ids, spans)
-        return self.compute_states(x, batch.positions, mask, causal, detach)
+        return self.compute_states(x, batch.positions, self.slot_modality[batch.slots], mask, causal, detach)
 
-    def compute_states(self, x: Tensor, positions: Tensor, mask: Tensor, causal: Tensor, detach: bool) -> list[Tensor]:
+    def compute_states(self, x: Tensor, positions: Tensor, modality: Tensor, mask: Tensor, causal: Tensor, detach: bool) -> list[Tensor]:
         """The part of the forward pass that is arithmetic alone, and so can be compiled as one graph."""
         hidden = self.backbone(x, positions, mask)
         states = [self.backbone.norm(hidden)]
         if self.head.mtp_depth:
             source = (hidden.detach(), x.detach()) if detach else (hidden, x)
             # Always causal: a draft at t may know x[t+k], which a bidirectional span would carry back.
-            states += self.head(*source, positions, causal)
+            states += self.head(*source, Places(positions, modality.roll(-1, 1), modality, causal))
         return states
 
     def loss(self, batch: Batch, config: LossConfig) -> LossOutput:

@@ -23,6 +23,10 @@ class LayerCache(Protocol):
         self, keys: Float[Tensor, "b k s hd"], values: Float[Tensor, "b k s hd"]
     ) -> tuple[Float[Tensor, "b k t hd"], Float[Tensor, "b k t hd"]]: ...
 
+    def read(self) -> tuple[Float[Tensor, "b k t hd"], Float[Tensor, "b k t hd"]]:
+        """Once more what ``update`` has returned in this pass."""
+        ...
+
 
 class Attention(nn.Module):
     """Self-attention as in Qwen3: grouped queries, RMSNorm on queries and keys, rotary positions, no biases.

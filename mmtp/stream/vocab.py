@@ -347,6 +347,11 @@ class VocabLayout(Config):
         return (*slots, _slot("done", Modality.TEXT, [_one(Special.PAD)]))
 
     @cached_property
+    def modalities(self) -> tuple[Modality, ...]:
+        """Modalities of the slots, in the order of :class:`~mmtp.types.Modality`; text is always among them."""
+        return tuple(sorted({slot.modality for slot in self.slots}, key=lambda modality: modality.index))
+
+    @cached_property
     def slot_index(self) -> dict[str, int]:
         """Slot name -> its place in ``slots``."""
         return {slot.name: index for index, slot in enumerate(self.slots)}

@@ -10,7 +10,7 @@ from mmtp.decode.cache import KVCache
 from mmtp.decode.engine import Engine
 from mmtp.decode.sample import Sampling
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import Head, HeadConfig
+from mmtp.models.heads.base import Head, HeadConfig, Places
 from mmtp.models.unified import UnifiedModel
 from mmtp.nn.attention import document_mask
 from mmtp.stream.grammar import StreamGrammar
@@ -35,7 +35,7 @@ def check_head(config: HeadConfig) -> None:
     torch.nn.init.normal_(model.embedding.table.weight, std=0.3)
     require(isinstance(model.head, Head), f"{type(model.head).__name__} lacks a part of the Head protocol")
     require(type(config).from_dict(config.to_dict()) == config, "the configuration does not survive to_dict and from_dict")
-    batch = _batch(3)
+    batch = example_batch(3)
     states = model(batch)
     require(len(states) == 1 + model.head.mtp_depth, f"{len(states) - 1} draft states, mtp_depth is {model.head.mtp_depth}")
     _check_causality(model, batch, states)
@@ -68,19 +68,24 @@ def _check_drafting(model: UnifiedModel) -> None:
     """Drafting a few anchors at a time, over a cache, gives the states that training gives to all at once."""
     tokens, _ = _document(7)
     info = StreamGrammar(LAYOUT).analyse(tokens)
-    ids, positions = torch.from_numpy(tokens)[None], torch.from_numpy(info.positions).long()[None]
+    ids, positions, modality = (torch.from_numpy(array).long()[None] for array in (tokens, info.positions, info.modality))
     s, depth = len(tokens), model.head.mtp_depth
     mask = document_mask(torch.zeros(1, s, dtype=torch.long))
+    places = Places(positions, modality.roll(-1, 1), modality, mask)
     with torch.no_grad():
         embedded = model.embed(ids)
         hidden = model.backbone(embedded, positions, mask)
-        wanted = model.head(hidden, embedded, positions, mask)
+        wanted = model.head(hidden, embedded, places)
         cache = KVCache(model.head.num_caches, 1, BACKBONE.num_kv_heads, BACKBONE.head_dim, s)
         for start, end in ((0, 5), (5, 6), (6, s - depth)):
             state, seen = hidden[:, start:end], cache.begin(end - start)
             for k in range(1, depth + 1):
                 ahead = slice(start + k, end + k)
-                state, out = model.head.draft(k, state, embedded[:, ahead], positions[:, ahead], seen, cache.layers)
+                later = slice(start + k + 1, end + k + 1)
+                kinds = torch.nn.functional.pad(modality, (0, 1))[:, later]
+                banks = torch.nn.functional.pad(modality, (0, cache.extent))[:, : cache.extent]
+                there = Places(positions[:, ahead], kinds, banks, seen)
+                state, out = model.head.draft(k, state, embedded[:, ahead], there, cache.layers)
                 worst = float((out - wanted[k - 1][:, start:end]).abs().max())
                 require(worst < 1e-4, f"offset {k}: drafting differs from training by {worst:.2g} at anchors {start} to {end - 1}")
             cache.commit([end - start])
@@ -103,5 +108,5 @@ def _document(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return encoded.tokens, encoded.target_mask
 
 
-def _batch(count: int) -> Batch:
+def example_batch(count: int) -> Batch:
     return collate([_document(i) for i in range(count)], StreamGrammar(LAYOUT), 80)

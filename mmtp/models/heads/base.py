@@ -6,6 +6,7 @@ which of its columns are legal at the position that is predicted.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
@@ -16,9 +17,33 @@ from mmtp.nn.attention import LayerCache
 
 
 class HeadConfig(Config):
-    """Base of the heads' configurations, so that a model's configuration can hold any of them."""
+    """Base of the heads' configurations, so that a model's configuration can hold any of them.
+
+    A head is built from it with ``backbone``, the sizes of the decoder, and ``modalities``, the media of the vocabulary.
+    """
 
     family: ClassVar[str] = "head"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the anchors t of a pass stand, and what the grammar knows of the tokens that offset k reads and predicts there.
+
+    Attributes:
+        positions: rotary positions of x[t+k].
+        modality: ``Modality.index`` of x[t+k+1]. The grammar knows it from x[<=t+k].
+        banks: ``Modality.index`` of every position that may be looked at.
+        mask: True where an anchor may look.
+    """
+
+    positions: Int[Tensor, "b s 3"]
+    modality: Int[Tensor, "b s"]
+    banks: Int[Tensor, "b t"]
+    mask: Bool[Tensor, "b #h s t"]
+
+    def ahead(self, offset: int) -> "Places":
+        """Those of a later offset, in training, where a pass holds whole rows; their ends hold wrapped values, which no valid row sees."""
+        return replace(self, positions=self.positions.roll(-offset, 1), modality=self.modality.roll(-offset, 1))
 
 
 @runtime_checkable
@@ -40,20 +65,13 @@ class Head(Protocol):
         """Layers of keys and values that drafting needs; 0 where nothing is kept between passes."""
         ...
 
-    def forward(
-        self,
-        hidden: Float[Tensor, "b s d"],
-        embedded: Float[Tensor, "b s d"],
-        positions: Int[Tensor, "b s 3"],
-        mask: Bool[Tensor, "b #h s s"],
-    ) -> list[Float[Tensor, "b s d"]]:
+    def forward(self, hidden: Float[Tensor, "b s d"], embedded: Float[Tensor, "b s d"], places: Places) -> list[Float[Tensor, "b s d"]]:
         """States of offsets 1..D at every position at once, for training.
 
         Args:
             hidden: the backbone's states before its final norm.
             embedded: embeddings of the same tokens.
-            positions: their rotary positions.
-            mask: True where a position may look.
+            places: of offset 0: positions of x[t], modality of x[t+1].
 
         Returns:
             D tensors, ready for the unembedding. The last k positions of offset k predict nothing; the loss leaves them out.
@@ -65,8 +83,7 @@ class Head(Protocol):
         depth: int,
         state: Float[Tensor, "b s d"],
         embedded: Float[Tensor, "b s d"],
-        positions: Int[Tensor, "b s 3"],
-        mask: Bool[Tensor, "b #h s t"],
+        places: Places,
         caches: Sequence[LayerCache],
     ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b s d"]]:
         """One offset for the newest anchors, in decoding.
@@ -75,8 +92,7 @@ class Head(Protocol):
             depth: k, from 1.
             state: what offset k-1 left at these anchors (k = 1: the backbone's hidden states).
             embedded: embeddings of x[t+k] at anchors t.
-            positions: rotary positions of x[t+k].
-            mask: True where an anchor may look in the cache.
+            places: of offset k.
             caches: ``num_caches`` layers; the head takes what belongs to ``depth``.
 
         Returns:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import HeadConfig
+from mmtp.models.heads.base import HeadConfig, Places
 from mmtp.nn.attention import LayerCache
+from mmtp.types import Modality
 
 
 class NextHead(nn.Module):
@@ -21,17 +22,11 @@ class NextHead(nn.Module):
     class Config(HeadConfig):
         """Has nothing to set."""
 
-    def __init__(self, config: Config, backbone: BackboneConfig) -> None:
+    def __init__(self, config: Config, backbone: BackboneConfig, modalities: Sequence[Modality]) -> None:
         super().__init__()
         self.config = config
 
-    def forward(
-        self,
-        hidden: Float[Tensor, "b s d"],
-        embedded: Float[Tensor, "b s d"],
-        positions: Int[Tensor, "b s 3"],
-        mask: Bool[Tensor, "b #h s s"],
-    ) -> list[Float[Tensor, "b s d"]]:
+    def forward(self, hidden: Float[Tensor, "b s d"], embedded: Float[Tensor, "b s d"], places: Places) -> list[Float[Tensor, "b s d"]]:
         return []
 
     def draft(
@@ -39,8 +34,7 @@ class NextHead(nn.Module):
         depth: int,
         state: Float[Tensor, "b s d"],
         embedded: Float[Tensor, "b s d"],
-        positions: Int[Tensor, "b s 3"],
-        mask: Bool[Tensor, "b #h s t"],
+        places: Places,
         caches: Sequence[LayerCache],
     ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b s d"]]:
         raise ValueError("head 'next' drafts nothing; its mtp_depth is 0")

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import HeadConfig
+from mmtp.models.heads.base import HeadConfig, Places
 from mmtp.nn.attention import LayerCache
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Rope
+from mmtp.types import Modality
 
 
 class _Depth(nn.Module):
@@ -48,31 +49,30 @@ class SequentialHead(nn.Module):
             if self.mtp_depth < 1:
                 raise ValueError(f"mtp_depth {self.mtp_depth} is below 1; for no drafts use head type 'next'")
 
-    def __init__(self, config: Config, backbone: BackboneConfig) -> None:
+    def __init__(self, config: Config, backbone: BackboneConfig, modalities: Sequence[Modality]) -> None:
         super().__init__()
         self.config = config
         self.rope = Rope(backbone.head_dim, backbone.rope_theta)
-        self.depths = nn.ModuleList(_Depth(backbone) for _ in range(config.mtp_depth))
+        self.depths = nn.ModuleList(_Depth(backbone) for _ in range(self.num_modules))
 
     @property
     def mtp_depth(self) -> int:
         return self.config.mtp_depth
 
     @property
-    def num_caches(self) -> int:
-        return self.config.mtp_depth
+    def num_modules(self) -> int:
+        """Modules: one per depth."""
+        return self.mtp_depth
 
-    def forward(
-        self,
-        hidden: Float[Tensor, "b s d"],
-        embedded: Float[Tensor, "b s d"],
-        positions: Int[Tensor, "b s 3"],
-        mask: Bool[Tensor, "b #h s s"],
-    ) -> list[Float[Tensor, "b s d"]]:
+    @property
+    def num_caches(self) -> int:
+        return self.mtp_depth
+
+    def forward(self, hidden: Float[Tensor, "b s d"], embedded: Float[Tensor, "b s d"], places: Places) -> list[Float[Tensor, "b s d"]]:
         states, state = [], hidden
         for k in range(1, self.mtp_depth + 1):
             # Row t now holds token t+k. The k rows that run past the end hold wrapped ones, which no valid row looks at.
-            state, out = self._run(k, state, embedded.roll(-k, 1), positions.roll(-k, 1), mask, None)
+            state, out = self._run(k, state, embedded.roll(-k, 1), places.ahead(k), None)
             states.append(out)
         return states
 
@@ -81,16 +81,13 @@ class SequentialHead(nn.Module):
         depth: int,
         state: Float[Tensor, "b s d"],
         embedded: Float[Tensor, "b s d"],
-        positions: Int[Tensor, "b s 3"],
-        mask: Bool[Tensor, "b #h s t"],
+        places: Places,
         caches: Sequence[LayerCache],
     ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b s d"]]:
-        return self._run(depth, state, embedded, positions, mask, caches[depth - 1])
+        return self._run(depth, state, embedded, places, caches[depth - 1])
 
-    def _run(
-        self, depth: int, state: Tensor, embedded: Tensor, positions: Tensor, mask: Tensor, cache: LayerCache | None
-    ) -> tuple[Tensor, Tensor]:
-        module: Any = self.depths[depth - 1]
+    def _run(self, depth: int, state: Tensor, embedded: Tensor, places: Places, cache: LayerCache | None) -> tuple[Tensor, Tensor]:
+        module: Any = self.depths[min(depth, self.num_modules) - 1]
         joined = torch.cat((module.embedding_norm(embedded), module.state_norm(state).to(embedded.dtype)), dim=-1)
-        state = module.block(module.project(joined), self.rope(positions), mask, cache)
+        state = module.block(module.project(joined), self.rope(places.positions), places.mask, cache)
         return state, module.norm(state)

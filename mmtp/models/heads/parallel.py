@@ -1,0 +1,78 @@
+"""Parallel multi-token prediction: a block per offset, each reading the backbone alone (Gloeckle et al., arXiv 2404.19737, section 2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmtp.models.backbone import BackboneConfig
+from mmtp.models.heads.base import HeadConfig, Places
+from mmtp.nn.attention import LayerCache
+from mmtp.nn.norm import RMSNorm
+from mmtp.nn.rope import Rope
+from mmtp.types import Modality
+
+
+class _Offset(nn.Module):
+    def __init__(self, backbone: BackboneConfig) -> None:
+        super().__init__()
+        self.block = backbone.block()
+        self.norm = RMSNorm(backbone.width, backbone.norm_eps)
+
+
+class ParallelHead(nn.Module):
+    """D transformer blocks side by side, ``g^k = Block_k(h)``: none knows what another has drafted, nor what lies between.
+
+    Of the tokens in between a block knows the rotary position alone, which the grammar gives.
+
+    Args:
+        config: ``mtp_depth``.
+        backbone: sizes of the blocks, those of the backbone.
+        modalities: of the vocabulary.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(HeadConfig):
+        """
+        Attributes:
+            mtp_depth: D, tokens predicted beyond the next one.
+        """
+
+        mtp_depth: int = 4
+
+        def __post_init__(self) -> None:
+            if self.mtp_depth < 1:
+                raise ValueError(f"mtp_depth {self.mtp_depth} is below 1; for no drafts use head type 'next'")
+
+    def __init__(self, config: Config, backbone: BackboneConfig, modalities: Sequence[Modality]) -> None:
+        super().__init__()
+        self.config = config
+        self.rope = Rope(backbone.head_dim, backbone.rope_theta)
+        self.offsets = nn.ModuleList(_Offset(backbone) for _ in range(config.mtp_depth))
+
+    @property
+    def mtp_depth(self) -> int:
+        return self.config.mtp_depth
+
+    @property
+    def num_caches(self) -> int:
+        return self.mtp_depth
+
+    def forward(self, hidden: Float[Tensor, "b s d"], embedded: Float[Tensor, "b s d"], places: Places) -> list[Float[Tensor, "b s d"]]:
+        return [self._run(k, hidden, places.ahead(k), None) for k in range(1, self.mtp_depth + 1)]
+
+    def draft(
+        self,
+        depth: int,
+        state: Float[Tensor, "b s d"],
+        embedded: Float[Tensor, "b s d"],
+        places: Places,
+        caches: Sequence[LayerCache],
+    ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b s d"]]:
+        return state, self._run(depth, state, places, caches[depth - 1])
+
+    def _run(self, depth: int, hidden: Tensor, places: Places, cache: LayerCache | None) -> Tensor:
+        module: Any = self.offsets[depth - 1]
+        return module.norm(module.block(hidden, self.rope(places.positions), places.mask, cache))

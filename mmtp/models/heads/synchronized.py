@@ -1,0 +1,140 @@
+"""Synchronized multi-token prediction: one block for all offsets, whose queries read every modality's bank in the same step.
+
+The banks are snapshots of the backbone's states, one per modality. Each has a softmax of its own, because many redundant picture
+tokens would otherwise drown a few words (ViSpec, arXiv 2509.15235, section 3, finds so for shallow drafters), and what is read in
+other banks than one's own enters through a gate that starts at 0 (Flamingo, arXiv 2204.14198, section 2.2).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mmtp.models.backbone import BackboneConfig
+from mmtp.models.heads.base import HeadConfig, Places
+from mmtp.nn.attention import LayerCache, attend
+from mmtp.nn.mlp import SwiGLU
+from mmtp.nn.norm import RMSNorm
+from mmtp.nn.rope import Angles, Rope, rotate
+from mmtp.types import Modality
+
+
+class SynchronizedHead(nn.Module):
+    """For depth k at anchor t, with g^0 the backbone's state h::
+
+        u   = W [RMS(E(x_{t+k})) ; RMS(g^{k-1}_t)] + offset_k + modality(x_{t+k+1})
+        y   = u + Out(Attn(u, own bank, <=t) + sum over the others of tanh(gate) Attn(u, other bank, <=t))
+        g^k = y + MLP(RMS(y))
+
+    A query's own bank is that of the token it predicts; the grammar knows its modality. Keys and values come once per position from
+    h, serve all depths, and stand where the token stands that h predicts; an empty bank gives 0.
+
+    Args:
+        config: ``mtp_depth`` and what is exchanged.
+        backbone: sizes of the block, those of the backbone.
+        modalities: of the vocabulary; each has a bank.
+    """
+
+    places: Int[Tensor, " m"]
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(HeadConfig):
+        """
+        Attributes:
+            mtp_depth: D, tokens predicted beyond the next one.
+            exchange: ``"gated"``; or, to measure what that brings, ``"none"`` (gates stay closed) or ``"common"`` (one softmax over all
+                banks).
+        """
+
+        mtp_depth: int = 4
+        exchange: Literal["gated", "none", "common"] = "gated"
+
+        def __post_init__(self) -> None:
+            if self.mtp_depth < 1:
+                raise ValueError(f"mtp_depth {self.mtp_depth} is below 1; for no drafts use head type 'next'")
+
+    def __init__(self, config: Config, backbone: BackboneConfig, modalities: Sequence[Modality]) -> None:
+        super().__init__()
+        self.config = config
+        width, eps, heads = backbone.width, backbone.norm_eps, backbone.num_heads
+        self.head_dim, self.num_kv_heads = backbone.head_dim, backbone.num_kv_heads
+        self.rope = Rope(backbone.head_dim, backbone.rope_theta)
+        self.embedding_norm, self.state_norm, self.memory_norm = (RMSNorm(width, eps) for _ in range(3))
+        self.project = nn.Linear(2 * width, width, bias=False)
+        self.offset = nn.Embedding(config.mtp_depth, width)
+        self.modality = nn.Embedding(len(modalities), width)
+        self.attention_norm, self.mlp_norm, self.norm = (RMSNorm(width, eps) for _ in range(3))
+        self.query = nn.Linear(width, heads * backbone.head_dim, bias=False)
+        self.memory = nn.Linear(width, 2 * backbone.num_kv_heads * backbone.head_dim, bias=False)
+        self.out = nn.Linear(heads * backbone.head_dim, width, bias=False)
+        self.q_norm, self.k_norm = (RMSNorm(backbone.head_dim, eps) for _ in range(2))
+        self.mlp = SwiGLU(width, backbone.mlp_width)
+        self.gates = nn.Parameter(torch.zeros(len(modalities), len(modalities))) if config.exchange == "gated" else None
+        place = torch.zeros(len(Modality), dtype=torch.long)
+        place[[modality.index for modality in modalities]] = torch.arange(len(modalities))
+        self.register_buffer("places", place, persistent=False)
+
+    @property
+    def mtp_depth(self) -> int:
+        return self.config.mtp_depth
+
+    @property
+    def num_caches(self) -> int:
+        return 1
+
+    def forward(self, hidden: Float[Tensor, "b s d"], embedded: Float[Tensor, "b s d"], places: Places) -> list[Float[Tensor, "b s d"]]:
+        memory = self._remember(hidden, self.rope(places.ahead(1).positions))
+        states, state = [], hidden
+        for k in range(1, self.mtp_depth + 1):
+            state = self._run(k, state, embedded.roll(-k, 1), places.ahead(k), memory)
+            states.append(self.norm(state))
+        return states
+
+    def draft(
+        self,
+        depth: int,
+        state: Float[Tensor, "b s d"],
+        embedded: Float[Tensor, "b s d"],
+        places: Places,
+        caches: Sequence[LayerCache],
+    ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b s d"]]:
+        (cache,) = caches
+        memory = cache.update(*self._remember(state, self.rope(places.positions))) if depth == 1 else cache.read()
+        state = self._run(depth, state, embedded, places, memory)
+        return state, self.norm(state)
+
+    def _remember(self, hidden: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
+        """Keys and values of the banks, one per anchor."""
+        key, value = self.memory(self.memory_norm(hidden)).unflatten(-1, (2 * self.num_kv_heads, self.head_dim)).chunk(2, dim=2)
+        return rotate(self.k_norm(key), angles).to(value.dtype).transpose(1, 2), value.transpose(1, 2)
+
+    def _run(self, depth: int, state: Tensor, embedded: Tensor, places: Places, memory: tuple[Tensor, Tensor]) -> Tensor:
+        own = self.places[places.modality]
+        joined = torch.cat((self.embedding_norm(embedded), self.state_norm(state).to(embedded.dtype)), dim=-1)
+        u = self.project(joined) + self.offset.weight[depth - 1] + self.modality(own)
+        query = self.query(self.attention_norm(u)).unflatten(-1, (-1, self.head_dim))
+        query = rotate(self.q_norm(query), self.rope(places.positions)).to(memory[1].dtype).transpose(1, 2)
+        read = rearrange(self._read(query, own, places, *memory), "b h s hd -> b s (h hd)")
+        y = u + self.out(read)
+        return y + self.mlp(self.mlp_norm(y))
+
+    def _read(self, query: Tensor, own: Tensor, places: Places, keys: Tensor, values: Tensor) -> Float[Tensor, "b h s hd"]:
+        """What a query finds in its own bank, and through the gates in the others."""
+        if self.config.exchange == "common":
+            return attend(query, keys, values, places.mask)
+        banks, count = self.places[places.banks], self.modality.num_embeddings
+        weights = torch.eye(count, device=query.device, dtype=query.dtype)
+        if self.gates is not None:
+            weights = weights + self.gates.tanh().to(query.dtype) * (1 - weights)
+        found = torch.zeros_like(query)
+        for bank in range(count):
+            mask = places.mask & (banks == bank)[:, None, None]
+            some = mask.any(-1, keepdim=True)
+            # A row of the softmax must not be empty; what an empty bank gives counts for nothing.
+            read = attend(query, keys, values, mask | ~some)
+            found = found + torch.where(some, read, 0) * weights[own, bank][:, None, :, None]
+        return found

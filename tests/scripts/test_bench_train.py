@@ -1,0 +1,26 @@
+import json
+
+import pytest
+import torch
+
+from mmtp.registry import REGISTRY
+from scripts.bench_train import main
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_every_head_is_timed_beside_transformers(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    main(["--size", "tiny", "--rows", "1", "--length", "192", "--rounds", "1", "--mtp-depth", "1", "--json", str(tmp_path / "costs.json")])
+    costs = {cost["way"]: cost for cost in json.loads((tmp_path / "costs.json").read_text())}
+    assert set(costs) == {*REGISTRY.names("head"), "transformers"}
+    assert costs["next"]["time_ratio"] == costs["next"]["memory_ratio"] == 1
+    assert costs["next"]["parameters"] == costs["transformers"]["parameters"] < costs["shared"]["parameters"]
+    assert costs["sequential"]["peak"] > costs["next"]["peak"]
+    table = capsys.readouterr().out
+    assert all(f"| {way} |" in table for way in costs)
