@@ -6,6 +6,7 @@ is taken at once (the method of Liger's fused linear cross-entropy, arXiv 2410.1
 logits`` nor the logits of one offset are ever in memory.
 """
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,12 +59,15 @@ class LossOutput:
         sums: summed cross-entropy in nats, by (modality, offset); offset 0 is the next token.
         counts: number of targets, likewise.
         correct: targets that were the most probable legal id, likewise.
+        chance: what guessing evenly among the legal ids would cost, summed, in nats, likewise. ``sums / chance`` compares media whose
+            vocabularies differ in size, and shows one that the others dominate.
     """
 
     total: Float[Tensor, ""]
     sums: dict[tuple[Modality, int], float]
     counts: dict[tuple[Modality, int], int]
     correct: dict[tuple[Modality, int], int]
+    chance: dict[tuple[Modality, int], float]
 
 
 def unified_loss(
@@ -90,10 +94,12 @@ def unified_loss(
     total: Any = _SlicedCrossEntropy.apply(unembedding, plan, config.chunk_rows, *states)
     sums: dict[tuple[Modality, int], float] = defaultdict(float)
     correct: dict[tuple[Modality, int], int] = defaultdict(int)
+    chance: dict[tuple[Modality, int], float] = defaultdict(float)
     for item in plan:
         sums[item.modality, item.offset] += item.total
         correct[item.modality, item.offset] += item.correct
-    return LossOutput(total, dict(sums), dict(counts), dict(correct))
+        chance[item.modality, item.offset] += len(item.rows) * math.log(sum(high - low for low, high in item.ranges))
+    return LossOutput(total, dict(sums), dict(counts), dict(correct), dict(chance))
 
 
 @dataclass

@@ -165,11 +165,12 @@ class ModelTask:
 
 
 def metrics(output: LossOutput) -> dict[str, float]:
-    """Mean cross-entropy in nats and top-1 accuracy of the next token and of every draft offset, by modality."""
+    """Mean cross-entropy in nats, its share of an even guess's, and top-1 accuracy, by modality and draft offset."""
     found = {}
     for (modality, offset), count in sorted(output.counts.items()):
         name = f"{modality}" if offset == 0 else f"{modality}+{offset}"
         found[name] = output.sums[modality, offset] / count
+        found[f"{name}.share"] = output.sums[modality, offset] / output.chance[modality, offset]
         found[f"{name}.accuracy"] = output.correct[modality, offset] / count
     return found
 

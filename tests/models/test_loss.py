@@ -56,6 +56,14 @@ def test_equals_the_blackboard_in_value_and_gradients(detach: bool, chunk_rows: 
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4)
 
 
+def test_a_model_that_knows_nothing_costs_what_chance_costs() -> None:
+    packed = batch(3, 80)
+    output = unified_loss([torch.randn(*packed.tokens.shape, 16)] * 2, torch.zeros(LAYOUT.size, 16), packed, LAYOUT, LossConfig())
+    assert output.chance.keys() == output.sums.keys()
+    for key, chance in output.chance.items():
+        assert output.sums[key] == pytest.approx(chance, rel=1e-5)
+
+
 def test_inputs_are_predicted_where_the_recipe_says_so() -> None:
     packed = batch(3, 80)
     packed.loss_mask[0] = False

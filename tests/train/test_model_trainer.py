@@ -78,7 +78,7 @@ def test_learns_and_leaves_a_model_that_decodes(uninterrupted: Path) -> None:
     tokens = Engine(model).generate([1], Sampling(seed=1), 40).tokens
     assert len(tokens) > 1
     record = json.loads((uninterrupted / "log.jsonl").read_text().splitlines()[-1])
-    assert {"image", "image.accuracy", "image+1", "image+2", "text", "tokens_per_second"} <= record.keys()
+    assert {"image", "image.share", "image.accuracy", "image+1", "image+2", "text", "tokens_per_second"} <= record.keys()
 
 
 def test_a_killed_run_continues_to_the_same_losses(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
