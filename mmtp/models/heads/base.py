@@ -25,6 +25,21 @@ class HeadConfig(Config):
     family: ClassVar[str] = "head"
 
 
+@dataclass(frozen=True, kw_only=True)
+class DraftConfig(HeadConfig):
+    """What the configurations of all heads that draft have.
+
+    Attributes:
+        mtp_depth: D, tokens predicted beyond the next one.
+    """
+
+    mtp_depth: int = 4
+
+    def __post_init__(self) -> None:
+        if self.mtp_depth < 1:
+            raise ValueError(f"mtp_depth {self.mtp_depth} is below 1; for no drafts use head type 'next'")
+
+
 @dataclass(frozen=True)
 class Places:
     """Where the anchors t of a pass stand, and what the grammar knows of the tokens that offset k reads and predicts there.

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import HeadConfig, Places
+from mmtp.models.heads.base import DraftConfig, Places
 from mmtp.nn.attention import LayerCache
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Rope
@@ -37,17 +37,8 @@ class SequentialHead(nn.Module):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(HeadConfig):
-        """
-        Attributes:
-            mtp_depth: D, tokens predicted beyond the next one.
-        """
-
-        mtp_depth: int = 4
-
-        def __post_init__(self) -> None:
-            if self.mtp_depth < 1:
-                raise ValueError(f"mtp_depth {self.mtp_depth} is below 1; for no drafts use head type 'next'")
+    class Config(DraftConfig):
+        """How many modules there are."""
 
     def __init__(self, config: Config, backbone: BackboneConfig, modalities: Sequence[Modality]) -> None:
         super().__init__()

@@ -14,10 +14,7 @@ class SharedHead(SequentialHead):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SequentialHead.Config):
-        """
-        Attributes:
-            mtp_depth: D, tokens predicted beyond the next one.
-        """
+        """How often the module is applied."""
 
     @property
     def num_modules(self) -> int:

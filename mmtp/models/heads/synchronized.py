@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import HeadConfig, Places
+from mmtp.models.heads.base import DraftConfig, Places
 from mmtp.nn.attention import LayerCache, attend
 from mmtp.nn.mlp import SwiGLU
 from mmtp.nn.norm import RMSNorm
@@ -42,20 +42,14 @@ class SynchronizedHead(nn.Module):
     places: Int[Tensor, " m"]
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(HeadConfig):
+    class Config(DraftConfig):
         """
         Attributes:
-            mtp_depth: D, tokens predicted beyond the next one.
             exchange: ``"gated"``; or, to measure what that brings, ``"none"`` (gates stay closed) or ``"common"`` (one softmax over all
                 banks).
         """
 
-        mtp_depth: int = 4
         exchange: Literal["gated", "none", "common"] = "gated"
-
-        def __post_init__(self) -> None:
-            if self.mtp_depth < 1:
-                raise ValueError(f"mtp_depth {self.mtp_depth} is below 1; for no drafts use head type 'next'")
 
     def __init__(self, config: Config, backbone: BackboneConfig, modalities: Sequence[Modality]) -> None:
         super().__init__()
