@@ -18,11 +18,23 @@ from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.packing import collate
-from mmtp.stream.template import TEMPLATES, Sample, Turn, draw_prompt, encode_document, encode_prompt, text_segment, vqa_prompt
+from mmtp.stream.template import (
+    TEMPLATES,
+    Sample,
+    Turn,
+    caption_prompt,
+    draw_prompt,
+    encode_document,
+    encode_prompt,
+    say_prompt,
+    text_segment,
+    vqa_prompt,
+)
 from mmtp.stream.vocab import Special, VocabLayout, VocabMismatch
 from mmtp.types import Codes, MmtpError, Modality, Segment
 
-Picture = Float[Tensor, "3 h w"]
+Picture = Float[Tensor, "3 _ _"]
+Sound = Float[Tensor, "c _"]
 
 
 class PipelineError(MmtpError):
@@ -76,16 +88,28 @@ class Pipeline:
         except VocabMismatch as error:
             raise VocabMismatch(f"{name}: {error}; the model needs the tokenizers it was trained with") from error
 
+    def tokenizer(self, modality: Modality) -> Any:
+        """The model's tokenizer of a medium.
+
+        Raises:
+            PipelineError: there is none.
+        """
+        for tokenizer in self.tokenizers.values():
+            if tokenizer.spec.modality is modality:
+                return tokenizer
+        raise PipelineError(f"this model has no {modality} tokenizer; it has {', '.join(self.tokenizers)}")
+
     def encode_text(self, text: str) -> list[int]:
         """Local ids of a text."""
-        return self._tokenizer(Modality.TEXT).encode_text(text)
+        return self.tokenizer(Modality.TEXT).encode_text(text)
 
     def encode_pictures(self, pictures: Sequence[Picture]) -> list[Segment]:
         """Pictures as segments of codes, in order."""
-        if not pictures:
-            return []
-        codes = self._tokenizer(Modality.IMAGE).encode(list(pictures))
-        return [Segment(Modality.IMAGE, codes.item(i)) for i in range(len(codes))]
+        return self._encode(Modality.IMAGE, pictures)
+
+    def encode_sounds(self, sounds: Sequence[Sound]) -> list[Segment]:
+        """Sounds, at the rate and with the channels of the model's tokenizer, as segments of codes, in order."""
+        return self._encode(Modality.AUDIO, sounds)
 
     def vqa_prompt(self, picture: Segment | None, question: str) -> list[int]:
         """Stream up to where the answer begins."""
@@ -116,6 +140,23 @@ class Pipeline:
             for generation in self.engine.generate_batch(part, greedy, max_new_tokens, speculative=False, stop=(Special.END,)):
                 answers.append(self.text(generation))
         return answers
+
+    def caption(self, media: Sequence[Picture | Segment], *, batch_size: int = 64, max_new_tokens: int = 64) -> list[str]:
+        """What the model says each picture shows or, given sounds as segments, what is said in each; greedily.
+
+        Args:
+            media: pictures, or codes from :meth:`encode_pictures` or :meth:`encode_sounds`.
+            batch_size: rows decoded at a time.
+            max_new_tokens: limit of a caption.
+        """
+        said: list[str] = []
+        segments = self._segments(media)
+        for start in range(0, len(segments), batch_size):
+            part = segments[start : start + batch_size]
+            prompts = [caption_prompt(self.layout, segment).tolist() for segment in part if segment is not None]
+            greedy = [Sampling(temperature=0.0)] * len(prompts)
+            said += map(self.text, self.engine.generate_batch(prompts, greedy, max_new_tokens, speculative=False))
+        return said
 
     def draw(
         self,
@@ -191,6 +232,31 @@ class Pipeline:
         decoded = iter(self._decode([codes for codes in chosen if codes is not None]))
         return [None if codes is None else next(decoded) for codes in chosen]
 
+    def say(
+        self,
+        texts: Sequence[str],
+        samplings: Sequence[Sampling] | None = None,
+        *,
+        speculative: bool = True,
+        max_new_tokens: int = 4096,
+        batch_size: int = 8,
+    ) -> list[Sound | None]:
+        """Speaks texts; None where the model ended its turn without a sound or the limit cut it off.
+
+        Args:
+            texts: what to say; the person's words are "say" and the text.
+            samplings: how codes are chosen; at temperature 1 with seeds 0, 1, 2, … where none are given.
+            speculative: several codes per pass; the output is the same.
+            max_new_tokens: limit of a sound.
+            batch_size: sounds decoded at a time.
+        """
+        self.tokenizer(Modality.AUDIO)
+        samplings = samplings or [Sampling(seed=seed) for seed in range(len(texts))]
+        prompts = [say_prompt(self.layout, self.encode_text, text).tolist() for text in texts]
+        spoken = self._write(Modality.AUDIO, prompts, samplings, speculative, max_new_tokens, batch_size)
+        sounds = iter(self._decode([codes for codes in spoken if codes is not None]))
+        return [None if codes is None else next(sounds) for codes in spoken]
+
     def caption_scores(self, pictures: Sequence[Picture | Segment], captions: Sequence[str]) -> list[float]:
         """How well the model reads each caption in its picture: log-likelihood of the caption's tokens given the picture, in nats.
 
@@ -199,7 +265,7 @@ class Pipeline:
         scores = []
         for segment, words in zip(self._segments(pictures), captions, strict=True):
             assert segment is not None, "only questions go without a picture"
-            (document,) = TEMPLATES["caption"](Sample(segment, words), self.encode_text)
+            (document,) = TEMPLATES["caption"](Sample(segment, (words,)), self.encode_text)
             encoded = encode_document(self.layout, document)
             with torch.no_grad():
                 batch = collate([(encoded.tokens, encoded.target_mask)], self.grammar, len(encoded.tokens)).to(self.engine.device)
@@ -210,56 +276,75 @@ class Pipeline:
         self,
         words: str,
         pictures: Sequence[Picture] = (),
+        sounds: Sequence[Sound] = (),
         *,
         sampling: Sampling | None = None,
         max_new_tokens: int = 4352,
         speculative: bool = True,
     ) -> Generation:
-        """The assistant's turn after a person's: pictures, then words. What it holds, :meth:`text` and :meth:`pictures` tell.
+        """The assistant's turn after a person's: pictures, sounds, then words. What it holds, :meth:`text`, :meth:`pictures` and
+        :meth:`sounds` tell.
 
         Raises:
             TemplateError: a picture is larger than the vocabulary can say.
         """
-        turn = Turn("user", (*self.encode_pictures(pictures), text_segment(self.encode_text, words, target=False)))
+        media = (*self.encode_pictures(pictures), *self.encode_sounds(sounds))
+        turn = Turn("user", (*media, text_segment(self.encode_text, words, target=False)))
         prompt = encode_prompt(self.layout, (turn,)).tolist()
         return self.engine.generate(prompt, sampling, max_new_tokens, speculative, stop=(Special.END,))
 
     def text(self, generation: Generation) -> str:
         """The words among the new tokens."""
         ids = self.layout.text_ids(np.array(generation.new_tokens, dtype=np.int64))
-        return self._tokenizer(Modality.TEXT).decode_text(ids.tolist())
+        return self.tokenizer(Modality.TEXT).decode_text(ids.tolist())
 
     def pictures(self, tokens: Sequence[int] | Int[np.ndarray, " s"], start: int = 0) -> list[Picture]:
         """All finished pictures of a stream, decoded; arguments and errors are those of :meth:`segments`."""
         return self._decode(self.segments(tokens, start))
 
-    def segments(self, tokens: Sequence[int] | Int[np.ndarray, " s"], start: int = 0) -> list[Segment]:
-        """Codes of all finished pictures of a stream.
+    def sounds(self, tokens: Sequence[int] | Int[np.ndarray, " s"], start: int = 0) -> list[Sound]:
+        """All finished sounds of a stream, decoded; likewise."""
+        return self._decode(self.segments(tokens, start, Modality.AUDIO))
+
+    def segments(self, tokens: Sequence[int] | Int[np.ndarray, " s"], start: int = 0, modality: Modality = Modality.IMAGE) -> list[Segment]:
+        """Codes of all finished spans of a medium in a stream.
 
         Args:
             tokens: a document, or the start of one.
             start: leave out what begins before this offset.
+            modality: which medium.
 
         Raises:
             GrammarError: the stream breaks the grammar; names the offset.
         """
         array = np.asarray(tokens, dtype=np.int64)
-        spans = [
-            span for span in self.grammar.spans(array) if span.modality is Modality.IMAGE and not span.continuous and span.start >= start
-        ]
-        return [Segment(Modality.IMAGE, torch.from_numpy(self.grammar.codes(array, span))) for span in spans]
+        spans = [span for span in self.grammar.spans(array) if span.modality is modality and not span.continuous and span.start >= start]
+        return [Segment(modality, torch.from_numpy(self.grammar.codes(array, span))) for span in spans]
 
     def _draw_codes(
         self, captions: Sequence[str], samplings: Sequence[Sampling], speculative: bool, max_new_tokens: int, batch_size: int
     ) -> list[Segment | None]:
         """Codes of the first picture of every reply; None where there is none."""
-        drawn: list[Segment | None] = []
-        for start in range(0, len(captions), batch_size):
+        prompts = [self.draw_prompt(caption) for caption in captions]
+        return self._write(Modality.IMAGE, prompts, samplings, speculative, max_new_tokens, batch_size)
+
+    def _write(
+        self,
+        modality: Modality,
+        prompts: Sequence[list[int]],
+        samplings: Sequence[Sampling],
+        speculative: bool,
+        max_new_tokens: int,
+        batch_size: int,
+    ) -> list[Segment | None]:
+        """Codes of the first span of a medium in every reply; None where there is none."""
+        written: list[Segment | None] = []
+        for start in range(0, len(prompts), batch_size):
             part = slice(start, start + batch_size)
-            prompts = [self.draw_prompt(caption) for caption in captions[part]]
-            for generation in self.engine.generate_batch(prompts, samplings[part], max_new_tokens, speculative, stop=(Special.END,)):
-                drawn.append(next(iter(self.segments(generation.tokens)), None))
-        return drawn
+            replies = self.engine.generate_batch(prompts[part], samplings[part], max_new_tokens, speculative, stop=(Special.END,))
+            for reply in replies:
+                written.append(next(iter(self.segments(reply.tokens, reply.prompt_length, modality)), None))
+        return written
 
     def _best(self, drawn: Sequence[Segment | None], caption: str) -> Segment | None:
         """The drawing in which the model best reads the caption."""
@@ -269,19 +354,19 @@ class Pipeline:
         scores = self.caption_scores(finished, [caption] * len(finished))
         return finished[scores.index(max(scores))]
 
-    def _decode(self, pictures: Sequence[Segment]) -> list[Picture]:
-        """Pictures of codes, in order."""
-        codes = [Codes(segment.ids.unsqueeze(0), torch.tensor([segment.shape])) for segment in pictures if segment.ids is not None]
-        return list(self._tokenizer(Modality.IMAGE).decode(Codes.stack(codes))) if codes else []
+    def _encode(self, modality: Modality, media: Sequence[Tensor]) -> list[Segment]:
+        if not media:
+            return []
+        codes = self.tokenizer(modality).encode(list(media))
+        return [Segment(modality, codes.item(i)) for i in range(len(codes))]
+
+    def _decode(self, segments: Sequence[Segment]) -> list[Tensor]:
+        """Media of codes of one modality, in order."""
+        codes = [Codes(s.ids.unsqueeze(0), torch.tensor([s.shape])) for s in segments if s.ids is not None]
+        return list(self.tokenizer(segments[0].modality).decode(Codes.stack(codes))) if codes else []
 
     def _segments(self, pictures: Sequence[Picture | Segment | None]) -> list[Segment | None]:
         """Codes of every picture; one that is asked about several times is encoded once."""
         distinct = {id(p): p for p in pictures if isinstance(p, Tensor)}
         coded = dict(zip(distinct, self.encode_pictures(list(distinct.values())) if distinct else [], strict=True))
         return [coded[id(p)] if isinstance(p, Tensor) else p for p in pictures]
-
-    def _tokenizer(self, modality: Modality) -> Any:
-        for tokenizer in self.tokenizers.values():
-            if tokenizer.spec.modality is modality:
-                return tokenizer
-        raise PipelineError(f"this model has no {modality} tokenizer; it has {', '.join(self.tokenizers)}")

@@ -2,12 +2,15 @@ import pytest
 import torch
 
 from mmtp.decode.sample import Sampling
+from mmtp.models.loss import LossConfig
 from mmtp.models.presets import preset
 from mmtp.pipeline import Pipeline, PipelineError
 from mmtp.stream.packing import collate
 from mmtp.stream.template import TEMPLATES, Sample, encode_document
 from mmtp.stream.vocab import VocabLayout, VocabMismatch
 from mmtp.testing.fakes import BlockTokenizer
+from mmtp.tokenizers.audio.frame import FrameAudioTokenizer
+from mmtp.tokenizers.quantizers import FSQ
 from mmtp.tokenizers.text import TextTokenizer
 
 CAPTIONS = ["a red circle", "a blue triangle"]
@@ -56,7 +59,7 @@ def test_the_best_candidate_is_the_one_whose_caption_the_model_reads_best(painte
 
 def test_caption_scores_are_log_likelihoods(pipeline):
     (segment,) = pipeline.encode_pictures([picture(0)])
-    document = encode_document(pipeline.layout, TEMPLATES["caption"](Sample(segment, CAPTIONS[0]), pipeline.encode_text)[0])
+    document = encode_document(pipeline.layout, TEMPLATES["caption"](Sample(segment, (CAPTIONS[0],)), pipeline.encode_text)[0])
     tokens, info = document.tokens.tolist(), pipeline.grammar.analyse(document.tokens, complete=True)
     wanted = 0.0
     batch = collate([(document.tokens, document.target_mask)], pipeline.grammar, len(tokens))
@@ -88,3 +91,52 @@ def test_another_tokenizer_is_refused(tokenizers):
     model = preset("tiny", VocabLayout.of(tokenizers, 4)).build()
     with pytest.raises(VocabMismatch, match="blocks"):
         Pipeline(model, tokenizers | {"blocks": BlockTokenizer.Config(block=8, levels=3).build()})
+
+
+SPOKEN = ("one", "two")
+
+
+@pytest.fixture(scope="module")
+def speaker():
+    """A tiny model that has learnt two short sounds by heart, to say and to hear."""
+    torch.manual_seed(0)
+    codec = FrameAudioTokenizer.Config(
+        window=24, hop=12, width=8, encoder_blocks=1, decoder_blocks=1, quantizer=FSQ.Config(levels=(5, 5))
+    ).build()
+    tokenizers = {"words": TextTokenizer.train(["say one", "two"] * 4, 280), "codec": codec.eval()}
+    pipeline = Pipeline(preset("tiny", VocabLayout.of(tokenizers, 4)).build(), tokenizers)
+    sounds = [torch.rand(1, 48) * 2 - 1, torch.rand(1, 96) * 2 - 1]
+    tokens = pipeline.encode_sounds(sounds)
+    assert all(len(set(segment.ids.flatten().tolist())) > 1 for segment in tokens if segment.ids is not None)
+    samples = [Sample(s, (words,)) for s, words in zip(tokens, SPOKEN, strict=True)]
+    documents = [TEMPLATES[task](sample, pipeline.encode_text)[0] for sample in samples for task in ("say", "caption")]
+    encoded = [encode_document(pipeline.layout, document) for document in documents]
+    batch = collate([(e.tokens, e.target_mask) for e in encoded], pipeline.grammar, 64)
+    optimizer = torch.optim.AdamW(pipeline.model.parameters(), lr=5e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        pipeline.model.loss(batch, LossConfig()).total.backward()
+        optimizer.step()
+    return pipeline, sounds
+
+
+def test_what_is_learnt_is_said_and_heard(speaker):
+    pipeline, sounds = speaker
+    segments = pipeline.encode_sounds(sounds)
+    greedy = [Sampling(temperature=0.0)] * 2
+    for said, segment in zip(pipeline.say(SPOKEN, greedy), segments, strict=True):
+        torch.testing.assert_close(said, pipeline._decode([segment])[0])
+    assert pipeline.caption(segments) == list(SPOKEN)
+    assert pipeline.caption(segments[1:], batch_size=1) == [SPOKEN[1]]
+    reply = pipeline.reply("say two", sampling=greedy[0])
+    torch.testing.assert_close(pipeline.sounds(reply.tokens, reply.prompt_length)[0], pipeline._decode([segments[1]])[0])
+
+
+def test_sounds_that_do_not_end_in_time_are_none(speaker):
+    pipeline, _ = speaker
+    assert pipeline.say(["two"], [Sampling(temperature=0.0)], max_new_tokens=3) == [None]
+
+
+def test_a_medium_that_the_model_does_not_know(pipeline):
+    with pytest.raises(PipelineError, match="this model has no audio tokenizer; it has words, blocks"):
+        pipeline.say(["a"])

@@ -1,4 +1,4 @@
-"""``mmtp generate``: ask a model in words and pictures; it answers in either."""
+"""``mmtp generate``: ask a model in words, pictures and sound; it answers in any of them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ def generate(
     /,
     *,
     image: list[Path] | None = None,
+    audio: list[Path] | None = None,
     out: Path | None = None,
     n: int = 1,
     seed: int = 0,
@@ -26,15 +27,16 @@ def generate(
     exact: bool = False,
     report: bool = False,
 ) -> int:
-    """Ask a model in words and pictures; it answers in words, pictures, or both.
+    """Ask a model in words, pictures and sound; it answers in any of them.
 
-    Words are printed; pictures are written to --out, several as a grid.
+    Words are printed; pictures are written to --out, several as a grid; so is sound, several one after another.
 
     Args:
         model: a zoo entry, a folder or a Hub id.
         prompt: what the person says.
         image: a picture that the prompt speaks of; may be given several times.
-        out: PNG file for drawn pictures.
+        audio: a recording that the prompt speaks of; likewise.
+        out: PNG file for drawn pictures, or WAV file for sound.
         n: number of variants; they take the seeds from SEED on.
         seed: equal seeds give equal output.
         temperature: 0 takes the most probable token every time.
@@ -51,37 +53,48 @@ def generate(
         mmtp generate vqa-s "draw a blue circle" --out circle.png
         mmtp generate vqa-s "draw a red triangle" --n 9 --out triangles.png --report
         mmtp generate vqa-s "what color is the shape?" --image circle.png --temperature 0
+        mmtp generate runs/speech-s/result "say please enter your password" --out password.wav
     """
+    import torch
+
     from mmtp.cli.tokenize import parse_size
-    from mmtp.data.media import contact_sheet, encode_png, read_image
+    from mmtp.data.media import contact_sheet, encode_png, read_image, read_sound, write_wav
     from mmtp.decode.sample import Sampling
     from mmtp.decode.stats import Generation
     from mmtp.pipeline import Pipeline
-    from mmtp.types import MmtpError
+    from mmtp.types import MmtpError, Modality
 
     if n < 1:
         raise MmtpError(f"--n {n}: at least 1 is wanted")
-    if out is not None and out.suffix.lower() != ".png":
-        raise MmtpError(f"--out {out}: pictures are written as PNG; give a name that ends in .png")
+    if out is not None and out.suffix.lower() not in (".png", ".wav"):
+        raise MmtpError(f"--out {out}: pictures are written as PNG and sound as WAV; give a name that ends in .png or .wav")
     bounds = parse_size(size) if size is not None else None
     pictures = [read_image(path, size=bounds) for path in image or []]
     pipeline = Pipeline.from_pretrained(model, exact=exact)
-    drawn, replies = [], list[Generation]()
+    rate = int(pipeline.tokenizer(Modality.AUDIO).spec.sample_rate or 0) if audio or (out and out.suffix.lower() == ".wav") else 0
+    sounds = [read_sound(path, sample_rate=rate)[0] for path in audio or []]
+    drawn, said, replies = [], [], list[Generation]()
     for i in range(n):
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed + i)
-        reply = pipeline.reply(prompt, pictures, sampling=sampling, max_new_tokens=max_new_tokens, speculative=not plain)
+        reply = pipeline.reply(prompt, pictures, sounds, sampling=sampling, max_new_tokens=max_new_tokens, speculative=not plain)
         replies.append(reply)
         drawn += pipeline.pictures(reply.tokens, reply.prompt_length)
+        said += pipeline.sounds(reply.tokens, reply.prompt_length)
         if words := pipeline.text(reply):
             print(words)
-    if drawn and out is None:
-        print(f"{len(drawn)} pictures were drawn; give --out FILE.png to keep them")
-    elif drawn and out is not None:
+    for found, kind, suffix in ((drawn, "pictures", ".png"), (said, "sounds", ".wav")):
+        if found and (out is None or out.suffix.lower() != suffix):
+            print(f"{len(found)} {kind} came; give --out FILE{suffix} to keep them")
+    if out is not None:
+        wanted = drawn if out.suffix.lower() == ".png" else said
+        if not wanted:
+            raise MmtpError(f"{prompt!r}: the answer holds nothing for a {out.suffix} file, so {out} was not written")
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(encode_png(contact_sheet(drawn) if len(drawn) > 1 else drawn[0]))
+        if wanted is said:
+            write_wav(out, torch.cat(said, dim=-1), rate)
+        else:
+            out.write_bytes(encode_png(contact_sheet(drawn) if len(drawn) > 1 else drawn[0]))
         print(out)
-    elif out is not None:
-        raise MmtpError(f"{prompt!r}: the model answered in words and drew nothing, so {out} was not written")
     if report:
         _report(replies)
     return 0

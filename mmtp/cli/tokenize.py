@@ -12,6 +12,7 @@ def tokenize(
     out: Path,
     text: str | None = None,
     task: list[str] | None = None,
+    caption: list[str] | None = None,
     size: str | None = None,
     fit: Literal["crop", "stretch"] = "crop",
     questions_per_document: int = 1,
@@ -33,8 +34,10 @@ def tokenize(
         tokenizer: of the medium: a zoo entry, a folder or a Hub id.
         out: folder of the data set.
         text: the text tokenizer, for tasks that write words.
-        task: plain (the medium alone), caption, draw (words, then the picture), vqa (questions and answers) or vqa-blind (the same
-            without the medium); may be given several times. Without it: plain.
+        task: plain (the medium alone), caption, draw (words, then the picture), say (words, then the speech), vqa (questions and
+            answers) or vqa-blind (the same without the medium); may be given several times. Without it: plain.
+        caption: how captions are worded, with labels in braces ("{caption}, {style} style"); given several times, tasks that write a
+            caption write a document in each. Without it: {caption}.
         size: bring pictures and frames to WIDTHxHEIGHT, or to a square.
         fit: how: crop cuts evenly what hangs over, stretch changes the proportions.
         questions_per_document: how many of a picture's questions share one document (vqa, vqa-blind).
@@ -58,6 +61,7 @@ def tokenize(
 
     config = TokenizeConfig(
         tasks=tuple(task or ["plain"]),
+        captions=tuple(caption or ["{caption}"]),
         size=parse_size(size) if size is not None else None,
         fit=fit,
         questions_per_document=questions_per_document,

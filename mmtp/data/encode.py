@@ -1,7 +1,7 @@
 """From a range of inputs to one shard."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmtp.config import Config
 from mmtp.data.errors import DataError, DecodeError, Reason
+from mmtp.data.labels import CAPTION, captions, check_wording, questions
 from mmtp.data.manifest import PLAN, ShardRecord, shard_name
 from mmtp.data.media import MAX_PIXELS, Fit, decode_image, decode_sound
 from mmtp.data.plan import Plan
@@ -30,7 +31,8 @@ BATCH_ITEMS, BATCH_VALUES = 64, 2**23
 """Media decoded at a time, and numbers in them: what bounds the memory of a worker."""
 
 WORDLESS = ("plain",)
-
+WRITTEN = {"draw": Modality.IMAGE, "say": Modality.AUDIO}
+"""Tasks in which a model writes the medium, and which."""
 
 Flips = Literal["none", "horizontal", "vertical", "all"]
 FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -57,6 +59,8 @@ class TokenizeConfig(Config):
         tasks: names of :data:`mmtp.stream.template.TEMPLATES`; each writes its documents of every input that has the labels.
         size: (height, width) to bring pictures and frames of videos to; None keeps their own.
         fit: how, see :func:`~mmtp.data.media.decode_image`.
+        captions: how captions are worded, with labels in braces (``"{caption}, {style} style"``); tasks that write a caption write a
+            document in each wording whose labels the input has.
         questions_per_document: for ``vqa`` and ``vqa-blind``: how many of a picture's questions share one document.
         flips: mirror images that are written besides each picture: ``horizontal``, ``vertical`` or ``all`` (both, and both at once).
             Their words stay, so this is for pictures in which left and right, above and below are not spoken of.
@@ -70,6 +74,7 @@ class TokenizeConfig(Config):
     tasks: tuple[str, ...] = ("plain",)
     size: tuple[int, int] | None = None
     fit: Fit = "crop"
+    captions: tuple[str, ...] = (CAPTION,)
     questions_per_document: int = 1
     flips: Flips = "none"
     shifts: int = 0
@@ -83,6 +88,8 @@ class TokenizeConfig(Config):
                 raise DataError(f"task {task!r} is not one of {', '.join(TEMPLATES)}")
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise DataError(f"tasks {list(self.tasks)}: at least one is wanted, and each only once")
+        for wording in self.captions:
+            check_wording(wording)
         for name in ("questions_per_document", "max_dim", "max_pixels", "shard_inputs"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise DataError(f"{name}: at least 1 is wanted, {value} given")
@@ -135,8 +142,13 @@ class ShardMaker:
         self.spec = tokenizer.spec
         if self.spec.modality is not Modality.IMAGE and (config.flips != "none" or config.shifts):
             raise DataError(f"flips and shifts: only pictures can be mirrored and moved, and this tokenizer reads {self.spec.modality}")
-        if self.spec.latent_dim and "draw" in config.tasks:
-            raise DataError("task draw: the tokenizer is continuous, and a model reads its vectors but never writes them; leave it out")
+        for task, medium in WRITTEN.items():
+            if task in config.tasks and self.spec.modality is not medium:
+                raise DataError(f"task {task}: is for {medium}, and this tokenizer reads {self.spec.modality}")
+            if task in config.tasks and self.spec.latent_dim:
+                raise DataError(
+                    f"task {task}: the tokenizer is continuous, and a model reads its vectors but never writes them; leave it out"
+                )
         self.encode_text: EncodeText = text.encode_text if text is not None else _no_text
 
     def __call__(self, shard: int) -> ShardRecord:
@@ -241,8 +253,9 @@ class ShardMaker:
 
     def _documents(self, decoded: _Decoded, segment: Segment) -> list[tuple[EncodedDocument, dict[str, Any]]]:
         labels = decoded.sample.labels
-        sample = TemplateSample(segment, _caption(labels), _questions(labels))
-        meta = {"size": list(decoded.medium.shape[1:]), **decoded.meta} | ({"caption": sample.caption} if sample.caption else {})
+        said = captions(labels, self.config.captions)
+        sample = TemplateSample(segment, tuple(said), questions(labels))
+        meta = {"size": list(decoded.medium.shape[1:]), **decoded.meta} | ({"caption": said[0]} if said else {})
         documents = []
         for task in self.config.tasks:
             for pieces in TEMPLATES[task](sample, self.encode_text, self.config.questions_per_document):
@@ -253,23 +266,6 @@ class ShardMaker:
         if not documents:
             raise DecodeError(Reason.NO_LABELS, f"no labels for {', '.join(self.config.tasks)}; it has {', '.join(labels) or 'none'}")
         return documents
-
-
-def _caption(labels: dict[str, Any]) -> str | None:
-    caption = labels.get("caption")
-    if caption is not None and not isinstance(caption, str):
-        raise DecodeError(Reason.BAD_LABELS, f"caption: a string is wanted, {caption!r} given")
-    return caption
-
-
-def _questions(labels: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    questions = labels.get("questions", [])
-    sound = isinstance(questions, Iterable) and all(
-        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in questions
-    )
-    if not sound:
-        raise DecodeError(Reason.BAD_LABELS, f"questions: a list of [question, answer] is wanted, {questions!r:.80} given")
-    return tuple((question, answer) for question, answer in questions)
 
 
 def _no_text(text: str) -> list[int]:

@@ -7,18 +7,19 @@ from pathlib import Path
 from rich.progress import track
 
 from mmtp.data.errors import DataError, DecodeError
+from mmtp.data.labels import CAPTION, word
 from mmtp.data.sources import Item, Source, open_source
 from mmtp.types import Modality
 
 
-def read_texts(spec: str, root: Path = Path(), template: str = "{caption}", *, progress: bool = False) -> Iterator[str]:
+def read_texts(spec: str, root: Path = Path(), template: str = CAPTION, *, progress: bool = False) -> Iterator[str]:
     """All texts of a source: captions or transcripts, tags, questions with their answers. Damaged labels are passed over.
 
     Args:
         spec: what :func:`~mmtp.data.sources.open_source` takes (paths start at ``root``), or ``python:MODULE`` for the paragraphs of
             the strings that stand in a module's tables (``python:pydoc_data.topics`` is Python's own manual).
         root: where relative paths start.
-        template: how a caption is worded; ``{caption}`` stands for it.
+        template: how a caption is worded, with labels in braces.
         progress: whether to show a bar.
 
     Raises:
@@ -32,10 +33,11 @@ def read_texts(spec: str, root: Path = Path(), template: str = "{caption}", *, p
     for item in track(items, f"reading {spec}", disable=not progress, transient=True):
         try:
             labels = source.read(item).labels
+            caption = word(template, labels)
         except DecodeError:
             continue
-        if caption := labels.get("caption"):
-            yield template.replace("{caption}", caption)
+        if caption:
+            yield caption
         if tags := labels.get("tags"):
             yield ", ".join(tags)
         for question, answer in labels.get("questions", []):

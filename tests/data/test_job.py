@@ -113,6 +113,14 @@ def test_flips_are_further_documents(pictures: Path, tmp_path: Path, tokenizers:
     assert (outcome.totals.ok, outcome.totals.rows) == (24, 24 * 4)
 
 
+def test_every_wording_of_a_caption_is_a_document(pictures: Path, tmp_path: Path, tokenizers: dict[str, Path]) -> None:
+    config = TokenizeConfig(tasks=("draw", "plain"), captions=("{caption}", "a picture: {caption}", "{caption} of {nobody}"))
+    outcome = make(pictures, tmp_path / "out", tokenizers, config=config)
+    assert outcome.totals.rows == outcome.totals.ok * 3
+    with pytest.raises(DataError, match="task say: is for audio, and this tokenizer reads image"):
+        make(pictures, tmp_path / "said", tokenizers, config=TokenizeConfig(tasks=("say",)))
+
+
 def test_shifts_are_moved_copies(pictures: Path, tmp_path: Path, tokenizers: dict[str, Path]) -> None:
     config = TokenizeConfig(size=(32, 32), shifts=2)
     outcome = make(pictures, tmp_path / "out", tokenizers, config=config, text=None)
@@ -218,7 +226,7 @@ def test_wrong_requests(pictures: Path, tmp_path: Path, tokenizers: dict[str, Pa
         make(pictures, tmp_path / "out", tokenizers, text=None)
     with pytest.raises(DataError, match="txt: is a text tokenizer; give it as --text"):
         make(pictures, tmp_path / "out", tokenizers, tokenizer=tokenizers["text"], text=None, config=TokenizeConfig())
-    with pytest.raises(DataError, match="task 'pain' is not one of plain, caption, draw, vqa"):
+    with pytest.raises(DataError, match="task 'pain' is not one of plain, caption, draw, say, vqa"):
         TokenizeConfig(tasks=("pain",))
     with pytest.raises(DataError, match="questions_per_document: at least 1 is wanted, 0 given"):
         TokenizeConfig(questions_per_document=0)

@@ -11,10 +11,12 @@ from mmtp.stream.template import (
     Sample,
     TemplateError,
     Turn,
+    caption_prompt,
     draw_prompt,
     encode_document,
     encode_prompt,
     question_turn,
+    say_prompt,
     vqa_prompt,
 )
 from mmtp.stream.vocab import MediaEntry, TextEntry, VocabError, VocabLayout
@@ -51,7 +53,7 @@ def targets(document: EncodedDocument) -> str:
 
 
 def sample(**labels) -> Sample:
-    return Sample(PICTURE, **{"caption": "a red box", "questions": (("red?", "yes"), ("what?", "box"), ("how many?", "1")), **labels})
+    return Sample(PICTURE, **{"captions": ("a red box",), "questions": (("red?", "yes"), ("what?", "box"), ("how many?", "1")), **labels})
 
 
 def encoded(template: str, **options) -> list[EncodedDocument]:
@@ -67,6 +69,7 @@ DRAWN = "<boi><dim 2><dim 3>############<eoi>"
         ("plain", f"<bos>{DRAWN}<eos>", f"{DRAWN}<eos>"),
         ("caption", f"<bos>{DRAWN}a red box<eos>", "a red box<eos>"),
         ("draw", f"<bos><user>draw a red box<end><assistant>{DRAWN}<end><eos>", f"{DRAWN}<end><eos>"),
+        ("say", f"<bos><user>say a red box<end><assistant>{DRAWN}<end><eos>", f"{DRAWN}<end><eos>"),
         ("vqa", f"<bos><user>{DRAWN}red?<end><assistant>yes<end><eos>", "yes<end><eos>"),
         ("vqa-blind", "<bos><user>red?<end><assistant>yes<end><eos>", "yes<end><eos>"),
     ],
@@ -100,14 +103,29 @@ def test_documents_are_legal_and_records_cover_them(template):
 
 
 def test_prompts_are_the_start_of_training_documents():
-    vqa, draw = encoded("vqa")[0].tokens, encoded("draw")[0].tokens
+    vqa, draw, say = (encoded(task)[0].tokens for task in ("vqa", "draw", "say"))
     for prompt, document in (
         (vqa_prompt(LAYOUT, encode_text, PICTURE, "red?"), vqa),
         (draw_prompt(LAYOUT, encode_text, "a red box"), draw),
+        (say_prompt(LAYOUT, encode_text, "a red box"), say),
     ):
         np.testing.assert_array_equal(prompt, document[: len(prompt)])
         assert words(prompt).endswith("<end><assistant>")
         assert not GRAMMAR.begin(prompt.tolist()).done
+
+
+def test_a_caption_is_what_follows_its_prompt():
+    prompt, document = caption_prompt(LAYOUT, PICTURE), encoded("caption")[0].tokens
+    np.testing.assert_array_equal(prompt, document[: len(prompt)])
+    assert words(document[len(prompt) :]) == "a red box<eos>"
+
+
+def test_every_wording_of_a_caption_is_a_document():
+    several = sample(captions=("a red box", "red"))
+    assert [words(encode_document(LAYOUT, document).tokens) for document in TEMPLATES["caption"](several, encode_text)] == [
+        f"<bos>{DRAWN}a red box<eos>",
+        f"<bos>{DRAWN}red<eos>",
+    ]
 
 
 def test_a_question_may_stand_without_its_picture():
@@ -125,13 +143,13 @@ def test_a_prompt_may_go_on_with_a_conversation_or_open_no_turn():
 
 
 def test_samples_without_words_give_no_documents():
-    bare = sample(caption=None, questions=())
-    assert [len(TEMPLATES[name](bare, encode_text)) for name in TEMPLATES] == [1, 0, 0, 0, 0]
+    bare = sample(captions=(), questions=())
+    assert [len(TEMPLATES[name](bare, encode_text)) for name in TEMPLATES] == [1, 0, 0, 0, 0, 0]
 
 
 def test_features_are_input_only():
     picture = Segment(Modality.IMAGE, features=torch.randn(2, 2, 5), target=True)
-    document = encode_document(LAYOUT, TEMPLATES["vqa"](Sample(picture, None, (("q", "a"),)), encode_text)[0])
+    document = encode_document(LAYOUT, TEMPLATES["vqa"](Sample(picture, (), (("q", "a"),)), encode_text)[0])
     assert words(document.tokens) == "<bos><user><bof><dim 2><dim 2>" + "<feature>" * 4 + "<eof>q<end><assistant>a<end><eos>"
     assert targets(document) == "a<end><eos>"
     assert document.features is not None
