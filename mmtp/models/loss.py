@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -22,13 +23,19 @@ from mmtp.types import Batch, Modality
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig(mmtp.config.Config):
-    """How the parts of the loss are weighed: sum over m of w_m [CE_m + beta sum_k decay^k CE_{m,k}] + z mean(lse^2).
+    """How the parts of the loss are weighed: sum over m of w_m [CE_m + beta sum_k decay^k D_{m,k}] + z mean(lse^2).
+
+    D_{m,k} is (1 - a) CE_{m,k} + a KL_{m,k}, of which the first is against the data and the second against the model itself.
 
     Attributes:
         modality_weights: w_m of each *target* modality; 1 where none is given. Every CE is a mean over its own targets, so a
             medium with many tokens does not drown one with few.
         mtp_weight: beta, weight of the draft heads.
         mtp_decay: weight of offset k is ``mtp_decay ** k``.
+        mtp_distill: a, the share of a draft's loss in which its target is not the token of the data but the model's own next-token
+            distribution at the place of that token, held fixed. Speculation accepts a draft with probability 1 - TV between the two
+            distributions (Leviathan et al., arXiv 2211.17192, section 3), and this brings them together (DistillSpec, arXiv 2310.08461).
+            Medusa (arXiv 2401.10774, section 2.3.2) and FastMTP (arXiv 2509.18362) let heads learn from text that the model writes.
         z_weight: pulls the log-normaliser to 0 (PaLM, section 5).
         inputs: media that are predicted where they are input as well, such as the picture before a question: so every document teaches
             what pictures look like, not only those that end in one. The codes in question cost a forward pass in any case.
@@ -39,6 +46,7 @@ class LossConfig(mmtp.config.Config):
     modality_weights: dict[str, float] = field(default_factory=dict)
     mtp_weight: float = 0.3
     mtp_decay: float = 0.8
+    mtp_distill: float = 0.0
     z_weight: float = 1e-5
     inputs: tuple[str, ...] = ()
     detach: bool = True
@@ -48,6 +56,8 @@ class LossConfig(mmtp.config.Config):
         for name in (*self.modality_weights, *self.inputs):
             if name not in set(Modality):
                 raise mmtp.config.ConfigError(f"loss: {name!r} is no modality; there are {', '.join(Modality)}")
+        if not 0 <= self.mtp_distill <= 1:
+            raise mmtp.config.ConfigError(f"loss: mtp_distill {self.mtp_distill:g} is a share; 0 to 1 is wanted")
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,8 @@ class LossOutput:
         correct: targets that were the most probable legal id, likewise.
         chance: what guessing evenly among the legal ids would cost, summed, in nats, likewise. ``sums / chance`` compares media whose
             vocabularies differ in size, and shows one that the others dominate.
+        divergence: of drafts, where ``mtp_distill`` is not 0: KL from the model's own distribution, summed, in nats, likewise.
+        overlap: of drafts, likewise: 1 - TV between both distributions, summed; their mean is what speculation accepts at temperature 1.
     """
 
     total: Float[Tensor, ""]
@@ -68,6 +80,8 @@ class LossOutput:
     counts: dict[tuple[Modality, int], int]
     correct: dict[tuple[Modality, int], int]
     chance: dict[tuple[Modality, int], float]
+    divergence: dict[tuple[Modality, int], float] = field(default_factory=dict)
+    overlap: dict[tuple[Modality, int], float] = field(default_factory=dict)
 
 
 def unified_loss(
@@ -91,15 +105,21 @@ def unified_loss(
         item.weight = weight if item.offset == 0 else weight * config.mtp_weight * config.mtp_decay**item.offset
         item.z_weight = config.z_weight / sum(n for (_, k), n in counts.items() if k == item.offset)
         item.learns_weight = item.offset == 0 or not config.detach
+        item.distill = config.mtp_distill if item.offset else 0.0
     total: Any = _SlicedCrossEntropy.apply(unembedding, plan, config.chunk_rows, *states)
     sums: dict[tuple[Modality, int], float] = defaultdict(float)
     correct: dict[tuple[Modality, int], int] = defaultdict(int)
     chance: dict[tuple[Modality, int], float] = defaultdict(float)
+    divergence: dict[tuple[Modality, int], float] = defaultdict(float)
+    overlap: dict[tuple[Modality, int], float] = defaultdict(float)
     for item in plan:
         sums[item.modality, item.offset] += item.total
         correct[item.modality, item.offset] += item.correct
         chance[item.modality, item.offset] += len(item.rows) * math.log(sum(high - low for low, high in item.ranges))
-    return LossOutput(total, dict(sums), dict(counts), dict(correct), dict(chance))
+        if item.distill:
+            divergence[item.modality, item.offset] += item.divergence
+            overlap[item.modality, item.offset] += item.overlap
+    return LossOutput(total, dict(sums), dict(counts), dict(correct), dict(chance), dict(divergence), dict(overlap))
 
 
 @dataclass
@@ -114,8 +134,11 @@ class _Item:
     weight: float = 0.0
     z_weight: float = 0.0
     learns_weight: bool = True
+    distill: float = 0.0
     total: float = 0.0
     correct: int = 0
+    divergence: float = 0.0
+    overlap: float = 0.0
 
 
 def _plan(batch: Batch, layout: VocabLayout, num_offsets: int, inputs: tuple[str, ...]) -> list[_Item]:
@@ -182,12 +205,23 @@ class _SlicedCrossEntropy(torch.autograd.Function):
                     item.correct += int((picked >= logits.amax(1, keepdim=True)).sum())
                     loss = (normaliser - picked).sum()
                     item.total += float(loss)
+                    logits.sub_(normaliser)
+                    wanted = None
+                    if item.distill:
+                        # Row t + k of offset 0 predicts the token that row t of offset k predicts.
+                        wanted = (flat[0][rows + item.offset].to(dtype) @ weight.T).float().log_softmax(1)
+                        divergence = F.kl_div(logits, wanted, reduction="sum", log_target=True)
+                        item.divergence += float(divergence)
+                        item.overlap += float(torch.minimum(logits, wanted).exp_().sum())
+                        loss = (1 - item.distill) * loss + item.distill * divergence
                     total += item.weight * loss + item.z_weight * normaliser.square().sum()
                     if not (learns_state or learns_weight):
                         continue
-                    # d/dlogits of  w (lse - x_target) + z lse^2  =  (w + 2 z lse) softmax - w onehot
-                    grad = logits.sub_(normaliser).exp_().mul_(item.weight + 2 * item.z_weight * normaliser)
-                    grad.scatter_add_(1, target, torch.full_like(picked, -item.weight))
+                    # d/dlogits of  w [(1 - a) (lse - x_target) + a KL] + z lse^2  =  (w + 2 z lse) softmax - w [(1 - a) onehot + a wanted]
+                    grad = logits.exp_().mul_(item.weight + 2 * item.z_weight * normaliser)
+                    grad.scatter_add_(1, target, torch.full_like(picked, -item.weight * (1 - item.distill)))
+                    if wanted is not None:
+                        grad.sub_(wanted.exp_(), alpha=item.weight * item.distill)
                     grad = grad.to(dtype)
                     grads[item.offset].index_add_(0, rows, (grad @ weight).to(grads[item.offset].dtype))
                     if learns_weight:

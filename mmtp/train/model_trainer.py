@@ -165,13 +165,19 @@ class ModelTask:
 
 
 def metrics(output: LossOutput) -> dict[str, float]:
-    """Mean cross-entropy in nats, its share of an even guess's, and top-1 accuracy, by modality and draft offset."""
+    """Mean cross-entropy in nats, its share of an even guess's, and top-1 accuracy, by modality and draft offset.
+
+    Of drafts that are distilled, ``kl`` from the model's own distribution and ``acceptance``, their mean overlap with it, as well.
+    """
     found = {}
     for (modality, offset), count in sorted(output.counts.items()):
         name = f"{modality}" if offset == 0 else f"{modality}+{offset}"
         found[name] = output.sums[modality, offset] / count
         found[f"{name}.share"] = output.sums[modality, offset] / output.chance[modality, offset]
         found[f"{name}.accuracy"] = output.correct[modality, offset] / count
+        if (modality, offset) in output.divergence:
+            found[f"{name}.kl"] = output.divergence[modality, offset] / count
+            found[f"{name}.acceptance"] = output.overlap[modality, offset] / count
     return found
 
 

@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -7,9 +8,11 @@ from torch import Tensor
 
 from mmtp.config import ConfigError
 from mmtp.models.loss import LossConfig, _plan, unified_loss
+from mmtp.stream.packing import collate
+from mmtp.stream.template import Turn, encode_document
 from mmtp.stream.vocab import MediaEntry, VocabLayout
 from mmtp.testing.memory import PeakMemory
-from mmtp.types import Batch, Modality
+from mmtp.types import Batch, Modality, Segment
 from tests.models.common import GRAMMAR, LAYOUT, batch, model
 
 
@@ -28,7 +31,11 @@ def blackboard_loss(states: list[Tensor], unembedding: Tensor, packed: Batch, la
                     continue
                 ids = torch.tensor([i for lo, hi in slot.generable for i in range(lo, hi)])
                 logits = weight[ids] @ state[b, t]
-                rows.append((slot.modality, F.cross_entropy(logits, (ids == packed.tokens[b, goal]).nonzero()[0, 0]), logits.logsumexp(0)))
+                cost = F.cross_entropy(logits, (ids == packed.tokens[b, goal]).nonzero()[0, 0])
+                if offset:
+                    own = (weight[ids] @ states[0][b, t + offset]).detach().softmax(0)
+                    cost = (1 - config.mtp_distill) * cost + config.mtp_distill * (own * (own.log() - logits.log_softmax(0))).sum()
+                rows.append((slot.modality, cost, logits.logsumexp(0)))
         for modality in {m for m, _, _ in rows}:
             losses = [ce for m, ce, _ in rows if m is modality]
             scale = config.modality_weights.get(modality, 1.0) * (config.mtp_weight * config.mtp_decay**offset if offset else 1.0)
@@ -40,8 +47,11 @@ def blackboard_loss(states: list[Tensor], unembedding: Tensor, packed: Batch, la
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("chunk_rows", [7, 1024])
 @pytest.mark.parametrize("inputs", [(), ("image",)])
-def test_equals_the_blackboard_in_value_and_gradients(detach: bool, chunk_rows: int, inputs: tuple[str, ...]) -> None:
-    config = LossConfig(modality_weights={"image": 0.5}, z_weight=0.01, inputs=inputs, detach=detach, chunk_rows=chunk_rows)
+@pytest.mark.parametrize("distill", [0.0, 0.3])
+def test_equals_the_blackboard_in_value_and_gradients(detach: bool, chunk_rows: int, inputs: tuple[str, ...], distill: float) -> None:
+    config = LossConfig(
+        modality_weights={"image": 0.5}, mtp_distill=distill, z_weight=0.01, inputs=inputs, detach=detach, chunk_rows=chunk_rows
+    )
     packed = batch(3, 80)
     packed.loss_mask[:, ::3] = False
     weight = torch.randn(LAYOUT.size, 16, dtype=torch.float64, requires_grad=True)
@@ -75,6 +85,61 @@ def test_inputs_are_predicted_where_the_recipe_says_so() -> None:
     assert many[Modality.TEXT, 0] == few[Modality.TEXT, 0]
 
 
+def test_drafts_that_give_the_own_distribution_cost_nothing() -> None:
+    """Row t of offset k is to say what row t + k of offset 0 says; nothing of that goes back into the latter."""
+    packed = batch(3, 80)
+    own = torch.randn(*packed.tokens.shape, 16, requires_grad=True)
+    drafts = [own.detach().roll(-k, 1).requires_grad_() for k in (1, 2)]
+    weight = torch.randn(LAYOUT.size, 16)
+    output = unified_loss([own, *drafts], weight, packed, LAYOUT, LossConfig(mtp_distill=1.0, z_weight=0.0))
+    alone = unified_loss([own], weight, packed, LAYOUT, LossConfig(z_weight=0.0))
+    assert output.overlap.keys() == {key for key in output.counts if key[1]}
+    for key, overlap in output.overlap.items():
+        assert overlap == pytest.approx(output.counts[key], rel=1e-5)
+        assert output.divergence[key] == pytest.approx(0, abs=1e-3)
+    gradients = torch.autograd.grad(output.total, [own, *drafts])
+    assert torch.equal(gradients[0], torch.autograd.grad(alone.total, own)[0])
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("distill", [0.0, 1.0])
+def test_drafts_learn_the_own_distribution_where_the_data_leave_a_doubt(distill: float) -> None:
+    """Eight answers to one question: no draft can know which comes, but what the model itself would say it can."""
+    documents = []
+    for word in range(8):
+        question = Segment(Modality.TEXT, torch.tensor([3, 1, 4, 1]), target=False)
+        answer = Segment(Modality.TEXT, torch.tensor([5, 9, word]))
+        encoded = encode_document(LAYOUT, (Turn("user", (question,)), Turn("assistant", (answer,))))
+        documents.append((encoded.tokens, encoded.target_mask))
+    packed = collate(documents, GRAMMAR, 64)
+    net = model(depth=1)
+    net.requires_grad_(False)
+    net.head.requires_grad_(True)
+    optimizer = torch.optim.AdamW(net.head.parameters(), lr=1e-2, weight_decay=0.0)
+    before = net.loss(packed, LossConfig(mtp_distill=1.0))
+    for _ in range(60):
+        optimizer.zero_grad()
+        net.loss(packed, LossConfig(mtp_weight=1.0, mtp_distill=distill)).total.backward()
+        optimizer.step()
+    after, key = net.loss(packed, LossConfig(mtp_distill=1.0)), (Modality.TEXT, 1)
+    count = after.counts[key]
+    doubt = 8 * math.log(8)  # of eight last words, summed
+    assert after.sums[key] > 0.9 * doubt
+    if distill:
+        assert after.divergence[key] / count < 0.01 < before.divergence[key] / count
+        assert after.overlap[key] / count > 0.95
+    else:
+        assert after.divergence[key] / count > 0.5
+        assert after.sums[key] < 1.2 * doubt
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_lies_between_0_and_1(share: float) -> None:
+    with pytest.raises(ConfigError, match=f"mtp_distill {share} is a share"):
+        LossConfig(mtp_distill=share)
+
+
 @pytest.mark.parametrize("wrong", [{"inputs": ("picture",)}, {"modality_weights": {"picture": 1.0}}])
 def test_unknown_modalities_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="'picture' is no modality; there are text, image"):
@@ -102,7 +167,8 @@ def test_no_target_lies_in_another_document() -> None:
         assert packed.loss_mask[goals].all()
 
 
-def test_peak_memory_does_not_grow_with_the_number_of_heads() -> None:
+@pytest.mark.parametrize("distill", [0.0, 1.0])
+def test_peak_memory_does_not_grow_with_the_number_of_heads(distill: float) -> None:
     layout = VocabLayout(LAYOUT.text, (MediaEntry(Modality.IMAGE, "many", codebook_sizes=(4000,)),), 16)
     packed = batch(8, 160, grid=(8, 8))
     weight = torch.randn(layout.size, 8, requires_grad=True)
@@ -110,11 +176,12 @@ def test_peak_memory_does_not_grow_with_the_number_of_heads() -> None:
     def peak(offsets: int) -> int:
         states = [torch.randn(*packed.tokens.shape, 8, requires_grad=True) for _ in range(offsets)]
         with PeakMemory() as memory:
-            unified_loss(states, weight, packed, layout, LossConfig(chunk_rows=64, detach=False)).total.backward()
+            config = LossConfig(chunk_rows=64, detach=False, mtp_distill=distill)
+            unified_loss(states, weight, packed, layout, config).total.backward()
         weight.grad = None
         return memory.peak
 
     logits = int((packed.slots == layout.slot_index["image.codes.0"]).sum()) * 4000 * 4
-    one, five = peak(1), peak(5)
+    one, five = peak(2 if distill else 1), peak(5)  # the first draft brings its target's logits, a chunk of them
     assert one < logits, f"{one} bytes for one head, whose logits would be {logits}"
     assert five - one < 0.05 * logits, f"{five - one} bytes more for four more heads; the logits of one are {logits}"

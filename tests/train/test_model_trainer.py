@@ -120,6 +120,16 @@ def test_adds_draft_heads_to_a_frozen_model(root: Path, tmp_path: Path) -> None:
     assert any(name.startswith("head.depths.1.") for name in after.keys() - before.keys())
 
 
+def test_draft_heads_learn_what_the_frozen_model_says(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    drafts = {"preset": "", "start": str(uninterrupted / "result"), "head": {"type": "shared", "mtp_depth": 2}, "train": "head"}
+    run_recipe(recipe(model=drafts, loss={"mtp_distill": 1.0}), tmp_path / "run", data_root=root, progress=False)
+    first, *_, last = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    for name in ("image+1", "image+2"):
+        assert last[f"{name}.kl"] < 0.8 * first[f"{name}.kl"]
+        assert last[f"{name}.acceptance"] > first[f"{name}.acceptance"]
+    assert last["image"] != 0 and "image.kl" not in last
+
+
 def test_refuses_a_model_of_another_vocabulary(root: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register_block(monkeypatch)
     other = BlockTokenizer(BlockTokenizer.Config(levels=4))
