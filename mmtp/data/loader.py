@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int
 
 from mmtp.data.errors import DataError
@@ -92,6 +91,11 @@ class ShardDataset(Sequence):  # not Sequence[Row]: checkers of types would read
         if len(lengths) != len(self) or int(lengths.sum()) != self.manifest.totals.tokens:
             raise DataError(f"{self.folder}: shards are damaged; mmtp verify {self.folder} names them")
         return lengths
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Names of every document; reads that column only."""
+        return [key for number in range(len(self._records)) for key in self._shard(number).keys]
 
     @property
     def layout(self) -> VocabLayout:
@@ -242,9 +246,7 @@ class PackedBatches:
 
     def _document(self, index: int) -> PackDocument:
         dataset, row = self._locate(index)
-        document = dataset[row]
-        features = None if document.features is None else torch.from_numpy(document.features.astype(np.float32))
-        return PackDocument(document.tokens, document.target_mask, features)
+        return dataset[row].packed()
 
     def _check_document(self, index: int) -> None:
         dataset, row = self._locate(index)

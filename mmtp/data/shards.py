@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from jaxtyping import Bool, Float16, Int
 
 from mmtp.data.errors import DataError, Reason
 from mmtp.data.storage import digest, readable_json
+from mmtp.stream.packing import PackDocument
 from mmtp.stream.template import EncodedDocument, SegmentRecord
 from mmtp.stream.vocab import Special, VocabLayout
 from mmtp.types import Modality
@@ -118,6 +120,11 @@ class Row:
     meta: dict[str, Any]
     features: Float16[np.ndarray, "n d"] | None = None
 
+    def packed(self) -> PackDocument:
+        """What packing needs of it."""
+        features = None if self.features is None else torch.from_numpy(self.features.astype(np.float32))
+        return PackDocument(self.tokens, self.target_mask, features)
+
 
 @dataclass
 class ShardBuilder:
@@ -206,6 +213,12 @@ class Shard:
         """Tokens of every document."""
         parts = [np.diff(batch.column("tokens").offsets.to_numpy()) for batch in self._batches]
         return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Names of every document."""
+        with self._sound():
+            return [key for batch in self._batches for key in batch.column("key").to_pylist()]
 
     def __getitem__(self, index: int) -> Row:
         """The document of a row.

@@ -8,6 +8,7 @@ logits`` nor the logits of one offset are ever in memory.
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,11 +54,20 @@ class LossConfig(mmtp.config.Config):
     chunk_rows: int = 1024
 
     def __post_init__(self) -> None:
-        for name in (*self.modality_weights, *self.inputs):
-            if name not in set(Modality):
-                raise mmtp.config.ConfigError(f"loss: {name!r} is no modality; there are {', '.join(Modality)}")
+        check_modalities((*self.modality_weights, *self.inputs))
         if not 0 <= self.mtp_distill <= 1:
             raise mmtp.config.ConfigError(f"loss: mtp_distill {self.mtp_distill:g} is a share; 0 to 1 is wanted")
+
+
+def check_modalities(names: Iterable[str]) -> None:
+    """Refuses names in ``[loss]`` that are no modality.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    for name in names:
+        if name not in set(Modality):
+            raise mmtp.config.ConfigError(f"loss: {name!r} is no modality; there are {', '.join(Modality)}")
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ def unified_loss(
         layout: gives each slot's legal ids.
         config: weights.
     """
-    plan = _plan(batch, layout, len(states), config.inputs)
+    plan = plan_targets(batch, layout, len(states), config.inputs)
     counts: dict[tuple[Modality, int], int] = defaultdict(int)
     for item in plan:
         counts[item.modality, item.offset] += len(item.rows)
@@ -123,7 +133,7 @@ def unified_loss(
 
 
 @dataclass
-class _Item:
+class Targets:
     """Targets of one offset that stand in one slot: which rows predict them, and which local id is right."""
 
     offset: int
@@ -141,8 +151,8 @@ class _Item:
     overlap: float = 0.0
 
 
-def _plan(batch: Batch, layout: VocabLayout, num_offsets: int, inputs: tuple[str, ...]) -> list[_Item]:
-    """Groups every target by (offset, slot)."""
+def plan_targets(batch: Batch, layout: VocabLayout, num_offsets: int = 1, inputs: tuple[str, ...] = ()) -> list[Targets]:
+    """Groups every target that leaves a choice by (offset, slot)."""
     items = []
     s = batch.tokens.shape[1]
     predicted = batch.loss_mask
@@ -164,7 +174,7 @@ def _plan(batch: Batch, layout: VocabLayout, num_offsets: int, inputs: tuple[str
                 continue  # a forced id: probability 1, nothing to learn
             local = _local(targets, slot.generable)
             chosen = ((slots == index) & (local >= 0)).nonzero(as_tuple=True)[0]  # what is input only is no target
-            items.append(_Item(offset, slot.modality, slot.generable, flat[chosen], local[chosen]))
+            items.append(Targets(offset, slot.modality, slot.generable, flat[chosen], local[chosen]))
     return items
 
 
@@ -182,7 +192,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
     """Weighted sum of all items' cross-entropies; gradients are made in the forward pass, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, unembedding: Tensor, plan: list[_Item], chunk_rows: int, *states: Tensor) -> Tensor:
+    def forward(ctx: Any, unembedding: Tensor, plan: list[Targets], chunk_rows: int, *states: Tensor) -> Tensor:
         device = unembedding.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else unembedding.dtype
         flat = [state.reshape(-1, state.shape[-1]) for state in states]

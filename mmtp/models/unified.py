@@ -59,24 +59,27 @@ class UnifiedModel(nn.Module):
         assert isinstance(self.head, Head)
         init_weights(self, config.backbone.depth)
 
-    def forward(self, batch: Batch, *, detach: bool = False) -> list[Float[Tensor, "b s d"]]:
+    def forward(self, batch: Batch, *, detach: bool = False, drafts: bool = True) -> list[Float[Tensor, "b s d"]]:
         """States of all offsets: the next token first, then one per draft offset.
 
         Args:
             batch: packed rows.
             detach: draft heads read the backbone without training it.
+            drafts: whether their states are wanted.
         """
         x = self.embedding.batch(batch)
         causal = document_mask(batch.document_ids)
         spans = input_spans(batch, self.config.layout)
         mask = causal if spans is None else document_mask(batch.document_ids, spans)
-        return self.compute_states(x, batch.positions, self.slot_modality[batch.slots], mask, causal, detach)
+        return self.compute_states(x, batch.positions, self.slot_modality[batch.slots], mask, causal, detach, drafts)
 
-    def compute_states(self, x: Tensor, positions: Tensor, modality: Tensor, mask: Tensor, causal: Tensor, detach: bool) -> list[Tensor]:
+    def compute_states(
+        self, x: Tensor, positions: Tensor, modality: Tensor, mask: Tensor, causal: Tensor, detach: bool, drafts: bool = True
+    ) -> list[Tensor]:
         """The part of the forward pass that is arithmetic alone, and so can be compiled as one graph."""
         hidden = self.backbone(x, positions, mask)
         states = [self.backbone.norm(hidden)]
-        if self.head.mtp_depth:
+        if drafts and self.head.mtp_depth:
             source = (hidden.detach(), x.detach()) if detach else (hidden, x)
             # Always causal: a draft at t may know x[t+k], which a bidirectional span would carry back.
             states += self.head(*source, Places(positions, modality.roll(-1, 1), modality, causal))

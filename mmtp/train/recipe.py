@@ -20,6 +20,7 @@ TASKS = {
     "tokenizer": "mmtp.train.tokenizer_trainer:train_tokenizer",
     "text": "mmtp.train.text_trainer:train_text",
     "model": "mmtp.train.model_trainer:train_model",
+    "preference": "mmtp.train.preference:train_preference",
 }
 """Task -> function ``(recipe, folder, data_root, progress) -> folder of the saved result``; imported when asked for."""
 
@@ -41,7 +42,7 @@ class Recipe(Config):
         run: length, batch, seed, intervals.
     """
 
-    task: Literal["tokenizer", "text", "model"]
+    task: Literal["tokenizer", "text", "model", "preference"]
     tokenizer: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmtp.config import ConfigError
-from mmtp.models.loss import LossConfig, _plan, unified_loss
+from mmtp.models.loss import LossConfig, plan_targets, unified_loss
 from mmtp.stream.packing import collate
 from mmtp.stream.template import Turn, encode_document
 from mmtp.stream.vocab import MediaEntry, VocabLayout
@@ -160,7 +160,7 @@ def test_counts_every_choice_once_and_leaves_out_what_is_forced() -> None:
 
 def test_no_target_lies_in_another_document() -> None:
     packed = batch(4, 80)
-    for item in _plan(packed, LAYOUT, 4, ()):
+    for item in plan_targets(packed, LAYOUT, 4):
         rows = item.rows // packed.tokens.shape[1], item.rows % packed.tokens.shape[1]
         goals = rows[0], rows[1] + item.offset + 1
         assert (packed.document_ids[rows] == packed.document_ids[goals]).all()
