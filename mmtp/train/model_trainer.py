@@ -1,6 +1,7 @@
 """Training of unified models: packed streams in, the loss over all modalities and offsets out."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,13 +43,16 @@ class ModelChoice(Config):
 
     Attributes:
         preset: a named size (see :mod:`mmtp.models.presets`); empty where training goes on from ``start``.
-        start: a saved model to go on from; its vocabulary must be that of the shards.
+        start: a saved model to go on from; its vocabulary must be that of the shards. Where they hold continuous features and the model
+            reads none, it gets an untrained projection for them, and its vocabulary may lack their tokenizer.
         backbone: values of the backbone that differ from the preset's.
         head: a head's configuration (``type`` and values) in place of the preset's or of ``start``'s. Beside ``start`` the new head
             begins untrained, the rest keeps what it has learnt: so draft heads are added to a model that has none.
         tie_embeddings: whether embedding and unembedding are one table; None leaves it to the preset. Untied, the embeddings of codes
             keep the nearness that ``codebook_init`` gives them: every step of a softmax moves all rows of a tied table.
-        train: ``head`` freezes everything but the head (frozen-backbone heads as in Medusa-1, arXiv 2401.10774, section 2.2).
+        train: ``head`` freezes everything but the head (frozen-backbone heads as in Medusa-1, arXiv 2401.10774, section 2.2), ``features``
+            everything but the projection of continuous features (feature alignment, the first stage of LLaVA, arXiv 2304.08485,
+            section 4.2).
         codebook_init: let the embeddings of codes start from the codebooks of their tokenizers, so that codes which look alike
             begin alike; needs the tokenizers that the shards name (zoo entries, or folders of that name).
         compile: let torch.compile fuse the forward and backward pass; needs a C++ compiler and a minute, and rounds differently.
@@ -59,12 +63,16 @@ class ModelChoice(Config):
     backbone: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
     tie_embeddings: bool | None = None
-    train: Literal["all", "head"] = "all"
+    train: Literal["all", "head", "features"] = "all"
     codebook_init: bool = False
     compile: bool = False
 
-    def model(self, layout: VocabLayout) -> UnifiedModel:
+    def model(self, layout: VocabLayout, feature_width: int = 0) -> UnifiedModel:
         """The model over a vocabulary.
+
+        Args:
+            layout: of the shards.
+            feature_width: width of the continuous features that they hold; 0 for none.
 
         Raises:
             ConfigError: neither or both of ``preset`` and ``start`` are given, or an override does not fit.
@@ -75,14 +83,12 @@ class ModelChoice(Config):
         if self.start:
             if self.backbone or self.codebook_init or self.tie_embeddings is not None:
                 raise ConfigError(f"model: 'backbone', 'tie_embeddings' and 'codebook_init' belong to a preset; {self.start} has its own")
-            model = from_pretrained(self.start)
-            layout.check_same(model.config.layout, self.start)
-            if self.head:
-                model = with_head(model, self.head)
+            model = self._started(layout, feature_width)
         else:
             data = preset(self.preset, layout).to_dict()
             data["backbone"] |= self.backbone
             data["head"] = self.head or data["head"]
+            data["feature_width"] = feature_width
             if self.tie_embeddings is not None:
                 data["tie_embeddings"] = self.tie_embeddings
             model = UnifiedModel.Config.from_dict(data, "model").build()
@@ -93,18 +99,45 @@ class ModelChoice(Config):
                 raise ConfigError("model: train = 'head', but this head has nothing to learn; give 'head' a type that drafts")
             model.requires_grad_(False)
             model.head.requires_grad_(True)
+        if self.train == "features":
+            if model.embedding.features is None:
+                raise ConfigError(
+                    "model: train = 'features', but the shards hold no continuous features; tokenize with a continuous tokenizer"
+                )
+            model.requires_grad_(False)
+            model.embedding.features.requires_grad_(True)
         return model
 
+    def _started(self, layout: VocabLayout, feature_width: int) -> UnifiedModel:
+        """The saved model, with a new head or a new projection where they are wanted."""
+        model = from_pretrained(self.start)
+        known = model.config.layout
+        changes: dict[str, Any] = {"head": self.head} if self.head else {}
+        if feature_width and not model.config.feature_width:
+            changes |= {"layout": layout.to_dict(), "feature_width": feature_width}
+            if not any(entry.continuous for entry in known.media):
+                layout = replace(layout, media=tuple(entry for entry in layout.media if not entry.continuous))
+        layout.check_same(known, self.start)
+        return rebuilt(model, changes) if changes else model
 
-def with_head(model: UnifiedModel, head: dict[str, Any]) -> UnifiedModel:
-    """The same model with an untrained head of another configuration.
+
+def rebuilt(model: UnifiedModel, changes: dict[str, Any]) -> UnifiedModel:
+    """The same model with another head, or with a projection for continuous features, which begin untrained; the rest is kept.
+
+    Args:
+        model: whose weights are taken over.
+        changes: values of its configuration that differ: ``head``, or ``feature_width`` and ``layout``.
 
     Raises:
-        ConfigError: the head's configuration does not fit.
+        ConfigError: the configuration does not fit, or the head that is kept was made for fewer media.
     """
-    other = UnifiedModel.Config.from_dict(model.config.to_dict() | {"head": head}, "model").build()
-    kept = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
-    own = {name: value for name, value in other.state_dict().items() if name.startswith("head.")}
+    other = UnifiedModel.Config.from_dict(model.config.to_dict() | changes, "model").build()
+    fresh = tuple(prefix for key, prefix in (("head", "head."), ("feature_width", "embedding.features.")) if key in changes)
+    kept = {name: value for name, value in model.state_dict().items() if not name.startswith(fresh)}
+    own = {name: value for name, value in other.state_dict().items() if name.startswith(fresh)}
+    for name, value in other.state_dict().items():
+        if name in kept and kept[name].shape != value.shape:
+            raise ConfigError(f"model: {name} of the model's head is for fewer media; give 'head', which then begins untrained")
     other.load_state_dict(kept | own)
     return other
 
@@ -181,6 +214,11 @@ def metrics(output: LossOutput) -> dict[str, float]:
     return found
 
 
+def feature_width(datasets: Sequence[ShardDataset]) -> int:
+    """Width of the continuous features of data sets over one vocabulary; 0 where they hold none."""
+    return next((width for dataset in datasets if (width := dataset.feature_width)), 0)
+
+
 def train_model(recipe: Recipe, folder: Path, *, data_root: Path, progress: bool = True) -> Path:
     """Trains a unified model as a recipe says; see :func:`mmtp.train.recipe.run_recipe`."""
     data = ModelData.from_dict(recipe.data, "data")
@@ -189,7 +227,7 @@ def train_model(recipe: Recipe, folder: Path, *, data_root: Path, progress: bool
     datasets = [ShardDataset(data_root / path) for path in data.shards]
     batches = PackedBatches(datasets, rows=recipe.run.batch, budget=data.budget, seed=recipe.run.seed, weights=data.weights or None)
     torch.manual_seed(recipe.run.seed)
-    model = choice.model(datasets[0].layout)
+    model = choice.model(datasets[0].layout, feature_width(datasets))
     if torch.cuda.is_available():
         model.to("cuda")
     task = ModelTask(model, batches, loss, choice.compile)

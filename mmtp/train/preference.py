@@ -23,7 +23,7 @@ from mmtp.hub import from_pretrained, save_pretrained
 from mmtp.models.loss import check_modalities, plan_targets
 from mmtp.models.unified import UnifiedModel
 from mmtp.train.log import RunLog
-from mmtp.train.model_trainer import ModelChoice
+from mmtp.train.model_trainer import ModelChoice, feature_width
 from mmtp.train.recipe import Recipe
 from mmtp.train.trainer import Trainer
 from mmtp.types import Modality
@@ -192,7 +192,7 @@ def train_preference(recipe: Recipe, folder: Path, *, data_root: Path, progress:
     chosen, rejected = ([ShardDataset(data_root / path) for path in paths] for paths in (data.chosen, data.rejected))
     batches = PairBatches(chosen, rejected, pairs=recipe.run.batch, budget=data.budget, seed=recipe.run.seed)
     torch.manual_seed(recipe.run.seed)
-    model = choice.model(batches.layout)
+    model = choice.model(batches.layout, feature_width(chosen))
     reference = from_pretrained(loss.reference) if loss.reference else copy.deepcopy(model)
     batches.layout.check_same(reference.config.layout, loss.reference)
     if torch.cuda.is_available():
