@@ -91,6 +91,7 @@ REGISTRY = Registry(
             "vq": "mmtp.tokenizers.quantizers.vector:VQ",
         },
         "head": {
+            "depth": "mmtp.models.heads.depth:DepthHead",
             "next": "mmtp.models.heads.next:NextHead",
             "parallel": "mmtp.models.heads.parallel:ParallelHead",
             "sequential": "mmtp.models.heads.sequential:SequentialHead",

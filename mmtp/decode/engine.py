@@ -223,6 +223,8 @@ class Drafter:
             counts: how many anchors each lane has added.
         """
         engine, model = self.engine, self.engine.model
+        if not model.head.num_caches:
+            hidden, counts = self._newest(hidden, counts)
         width = hidden.shape[1]
         mask = self.cache.begin(width)
         for lane, count in zip(lanes, counts, strict=True):
@@ -254,6 +256,13 @@ class Drafter:
             picked = engine.pick(_identity, out, wanted)
             open_rows = [row for row, token in zip(open_rows, picked, strict=True) if row.take_draft(token)]
         self.cache.commit(counts)
+
+    def _newest(self, hidden: Float[Tensor, "b s d"], counts: list[int]) -> tuple[Float[Tensor, "b 1 d"], list[int]]:
+        """The newest anchor of every lane: all that a head needs which keeps nothing between passes."""
+        before = [max(0, count - 1) for count in counts]
+        self.cache.commit(before)
+        newest = hidden[torch.arange(len(counts), device=hidden.device), before].unsqueeze(1)
+        return newest, [count - skipped for count, skipped in zip(counts, before, strict=True)]
 
     @staticmethod
     def _choice(row: Row, counts: list[int], k: int) -> Choice:

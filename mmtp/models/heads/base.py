@@ -77,7 +77,10 @@ class Head(Protocol):
 
     @property
     def num_caches(self) -> int:
-        """Layers of keys and values that drafting needs; 0 where nothing is kept between passes."""
+        """Layers of keys and values that drafting needs; 0 where nothing is kept between passes.
+
+        A head without any is shown the newest anchor alone.
+        """
         ...
 
     def forward(self, hidden: Float[Tensor, "b s d"], embedded: Float[Tensor, "b s d"], places: Places) -> list[Float[Tensor, "b s d"]]:
@@ -96,21 +99,21 @@ class Head(Protocol):
     def draft(
         self,
         depth: int,
-        state: Float[Tensor, "b s d"],
+        state: Float[Tensor, "b s *state"],
         embedded: Float[Tensor, "b s d"],
         places: Places,
         caches: Sequence[LayerCache],
-    ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b s d"]]:
+    ) -> tuple[Float[Tensor, "b s *left"], Float[Tensor, "b s d"]]:
         """One offset for the newest anchors, in decoding.
 
         Args:
             depth: k, from 1.
-            state: what offset k-1 left at these anchors (k = 1: the backbone's hidden states).
+            state: what offset k-1 left at these anchors, in a shape of the head's own (k = 1: the backbone's hidden states).
             embedded: embeddings of x[t+k] at anchors t.
             places: of offset k.
             caches: ``num_caches`` layers; the head takes what belongs to ``depth``.
 
         Returns:
-            The state for offset k+1 and the one for the unembedding.
+            What offset k+1 is to get as ``state``, and the state for the unembedding.
         """
         ...

@@ -32,9 +32,9 @@ class NextHead(nn.Module):
     def draft(
         self,
         depth: int,
-        state: Float[Tensor, "b s d"],
+        state: Float[Tensor, "b s *state"],
         embedded: Float[Tensor, "b s d"],
         places: Places,
         caches: Sequence[LayerCache],
-    ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b s d"]]:
+    ) -> tuple[Float[Tensor, "b s *left"], Float[Tensor, "b s d"]]:
         raise ValueError("head 'next' drafts nothing; its mtp_depth is 0")

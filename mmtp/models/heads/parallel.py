@@ -57,11 +57,11 @@ class ParallelHead(nn.Module):
     def draft(
         self,
         depth: int,
-        state: Float[Tensor, "b s d"],
+        state: Float[Tensor, "b s *state"],
         embedded: Float[Tensor, "b s d"],
         places: Places,
         caches: Sequence[LayerCache],
-    ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b s d"]]:
+    ) -> tuple[Float[Tensor, "b s *left"], Float[Tensor, "b s d"]]:
         return state, self._run(depth, state, places, caches[depth - 1])
 
     def _run(self, depth: int, hidden: Tensor, places: Places, cache: LayerCache | None) -> Tensor:

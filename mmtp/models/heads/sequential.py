@@ -70,11 +70,11 @@ class SequentialHead(nn.Module):
     def draft(
         self,
         depth: int,
-        state: Float[Tensor, "b s d"],
+        state: Float[Tensor, "b s *state"],
         embedded: Float[Tensor, "b s d"],
         places: Places,
         caches: Sequence[LayerCache],
-    ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b s d"]]:
+    ) -> tuple[Float[Tensor, "b s *left"], Float[Tensor, "b s d"]]:
         return self._run(depth, state, embedded, places, caches[depth - 1])
 
     def _run(self, depth: int, state: Tensor, embedded: Tensor, places: Places, cache: LayerCache | None) -> tuple[Tensor, Tensor]:

@@ -91,11 +91,11 @@ class SynchronizedHead(nn.Module):
     def draft(
         self,
         depth: int,
-        state: Float[Tensor, "b s d"],
+        state: Float[Tensor, "b s *state"],
         embedded: Float[Tensor, "b s d"],
         places: Places,
         caches: Sequence[LayerCache],
-    ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b s d"]]:
+    ) -> tuple[Float[Tensor, "b s *left"], Float[Tensor, "b s d"]]:
         (cache,) = caches
         memory = cache.update(*self._remember(state, self.rope(places.positions))) if depth == 1 else cache.read()
         state = self._run(depth, state, embedded, places, memory)
