@@ -4,7 +4,8 @@ All ways train the same backbone on the same packed batches of captions and pict
 other in turn (A B C ... A B C ...), so that what else the machine does hits all alike:
 
 - ``next``: next-token prediction, which the others are measured against;
-- ``parallel``, ``sequential``, ``shared``, ``synchronized``: with ``--mtp-depth`` further tokens, detached as the loss has it by default;
+- ``depth``, ``parallel``, ``sequential``, ``shared``, ``synchronized``: with ``--mtp-depth`` further tokens, detached as the loss has it
+  by default;
 - ``transformers``: Qwen3ForCausalLM of the same sizes and vocabulary, next-token loss over the whole vocabulary, as its Trainer calls it.
 
 Peak memory is what tensors made within one forward and backward pass hold at most; weights and the optimizer's state are not in it.

@@ -106,6 +106,8 @@ def _report(replies: "list[Generation]") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from mmtp.models.heads.base import offset_name
+
     drafted, accepted = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
     for reply in replies:
         drafted += reply.stats.drafted
@@ -117,5 +119,5 @@ def _report(replies: "list[Generation]") -> None:
         table.add_column(column, justify="right" if column != "medium" else "left")
     for modality, offset in sorted(drafted):
         many, kept = drafted[modality, offset], accepted[modality, offset]
-        table.add_row(modality, f"+{offset}", str(many), str(kept), f"{kept / many:.1%}")
+        table.add_row(modality, offset_name(offset), str(many), str(kept), f"{kept / many:.1%}")
     Console().print(table)

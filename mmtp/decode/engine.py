@@ -29,7 +29,7 @@ from mmtp.decode.rows import Choice, Lane, Row
 from mmtp.decode.sample import Sampling, choose
 from mmtp.decode.stats import Generation
 from mmtp.decode.step import SlotLogits, Step
-from mmtp.models.heads.base import Places
+from mmtp.models.heads.base import BELOW, Places, vertical
 from mmtp.stream.grammar import StreamGrammar
 from mmtp.types import MmtpError
 
@@ -103,8 +103,9 @@ class Engine:
         ]
         lanes: list[Lane] = [*rows, *(row.branch for row in rows if row.branch is not None)]
         depth = self.model.head.mtp_depth if speculative else 0
-        width = max(MIN_EXACT_WIDTH, self.model.head.mtp_depth + 1) if self.exact else 0
-        capacity = max((len(p) for p in prefixes), default=0) + max_new_tokens + max(depth + 1, width)
+        window = 1 + self.model.head.mtp_depth + vertical(self.model.head)
+        width = max(MIN_EXACT_WIDTH, window) if self.exact else 0
+        capacity = max((len(p) for p in prefixes), default=0) + max_new_tokens + max(window, width)
         cache = self._cache(self.model.config.backbone.depth, len(lanes), capacity)
         drafter = Drafter(self, self._cache(self.model.head.num_caches, len(lanes), capacity), depth) if depth else None
         while not all(row.done for row in rows):
@@ -203,6 +204,9 @@ class Drafter:
     then draws the draft. The head's own cache advances with the anchors; where a later token was drafted wrongly, depths beyond
     the first keep what they read, which costs a little acceptance around a rejection and never the result.
 
+    Where the head predicts rows, its states for the codes below all anchors are kept, and after the last depth a row of the batch
+    drafts on with those of the row above, all at once, for none depends on another.
+
     Args:
         engine: gives model, logits and grammar.
         cache: of the head's layers.
@@ -211,7 +215,12 @@ class Drafter:
 
     def __init__(self, engine: Engine, cache: KVCache, depth: int) -> None:
         self.engine, self.cache, self.depth = engine, cache, depth
-        self._banks = torch.zeros(len(cache.lengths), cache.limit + BLOCK, dtype=torch.long, device=engine.device)
+        self.vertical = vertical(engine.model.head)
+        shape = (len(cache.lengths), cache.limit + BLOCK)
+        self._banks = torch.zeros(shape, dtype=torch.long, device=engine.device)
+        self._modality = [slot.modality.index for slot in engine.slots]
+        width = engine.model.config.backbone.width if self.vertical else 0
+        self._below = torch.zeros(*shape, width, dtype=engine.dtype, device=engine.device)
 
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int]) -> None:
         """Fills ``drafts`` of every lane that goes on.
@@ -225,37 +234,67 @@ class Drafter:
         engine, model = self.engine, self.engine.model
         if not model.head.num_caches:
             hidden, counts = self._newest(hidden, counts)
-        width = hidden.shape[1]
-        mask = self.cache.begin(width)
+        mask = self.cache.begin(hidden.shape[1])
         for lane, count in zip(lanes, counts, strict=True):
             first = self.cache.lengths[lane.index]
-            self._banks[lane.index, first : first + count] = engine.tensor(lane.modalities[first : first + count])
-        banks = self._banks[:, : self.cache.extent]
+            kinds = [self._modality[slot] for slot in lane.slots[first : first + count]]
+            self._banks[lane.index, first : first + count] = engine.tensor(kinds)
         state = hidden
         open_rows = [row for row in rows if not row.done]
         for k in range(1, self.depth + 1):
-            tokens, positions, modalities = [], [], []
-            for lane, count in zip(lanes, counts, strict=True):
-                first = self.cache.lengths[lane.index] + k
-                have = len(lane.tokens)
-                window = (lane.tokens[first:] + lane.drafts[max(0, first - have) :])[:count]
-                place = (lane.positions[first:] + lane.draft_positions[max(0, first - have) :])[:count]
-                tokens.append(window + [0] * (width - len(window)))
-                positions.append(place + [(0, 0, 0)] * (width - len(place)))
-                drafted = [state.modality.index for state in lane.draft_states]
-                kinds = (lane.modalities[first + 1 :] + drafted[max(0, first + 1 - have) :])[:count]
-                modalities.append(kinds + [0] * (width - len(kinds)))
-            embedded = model.embed(engine.tensor(tokens))
-            places = Places(engine.tensor(positions), engine.tensor(modalities), banks, mask)
-            state, out = model.head.draft(k, state, embedded, places, self.cache.layers)
-            # A row drafts on as long as its stream goes on and its limit leaves room for the token that verification adds.
-            open_rows = [r for r in open_rows if not r.draft_states[-1].done and len(r.tokens) + k < r.end]
+            state, out = model.head.draft(k, state, *self._read(k, lanes, counts, mask), self.cache.layers)
+            if k == 1 and self.vertical:
+                below = model.head.below(hidden, *self._read(0, lanes, counts, mask), self.cache.layers)
+                for lane, count in zip(lanes, counts, strict=True):
+                    first = self.cache.lengths[lane.index]
+                    self._below[lane.index, first : first + count] = below[lane.index, :count]
+            open_rows = [row for row in open_rows if row.room]
             if not open_rows:
                 break
             wanted = [self._choice(row, counts, k) for row in open_rows]
             picked = engine.pick(_identity, out, wanted)
-            open_rows = [row for row, token in zip(open_rows, picked, strict=True) if row.take_draft(token)]
+            open_rows = [row for row, token in zip(open_rows, picked, strict=True) if row.take_draft(token, k)]
         self.cache.commit(counts)
+        if self.vertical:
+            self._draft_rows(open_rows)
+
+    def _read(self, k: int, lanes: list[Lane], counts: list[int], mask: Tensor) -> tuple[Float[Tensor, "b s d"], Places]:
+        """Embeddings and places of x[t+k] at the new anchors t, drafts included."""
+        width = mask.shape[2]
+        tokens, positions, modalities = [], [], []
+        for lane, count in zip(lanes, counts, strict=True):
+            first = self.cache.lengths[lane.index] + k
+            have = len(lane.tokens)
+            window = (lane.tokens[first:] + lane.drafts[max(0, first - have) :])[:count]
+            place = (lane.positions[first:] + lane.draft_positions[max(0, first - have) :])[:count]
+            tokens.append(window + [0] * (width - len(window)))
+            positions.append(place + [(0, 0, 0)] * (width - len(place)))
+            drafted = [state.slot for state in lane.draft_states]
+            slots = (lane.slots[first + 1 :] + drafted[max(0, first + 1 - have) :])[:count]
+            modalities.append([self._modality[slot] for slot in slots] + [0] * (width - len(slots)))
+        tensor, banks = self.engine.tensor, self._banks[:, : self.cache.extent]
+        return self.engine.model.embed(tensor(tokens)), Places(tensor(positions), tensor(modalities), banks, mask)
+
+    def _draft_rows(self, open_rows: list[Row]) -> None:
+        """Goes on with the codes that the row above has predicted, as far as its anchors are known."""
+        wanted, distances = [], []
+        for row in open_rows:
+            above, place = row.draft_states[-1].above, len(row.tokens) + len(row.drafts)
+            known = self.cache.lengths[row.index]
+            for anchor in range(place - above, min(place - above + self.vertical, known) if above else 0):
+                wanted.append(Choice(row, anchor, row.slots[anchor], anchor + above, self._guide(row, anchor)))
+                distances.append(above)
+        for choice, above, token in zip(wanted, distances, self.engine.pick(_identity, self._below, wanted), strict=True):
+            # What was chosen past the end of the span, or of a video's frame, has no row above it.
+            if choice.row.draft_states[-1].above == above and choice.row.room:
+                choice.row.take_draft(token, BELOW)
+
+    def _guide(self, row: Row, anchor: int) -> tuple[int, int] | None:
+        """Where the branch has its state for the code below an anchor; a draft may do without."""
+        if row.branch is None or not row.branch.open:
+            return None
+        column = anchor - len(row.tokens) + len(row.branch.tokens)
+        return (row.branch.index, column) if 0 <= column < self.cache.lengths[row.branch.index] else None
 
     def _newest(self, hidden: Float[Tensor, "b s d"], counts: list[int]) -> tuple[Float[Tensor, "b 1 d"], list[int]]:
         """The newest anchor of every lane: all that a head needs which keeps nothing between passes."""

@@ -17,7 +17,7 @@ class Lane:
         state: the grammar's, before the first token.
 
     Attributes:
-        modalities: ``Modality.index`` of every token.
+        slots: of the grammar, in which every token stands.
         draft_states: [j] is the state after j drafts.
     """
 
@@ -30,12 +30,12 @@ class Lane:
         self.state = state
         self.tokens: list[int] = []
         self.positions: list[tuple[int, int, int]] = []
-        self.modalities: list[int] = []
+        self.slots: list[int] = []
         self.forget_drafts()
 
     def append(self, token: int) -> None:
         """Keeps a token for good."""
-        self.modalities.append(self.state.modality.index)
+        self.slots.append(self.state.slot)
         self.positions.append(self.state.push(token))
         self.tokens.append(token)
 
@@ -105,6 +105,9 @@ class Row(Lane):
         sampling: how tokens are chosen.
         limit: new tokens at most.
         branch_index: row of the batch that carries the unconditional branch, where the sampling is guided.
+
+    Attributes:
+        offsets: at which each draft was made; ``BELOW`` from the row above it.
     """
 
     def __init__(
@@ -123,6 +126,10 @@ class Row(Lane):
         self.done = limit == 0 or self.state.done
         self.forget_drafts()
 
+    def forget_drafts(self) -> None:
+        super().forget_drafts()
+        self.offsets: list[int] = []
+
     def push(self, token: int, stop: Collection[int]) -> None:
         """Keeps a token for good, which may end the row."""
         self.append(token)
@@ -132,7 +139,7 @@ class Row(Lane):
 
     def accept(self, truths: Sequence[int], stop: Collection[int]) -> int:
         """Keeps true choices up to the first that differs from its draft; returns how many drafts stood."""
-        drafted = [(str(state.modality), j + 1) for j, state in enumerate(self.draft_states[: len(self.drafts)])]
+        drafted = [(str(state.modality), offset) for state, offset in zip(self.draft_states, self.offsets, strict=False)]
         before, kept = len(self.tokens), 0
         for j, truth in enumerate(truths):
             self.push(truth, stop)
@@ -147,8 +154,8 @@ class Row(Lane):
         self.noise.forget_before(len(self.tokens))
         return kept
 
-    def take_draft(self, token: int) -> bool:
-        """Adds a draft; whether a further one makes sense.
+    def take_draft(self, token: int, offset: int) -> bool:
+        """Adds a draft of an offset; whether a further one makes sense.
 
         A guided row does not draft an opener: the branch starts there, and its first choice could not be verified in the same pass.
         """
@@ -157,7 +164,13 @@ class Row(Lane):
                 return False
             self.branch.follow_draft(token)
         self.draft(token)
+        self.offsets.append(offset)
         return True
+
+    @property
+    def room(self) -> bool:
+        """Whether a further draft could stand: the stream goes on, and the limit leaves room for the token that verification adds."""
+        return not self.draft_states[-1].done and len(self.tokens) + len(self.drafts) + 1 < self.end
 
 
 class Choice(NamedTuple):

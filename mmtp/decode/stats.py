@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class DecodeStats:
-    """What a generation cost. Keys are (modality of the drafted token, offset from 1).
+    """What a generation cost. Keys are (modality of the drafted token, offset from 1); drafts of the row above count as ``BELOW``.
 
     Attributes:
         per_pass: tokens that each pass of the backbone produced, the prompt's first.

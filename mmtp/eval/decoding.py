@@ -16,6 +16,7 @@ from mmtp.decode.stats import DecodeStats, Generation
 from mmtp.eval.report import Figure, Table, bars
 from mmtp.eval.shapes import COLOURS, SHAPES
 from mmtp.eval.vqa import easy_vqa_samples
+from mmtp.models.heads.base import offset_name
 from mmtp.pipeline import Pipeline
 from mmtp.stream.vocab import Special
 
@@ -141,7 +142,7 @@ class DecodingResult:
 
     def acceptance_table(self, caption: str = "") -> Table:
         rows = [
-            [modality, f"+{offset}", drafted, accepted, f"{100 * accepted / drafted:.1f} %" if drafted else None]
+            [modality, offset_name(offset), drafted, accepted, f"{100 * accepted / drafted:.1f} %" if drafted else None]
             for (modality, offset), (accepted, drafted) in self.acceptance().items()
         ]
         return Table(["modality", "offset", "drafted", "accepted", "share"], rows, caption)
@@ -153,7 +154,7 @@ class DecodingResult:
         modalities = list(dict.fromkeys(modality for modality, _ in totals))
         share = {key: accepted / drafted for key, (accepted, drafted) in totals.items() if drafted}
         series = {m: [share.get((m, o)) for o in offsets] for m in modalities}
-        return bars([f"+{o}" for o in offsets], series, "share accepted", caption, top=1.0)
+        return bars([offset_name(o) for o in offsets], series, "share accepted", caption, top=1.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Figures in plain values."""
@@ -175,7 +176,7 @@ class DecodingResult:
                 for part in [self.of(kind, temperature)]
             ],
             "acceptance": [
-                {"modality": m, "offset": o, "accepted": accepted, "drafted": drafted}
+                {"modality": m, "offset": offset_name(o), "accepted": accepted, "drafted": drafted}
                 for (m, o), (accepted, drafted) in self.acceptance().items()
             ],
         }

@@ -8,7 +8,7 @@ logits`` nor the logits of one offset are ever in memory.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import mmtp.config
+from mmtp.models.heads.base import BELOW
+from mmtp.stream.rows import above
 from mmtp.stream.vocab import VocabLayout
 from mmtp.types import Batch, Modality
 
@@ -32,7 +34,7 @@ class LossConfig(mmtp.config.Config):
         modality_weights: w_m of each *target* modality; 1 where none is given. Every CE is a mean over its own targets, so a
             medium with many tokens does not drown one with few.
         mtp_weight: beta, weight of the draft heads.
-        mtp_decay: weight of offset k is ``mtp_decay ** k``.
+        mtp_decay: weight of offset k is ``mtp_decay ** k``; that of the row below is that of offset 1.
         mtp_distill: a, the share of a draft's loss in which its target is not the token of the data but the model's own next-token
             distribution at the place of that token, held fixed. Speculation accepts a draft with probability 1 - TV between the two
             distributions (Leviathan et al., arXiv 2211.17192, section 3), and this brings them together (DistillSpec, arXiv 2310.08461).
@@ -76,7 +78,7 @@ class LossOutput:
 
     Attributes:
         total: the scalar to differentiate.
-        sums: summed cross-entropy in nats, by (modality, offset); offset 0 is the next token.
+        sums: summed cross-entropy in nats, by (modality, offset); offset 0 is the next token, ``BELOW`` the code one row below.
         counts: number of targets, likewise.
         correct: targets that were the most probable legal id, likewise.
         chance: what guessing evenly among the legal ids would cost, summed, in nats, likewise. ``sums / chance`` compares media whose
@@ -95,7 +97,12 @@ class LossOutput:
 
 
 def unified_loss(
-    states: list[Float[Tensor, "b s d"]], unembedding: Float[Tensor, "v d"], batch: Batch, layout: VocabLayout, config: LossConfig
+    states: list[Float[Tensor, "b s d"]],
+    unembedding: Float[Tensor, "v d"],
+    batch: Batch,
+    layout: VocabLayout,
+    config: LossConfig,
+    vertical: bool = False,
 ) -> LossOutput:
     """Loss of a batch.
 
@@ -105,14 +112,16 @@ def unified_loss(
         batch: the packed rows; targets are the tokens under ``loss_mask`` whose slot leaves a choice.
         layout: gives each slot's legal ids.
         config: weights.
+        vertical: the last of ``states`` predicts the code below x[t].
     """
-    plan = plan_targets(batch, layout, len(states), config.inputs)
+    offsets = [*range(len(states) - 1), BELOW] if vertical else [*range(len(states))]
+    plan = plan_targets(batch, layout, offsets, config.inputs)
     counts: dict[tuple[Modality, int], int] = defaultdict(int)
     for item in plan:
         counts[item.modality, item.offset] += len(item.rows)
     for item in plan:
         weight = config.modality_weights.get(item.modality, 1.0) / counts[item.modality, item.offset]
-        item.weight = weight if item.offset == 0 else weight * config.mtp_weight * config.mtp_decay**item.offset
+        item.weight = weight if item.offset == 0 else weight * config.mtp_weight * config.mtp_decay ** abs(item.offset)
         item.z_weight = config.z_weight / sum(n for (_, k), n in counts.items() if k == item.offset)
         item.learns_weight = item.offset == 0 or not config.detach
         item.distill = config.mtp_distill if item.offset else 0.0
@@ -134,12 +143,15 @@ def unified_loss(
 
 @dataclass
 class Targets:
-    """Targets of one offset that stand in one slot: which rows predict them, and which local id is right."""
+    """Targets of one offset that stand in one slot: which rows predict them, which rows predict them as the next token, and which local
+    id is right.
+    """
 
     offset: int
     modality: Modality
     ranges: tuple[tuple[int, int], ...]
     rows: Int[Tensor, " n"]
+    next_rows: Int[Tensor, " n"]
     targets: Int[Tensor, " n"]
     weight: float = 0.0
     z_weight: float = 0.0
@@ -151,30 +163,30 @@ class Targets:
     overlap: float = 0.0
 
 
-def plan_targets(batch: Batch, layout: VocabLayout, num_offsets: int = 1, inputs: tuple[str, ...] = ()) -> list[Targets]:
+def plan_targets(batch: Batch, layout: VocabLayout, offsets: Sequence[int] = (0,), inputs: tuple[str, ...] = ()) -> list[Targets]:
     """Groups every target that leaves a choice by (offset, slot)."""
     items = []
     s = batch.tokens.shape[1]
+    here = torch.arange(s, device=batch.tokens.device)
     predicted = batch.loss_mask
     if inputs:
         of_input = torch.tensor([slot.modality in inputs for slot in layout.slots], device=predicted.device)
         predicted = predicted | of_input[batch.slots]
-    for offset in range(num_offsets):
-        ahead = offset + 1
-        if ahead >= s:
-            continue
-        same = (batch.document_ids[:, ahead:] == batch.document_ids[:, :-ahead]) & predicted[:, ahead:]
-        rows, columns = same.nonzero(as_tuple=True)
-        slots = batch.slots[rows, columns + ahead]
-        targets = batch.tokens[rows, columns + ahead]
-        flat = rows * s + columns
+    for offset in offsets:
+        back = above(batch, layout) if offset == BELOW else torch.full_like(batch.tokens, offset + 1)
+        source = (here - back).clamp(min=0)
+        same = batch.document_ids.gather(1, source) == batch.document_ids
+        rows, columns = (predicted & same & (back > 0) & (here >= back)).nonzero(as_tuple=True)
+        slots = batch.slots[rows, columns]
+        targets = batch.tokens[rows, columns]
+        flat, before = rows * s + source[rows, columns], rows * s + columns - 1
         for index in slots.unique().tolist():
             slot = layout.slots[index]
             if slot.size == 1:
                 continue  # a forced id: probability 1, nothing to learn
             local = _local(targets, slot.generable)
             chosen = ((slots == index) & (local >= 0)).nonzero(as_tuple=True)[0]  # what is input only is no target
-            items.append(Targets(offset, slot.modality, slot.generable, flat[chosen], local[chosen]))
+            items.append(Targets(offset, slot.modality, slot.generable, flat[chosen], before[chosen], local[chosen]))
     return items
 
 
@@ -202,7 +214,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             for item in plan:
                 # A frozen backbone's own loss is measured, its gradients are not needed.
-                learns_state = ctx.needs_input_grad[3 + item.offset]
+                learns_state = ctx.needs_input_grad[3:][item.offset]  # BELOW is the last
                 learns_weight = item.learns_weight and ctx.needs_input_grad[0]
                 weight = torch.cat([unembedding[low:high] for low, high in item.ranges]).to(dtype)
                 for start in range(0, len(item.rows), chunk_rows):
@@ -218,8 +230,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
                     logits.sub_(normaliser)
                     wanted = None
                     if item.distill:
-                        # Row t + k of offset 0 predicts the token that row t of offset k predicts.
-                        wanted = (flat[0][rows + item.offset].to(dtype) @ weight.T).float().log_softmax(1)
+                        wanted = (flat[0][item.next_rows[start : start + chunk_rows]].to(dtype) @ weight.T).float().log_softmax(1)
                         divergence = F.kl_div(logits, wanted, reduction="sum", log_target=True)
                         item.divergence += float(divergence)
                         item.overlap += float(torch.minimum(logits, wanted).exp_().sum())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import mmtp.config
 from mmtp.models.backbone import Backbone, BackboneConfig
 from mmtp.models.embed import Embedding
-from mmtp.models.heads.base import Head, HeadConfig, Places
+from mmtp.models.heads.base import Head, HeadConfig, Places, vertical
 from mmtp.models.heads.next import NextHead
 from mmtp.models.loss import LossConfig, LossOutput, unified_loss
 from mmtp.nn.attention import LayerCache, document_mask
@@ -60,7 +60,7 @@ class UnifiedModel(nn.Module):
         init_weights(self, config.backbone.depth)
 
     def forward(self, batch: Batch, *, detach: bool = False, drafts: bool = True) -> list[Float[Tensor, "b s d"]]:
-        """States of all offsets: the next token first, then one per draft offset.
+        """States of all offsets: the next token first, then one per draft offset, then that of the row below where the head has one.
 
         Args:
             batch: packed rows.
@@ -87,7 +87,8 @@ class UnifiedModel(nn.Module):
 
     def loss(self, batch: Batch, config: LossConfig) -> LossOutput:
         """Loss of a batch over all modalities and offsets."""
-        return unified_loss(self(batch, detach=config.detach), self.unembedding.weight, batch, self.config.layout, config)
+        states = self(batch, detach=config.detach)
+        return unified_loss(states, self.unembedding.weight, batch, self.config.layout, config, vertical(self.head) > 0)
 
     def embed(self, tokens: Int[Tensor, "b s"]) -> Float[Tensor, "b s d"]:
         """Embeddings alone, as drafting needs them."""

@@ -164,6 +164,16 @@ class GrammarState:
         return self._cell() if self._phase == _BODY else _NOWHERE
 
     @property
+    def above(self) -> int:
+        """Tokens back from the next code to that of the same codebook one row above.
+
+        0 where there is none, and in patterns with delays, where the distance changes along a row.
+        """
+        if self._phase != _BODY or len(self._grid) < 2 or self._rule.pattern.max_delay or not self._cell()[1]:
+            return 0
+        return self._grid[-1] * self._rule.pattern.num_codebooks
+
+    @property
     def position(self) -> Triple:
         """Rotary position of the next token. Where a sound may end: as if it went on; :meth:`push` gives the final word."""
         counter = self._counter

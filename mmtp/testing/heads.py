@@ -10,7 +10,7 @@ from mmtp.decode.cache import KVCache
 from mmtp.decode.engine import Engine
 from mmtp.decode.sample import Sampling
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import Head, HeadConfig, Places
+from mmtp.models.heads.base import BELOW, Head, HeadConfig, Places, offset_name, vertical
 from mmtp.models.unified import UnifiedModel
 from mmtp.nn.attention import document_mask
 from mmtp.stream.grammar import StreamGrammar
@@ -37,34 +37,37 @@ def check_head(config: HeadConfig) -> None:
     require(type(config).from_dict(config.to_dict()) == config, "the configuration does not survive to_dict and from_dict")
     batch = example_batch(3)
     states = model(batch)
-    require(len(states) == 1 + model.head.mtp_depth, f"{len(states) - 1} draft states, mtp_depth is {model.head.mtp_depth}")
-    _check_causality(model, batch, states)
-    _check_documents(model, batch, states)
-    _check_drafting(model)
+    offsets = [*range(1 + model.head.mtp_depth), *([BELOW] if vertical(model.head) else [])]
+    wanted = f"mtp_depth is {model.head.mtp_depth} and vertical {vertical(model.head)}"
+    require(len(states) == len(offsets), f"{len(states) - 1} draft states, but {wanted}")
+    _check_causality(model, batch, states, offsets)
+    _check_documents(model, batch, states, offsets)
+    _check_drafting(model, offsets[1:])
     _check_lossless(model)
 
 
-def _check_causality(model: UnifiedModel, batch: Batch, states: list[Tensor]) -> None:
+def _check_causality(model: UnifiedModel, batch: Batch, states: list[Tensor], offsets: list[int]) -> None:
     length = int((batch.document_ids[0] == 0).sum())
     for moved in range(3, length, 4):
         tokens = batch.tokens.clone()
         tokens[0, moved] = (tokens[0, moved] + 1) % 40
-        for offset, after in enumerate(model(dataclasses.replace(batch, tokens=tokens))):
-            same = (states[offset] == after).all(-1)[0, : max(0, moved - offset)]
+        for offset, before, after in zip(offsets, states, model(dataclasses.replace(batch, tokens=tokens)), strict=True):
+            same = (before == after).all(-1)[0, : max(0, moved - max(offset, 0))]
             where = int(same.int().argmin()) if len(same) else 0
-            require(bool(same.all()), f"offset {offset} at position {where} reads token {moved}, which lies further ahead")
+            require(bool(same.all()), f"offset {offset_name(offset)} at position {where} reads token {moved}, which lies further ahead")
 
 
-def _check_documents(model: UnifiedModel, batch: Batch, states: list[Tensor]) -> None:
+def _check_documents(model: UnifiedModel, batch: Batch, states: list[Tensor], offsets: list[int]) -> None:
     row = int(batch.document_ids.amax(1).argmax())
     tokens = batch.tokens.clone()
     tokens[row, 2] = (tokens[row, 2] + 1) % 40
     others = batch.document_ids[row] > 0
-    for offset, after in enumerate(model(dataclasses.replace(batch, tokens=tokens))):
-        require(bool((states[offset] == after)[row][others].all()), f"offset {offset}: a document sees another one of its row")
+    for offset, before, after in zip(offsets, states, model(dataclasses.replace(batch, tokens=tokens)), strict=True):
+        same = bool((before == after)[row][others].all())
+        require(same, f"offset {offset_name(offset)}: a document sees another one of its row")
 
 
-def _check_drafting(model: UnifiedModel) -> None:
+def _check_drafting(model: UnifiedModel, offsets: list[int]) -> None:
     """Drafting a few anchors at a time, over a cache, gives the states that training gives to all at once."""
     tokens, _ = _document(7)
     info = StreamGrammar(LAYOUT).analyse(tokens)
@@ -79,15 +82,18 @@ def _check_drafting(model: UnifiedModel) -> None:
         cache = KVCache(model.head.num_caches, 1, BACKBONE.num_kv_heads, BACKBONE.head_dim, s)
         for start, end in ((0, 5), (5, 6), (6, s - depth)):
             state, seen = hidden[:, start:end], cache.begin(end - start)
-            for k in range(1, depth + 1):
-                ahead = slice(start + k, end + k)
-                later = slice(start + k + 1, end + k + 1)
-                kinds = torch.nn.functional.pad(modality, (0, 1))[:, later]
-                banks = torch.nn.functional.pad(modality, (0, cache.extent))[:, : cache.extent]
-                there = Places(positions[:, ahead], kinds, banks, seen)
-                state, out = model.head.draft(k, state, embedded[:, ahead], there, cache.layers)
-                worst = float((out - wanted[k - 1][:, start:end]).abs().max())
-                require(worst < 1e-4, f"offset {k}: drafting differs from training by {worst:.2g} at anchors {start} to {end - 1}")
+            banks = torch.nn.functional.pad(modality, (0, cache.extent))[:, : cache.extent]
+            for k, offset in enumerate(offsets):
+                ahead = 0 if offset == BELOW else offset
+                read, kinds = slice(start + ahead, end + ahead), slice(start + ahead + 1, end + ahead + 1)
+                there = Places(positions[:, read], torch.nn.functional.pad(modality, (0, 1))[:, kinds], banks, seen)
+                if offset == BELOW:
+                    out = model.head.below(hidden[:, start:end], embedded[:, read], there, cache.layers)
+                else:
+                    state, out = model.head.draft(offset, state, embedded[:, read], there, cache.layers)
+                worst = float((out - wanted[k][:, start:end]).abs().max())
+                name = offset_name(offset)
+                require(worst < 1e-4, f"offset {name}: drafting differs from training by {worst:.2g} at anchors {start} to {end - 1}")
             cache.commit([end - start])
 
 

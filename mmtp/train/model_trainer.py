@@ -12,6 +12,7 @@ from mmtp.config import Config, ConfigError, from_dict
 from mmtp.data.loader import PackedBatches, ShardDataset
 from mmtp.hub import from_pretrained, save_pretrained
 from mmtp.models.embed import codebook_embeddings
+from mmtp.models.heads.base import BELOW
 from mmtp.models.loss import LossConfig, LossOutput
 from mmtp.models.presets import preset
 from mmtp.models.unified import UnifiedModel
@@ -204,7 +205,7 @@ def metrics(output: LossOutput) -> dict[str, float]:
     """
     found = {}
     for (modality, offset), count in sorted(output.counts.items()):
-        name = f"{modality}" if offset == 0 else f"{modality}+{offset}"
+        name = f"{modality}" if offset == 0 else f"{modality}.below" if offset == BELOW else f"{modality}+{offset}"
         found[name] = output.sums[modality, offset] / count
         found[f"{name}.share"] = output.sums[modality, offset] / output.chance[modality, offset]
         found[f"{name}.accuracy"] = output.correct[modality, offset] / count

@@ -5,30 +5,44 @@ from hypothesis import strategies as st
 
 from mmtp.decode.engine import DecodeError, Engine
 from mmtp.decode.sample import Sampling, choose
+from mmtp.models.heads.base import BELOW
+from mmtp.models.heads.synchronized import SynchronizedHead
+from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.grammar import GrammarError
 from mmtp.stream.packing import collate
 from mmtp.stream.vocab import Special
 from mmtp.types import Batch
-from tests.models.common import GRAMMAR, LAYOUT, document, model
+from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, document, model
 
 PICTURE = [Special.BOS, Special.USER, 40, 41, Special.END, Special.ASSISTANT, Special.BOI, LAYOUT.dim(5), LAYOUT.dim(6)]
 TEXT = [Special.BOS, Special.USER, 40, 41, 50, Special.END, Special.ASSISTANT]
 
 
-@pytest.fixture(scope="module")
-def trained() -> UnifiedModel:
-    """A model that has learnt a few documents, so that drafts are accepted often but not always."""
-    net = model(depth=3)
+def taught(net: UnifiedModel) -> UnifiedModel:
+    """The model after it has learnt a few documents, so that drafts are accepted often but not always."""
     packed = collate([document(i, grid=(5, 6)) for i in range(6)], GRAMMAR, 150)
-    from mmtp.models.loss import LossConfig
-
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
         net.loss(packed, LossConfig(mtp_weight=1.0, detach=False)).total.backward()
         optimizer.step()
     return net.eval()
+
+
+@pytest.fixture(scope="module")
+def trained() -> UnifiedModel:
+    return taught(model(depth=3))
+
+
+@pytest.fixture(scope="module")
+def vertical() -> UnifiedModel:
+    """One that drafts rows of pictures as well."""
+    torch.manual_seed(0)
+    head = SynchronizedHead.Config(mtp_depth=2, vertical=4)
+    net = UnifiedModel.Config(layout=LAYOUT, backbone=BACKBONE, head=head).build()
+    torch.nn.init.normal_(net.embedding.table.weight, std=0.3)
+    return taught(net)
 
 
 def next_logits(net: UnifiedModel, tokens: list[int], ids: torch.Tensor) -> torch.Tensor:
@@ -125,6 +139,38 @@ def test_drafts_are_accepted_and_save_passes(trained: UnifiedModel) -> None:
     accepted, drafted = fast.stats.accepted, fast.stats.drafted
     assert all(accepted[key] <= drafted[key] for key in drafted)
     assert sum(accepted.values()) + fast.stats.passes == fast.stats.generated
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([0.0, 1.0, 1.5]), st.sampled_from([1.0, 2.0]), st.integers(0, 60))
+def test_drafts_of_the_row_above_never_change_the_output(
+    vertical: UnifiedModel, seed: int, temperature: float, guidance: float, limit: int
+) -> None:
+    sampling = Sampling(temperature=temperature, guidance=guidance, seed=seed)
+    engine = Engine(vertical, exact=True)
+    prefix = PICTURE if seed % 2 else TEXT
+    plain, fast = (engine.generate(prefix, sampling, limit, speculative) for speculative in (False, True))
+    assert fast.tokens == plain.tokens
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+def test_rows_are_drafted_from_those_above_them(vertical: UnifiedModel, guidance: float) -> None:
+    tokens = document(2, grid=(5, 6))[0].tolist()
+    prefix, sampling = tokens[: tokens.index(Special.BOI)], Sampling(temperature=0.0, guidance=guidance)
+    engine = Engine(vertical, exact=True)
+    fast = engine.generate(prefix, sampling, 34)
+    assert fast.tokens == reference(vertical, prefix, sampling, 34)
+    drafted, accepted = (counter["image", BELOW] for counter in (fast.stats.drafted, fast.stats.accepted))
+    assert 0 < accepted <= drafted
+    assert 1 + vertical.head.mtp_depth < max(fast.stats.per_pass) <= 1 + vertical.head.mtp_depth + vertical.head.vertical
+
+
+def test_rows_of_a_batch_draft_from_their_own_pictures(vertical: UnifiedModel) -> None:
+    engine, prefixes = Engine(vertical, exact=True), [PICTURE, TEXT, PICTURE[:7]]
+    samplings = [Sampling(seed=4, temperature=0.5), Sampling(seed=5), Sampling(seed=6, guidance=2.0)]
+    together = engine.generate_batch(prefixes, samplings, 40)
+    for prefix, sampling, row in zip(prefixes, samplings, together, strict=True):
+        assert row.tokens == engine.generate(prefix, sampling, 40, speculative=False).tokens
 
 
 def test_the_grammar_holds_whatever_the_model_says() -> None:

@@ -5,6 +5,7 @@ import pytest
 from mmtp.decode.sample import Sampling
 from mmtp.decode.stats import DecodeStats, Generation
 from mmtp.eval.decoding import DecodingResult, Prompt, compare
+from mmtp.models.heads.base import BELOW
 
 
 class Scripted:
@@ -23,8 +24,8 @@ class Scripted:
         stats = DecodeStats(
             per_pass=[2] * (len(new) // 2) if speculative else [1] * len(new),
             seconds=len(new) * 0.01 * drift / (2 if speculative else 1),
-            drafted=Counter({("image", 1): 10, ("image", 2): 5, ("text", 1): 4}) if speculative else Counter(),
-            accepted=Counter({("image", 1): 8, ("image", 2): 1, ("text", 1): 4}) if speculative else Counter(),
+            drafted=Counter({("image", 1): 10, ("image", 2): 5, ("image", BELOW): 2, ("text", 1): 4}) if speculative else Counter(),
+            accepted=Counter({("image", 1): 8, ("image", 2): 1, ("image", BELOW): 1, ("text", 1): 4}) if speculative else Counter(),
         )
         return Generation(list(prefix) + new, len(prefix), stats)
 
@@ -52,15 +53,16 @@ def test_result_counts_equality_speed_and_acceptance():
     assert told == [(i + 1, len(PROMPTS)) for i in range(len(PROMPTS))] and result.all_equal
     assert result.tokens_per_pass == pytest.approx(2.0)
     assert result.speedup == pytest.approx(2.0, rel=0.25)  # drift of 1.2 per call cancels in the median over both orders
-    assert result.acceptance() == {("image", 1): (64, 80), ("image", 2): (8, 40), ("text", 1): (32, 32)}
+    assert result.acceptance() == {("image", BELOW): (8, 16), ("image", 1): (64, 80), ("image", 2): (8, 40), ("text", 1): (32, 32)}
     assert [len(p.tokens) for p in result.of("answer").pairs] == [4, 4]
 
     table = result.table()
     assert [row[0] for row in table.rows] == ["picture", "answer"]
     assert table.rows[0][table.columns.index("equal")] == "6 of 6"
-    assert result.acceptance_table().rows[0] == ["image", "+1", 80, 64, "80.0 %"]
+    assert result.acceptance_table().rows[:2] == [["image", "below", 16, 8, "50.0 %"], ["image", "+1", 80, 64, "80.0 %"]]
     assert "svg" in result.acceptance_figure("c").svg
     plain = result.to_dict()
+    assert [found["offset"] for found in plain["acceptance"]] == ["below", "+1", "+2", "+1"]
     assert plain["all_equal"] and [g["kind"] for g in plain["groups"]] == ["picture", "answer"]
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmtp.config import ConfigError
+from mmtp.models.heads.base import BELOW
 from mmtp.models.loss import LossConfig, plan_targets, unified_loss
 from mmtp.stream.packing import collate
 from mmtp.stream.template import Turn, encode_document
@@ -158,9 +159,33 @@ def test_counts_every_choice_once_and_leaves_out_what_is_forced() -> None:
     assert output.counts[Modality.TEXT, 2] < output.counts[Modality.TEXT, 0] + 1
 
 
+def test_the_last_state_predicts_the_row_below_where_there_is_one() -> None:
+    packed = batch(3, 80)
+    weight, states = torch.randn(LAYOUT.size, 16), [torch.randn(*packed.tokens.shape, 16, requires_grad=True) for _ in range(3)]
+    config = LossConfig(z_weight=0)
+    output = unified_loss(states, weight, packed, LAYOUT, config, vertical=True)
+    low, high = LAYOUT.code_range(Modality.IMAGE, 0)
+    wanted = []
+    for b, document in {(b, d) for b, row in enumerate(packed.document_ids.tolist()) for d in row if d >= 0}:
+        tokens = [packed.tokens[b, t] for t in (packed.document_ids[b] == document).nonzero()[:, 0].tolist()]
+        start = int((packed.document_ids[b] == document).nonzero()[0])
+        (span,) = GRAMMAR.spans(torch.stack(tokens))
+        height, width = span.grid
+        for place in range(span.body_start, span.body_start + (height - 1) * width):
+            logits = states[-1][b, start + place] @ weight[low:high].T
+            wanted.append(F.cross_entropy(logits, tokens[place + width] - low))
+    assert {key for key in output.counts if key[1] == BELOW} == {(Modality.IMAGE, BELOW)}
+    assert output.counts[Modality.IMAGE, BELOW] == len(wanted) == 3 * 2 * 4
+    assert output.sums[Modality.IMAGE, BELOW] == pytest.approx(torch.stack(wanted).sum().item(), rel=1e-5)
+    found = torch.autograd.grad(output.total, states[-1])[0]
+    (mine,) = torch.autograd.grad(config.mtp_weight * config.mtp_decay * torch.stack(wanted).mean(), states[-1])
+    torch.testing.assert_close(found, mine, atol=1e-4 * float(mine.abs().max()), rtol=1e-3)
+    assert set(unified_loss(states[:2], weight, packed, LAYOUT, LossConfig()).counts.values()) <= set(output.counts.values())
+
+
 def test_no_target_lies_in_another_document() -> None:
     packed = batch(4, 80)
-    for item in plan_targets(packed, LAYOUT, 4):
+    for item in plan_targets(packed, LAYOUT, range(4)):
         rows = item.rows // packed.tokens.shape[1], item.rows % packed.tokens.shape[1]
         goals = rows[0], rows[1] + item.offset + 1
         assert (packed.document_ids[rows] == packed.document_ids[goals]).all()

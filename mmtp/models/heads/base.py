@@ -15,6 +15,14 @@ from torch import Tensor
 from mmtp.config import Config
 from mmtp.nn.attention import LayerCache
 
+BELOW = -1
+"""Stands among offsets for the prediction of the row below: from a code, that of the same column and codebook one row further down."""
+
+
+def offset_name(offset: int) -> str:
+    """An offset in words: ``+2``, ``below``."""
+    return "below" if offset == BELOW else f"+{offset}"
+
 
 class HeadConfig(Config):
     """Base of the heads' configurations, so that a model's configuration can hold any of them.
@@ -117,3 +125,34 @@ class Head(Protocol):
             What offset k+1 is to get as ``state``, and the state for the unembedding.
         """
         ...
+
+
+@runtime_checkable
+class VerticalHead(Head, Protocol):
+    """A head that may predict rows of pictures before they start.
+
+    Where ``vertical`` is above 0, ``forward`` gives one state more, the last: at a code x[t], that of the code below it.
+    """
+
+    @property
+    def vertical(self) -> int:
+        """How many codes of the row below may follow the D drafts of one pass; 0 where the row below is not predicted."""
+        ...
+
+    def below(
+        self, hidden: Float[Tensor, "b s d"], embedded: Float[Tensor, "b s d"], places: Places, caches: Sequence[LayerCache]
+    ) -> Float[Tensor, "b s d"]:
+        """The state for the codes below the newest anchors, in decoding, after :meth:`draft` of offset 1 in the same pass.
+
+        Args:
+            hidden: the backbone's states.
+            embedded: embeddings of x[t] at anchors t.
+            places: of offset 0.
+            caches: those of ``draft``.
+        """
+        ...
+
+
+def vertical(head: Head) -> int:
+    """How many codes of the row below a head drafts per pass; 0 for heads that know nothing of rows."""
+    return head.vertical if isinstance(head, VerticalHead) else 0

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import DraftConfig, Places
+from mmtp.models.heads.base import BELOW, DraftConfig, Places
 from mmtp.nn.attention import LayerCache, attend
 from mmtp.nn.mlp import SwiGLU
 from mmtp.nn.norm import RMSNorm
@@ -33,6 +33,9 @@ class SynchronizedHead(nn.Module):
     A query's own bank is that of the token it predicts; the grammar knows its modality. Keys and values come once per position from
     h, serve all depths, and stand where the token stands that h predicts; an empty bank gives 0.
 
+    With ``vertical`` the block is applied once more at a code x_t, with ``u = W [RMS(E(x_t)) ; RMS(h_t)] + offset_below + modality``,
+    for the code one row below it: so all but the last code of a row are drafted before it starts.
+
     Args:
         config: ``mtp_depth`` and what is exchanged.
         backbone: sizes of the block, those of the backbone.
@@ -45,11 +48,18 @@ class SynchronizedHead(nn.Module):
     class Config(DraftConfig):
         """
         Attributes:
+            vertical: most codes of the row below that may follow the ``mtp_depth`` drafts of a pass; 0 predicts none.
             exchange: ``"gated"``; or, to measure what that brings, ``"none"`` (gates stay closed) or ``"common"`` (one softmax over all
                 banks).
         """
 
+        vertical: int = 0
         exchange: Literal["gated", "none", "common"] = "gated"
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.vertical < 0:
+                raise ValueError(f"vertical {self.vertical} is below 0; 0 predicts no rows")
 
     def __init__(self, config: Config, backbone: BackboneConfig, modalities: Sequence[Modality]) -> None:
         super().__init__()
@@ -59,7 +69,7 @@ class SynchronizedHead(nn.Module):
         self.rope = Rope(backbone.head_dim, backbone.rope_theta)
         self.embedding_norm, self.state_norm, self.memory_norm = (RMSNorm(width, eps) for _ in range(3))
         self.project = nn.Linear(2 * width, width, bias=False)
-        self.offset = nn.Embedding(config.mtp_depth, width)
+        self.offset = nn.Embedding(config.mtp_depth + (config.vertical > 0), width)  # the last one stands for BELOW
         self.modality = nn.Embedding(len(modalities), width)
         self.attention_norm, self.mlp_norm, self.norm = (RMSNorm(width, eps) for _ in range(3))
         self.query = nn.Linear(width, heads * backbone.head_dim, bias=False)
@@ -77,6 +87,10 @@ class SynchronizedHead(nn.Module):
         return self.config.mtp_depth
 
     @property
+    def vertical(self) -> int:
+        return self.config.vertical
+
+    @property
     def num_caches(self) -> int:
         return 1
 
@@ -84,8 +98,10 @@ class SynchronizedHead(nn.Module):
         memory = self._remember(hidden, self.rope(places.ahead(1).positions))
         states, state = [], hidden
         for k in range(1, self.mtp_depth + 1):
-            state = self._run(k, state, embedded.roll(-k, 1), places.ahead(k), memory)
+            state = self._run(k - 1, state, embedded.roll(-k, 1), places.ahead(k), memory)
             states.append(self.norm(state))
+        if self.vertical:
+            states.append(self.norm(self._run(BELOW, hidden, embedded, places, memory)))
         return states
 
     def draft(
@@ -98,18 +114,24 @@ class SynchronizedHead(nn.Module):
     ) -> tuple[Float[Tensor, "b s *left"], Float[Tensor, "b s d"]]:
         (cache,) = caches
         memory = cache.update(*self._remember(state, self.rope(places.positions))) if depth == 1 else cache.read()
-        state = self._run(depth, state, embedded, places, memory)
+        state = self._run(depth - 1, state, embedded, places, memory)
         return state, self.norm(state)
+
+    def below(
+        self, hidden: Float[Tensor, "b s d"], embedded: Float[Tensor, "b s d"], places: Places, caches: Sequence[LayerCache]
+    ) -> Float[Tensor, "b s d"]:
+        (cache,) = caches
+        return self.norm(self._run(BELOW, hidden, embedded, places, cache.read()))
 
     def _remember(self, hidden: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
         """Keys and values of the banks, one per anchor."""
         key, value = self.memory(self.memory_norm(hidden)).unflatten(-1, (2 * self.num_kv_heads, self.head_dim)).chunk(2, dim=2)
         return rotate(self.k_norm(key), angles).to(value.dtype).transpose(1, 2), value.transpose(1, 2)
 
-    def _run(self, depth: int, state: Tensor, embedded: Tensor, places: Places, memory: tuple[Tensor, Tensor]) -> Tensor:
+    def _run(self, offset: int, state: Tensor, embedded: Tensor, places: Places, memory: tuple[Tensor, Tensor]) -> Tensor:
         own = self.places[places.modality]
         joined = torch.cat((self.embedding_norm(embedded), self.state_norm(state).to(embedded.dtype)), dim=-1)
-        u = self.project(joined) + self.offset.weight[depth - 1] + self.modality(own)
+        u = self.project(joined) + self.offset.weight[offset] + self.modality(own)
         query = self.query(self.attention_norm(u)).unflatten(-1, (-1, self.head_dim))
         query = rotate(self.q_norm(query), self.rope(places.positions)).to(memory[1].dtype).transpose(1, 2)
         read = rearrange(self._read(query, own, places, *memory), "b h s hd -> b s (h hd)")

@@ -57,5 +57,5 @@ def test_a_head_whose_drafts_differ_from_training_is_caught(monkeypatch: pytest.
         return state, out + 0.01 * torch.ones_like(out)
 
     monkeypatch.setattr(SequentialHead, "draft", off)
-    with pytest.raises(ConformanceError, match="offset 1: drafting differs from training"):
+    with pytest.raises(ConformanceError, match=r"offset \+1: drafting differs from training"):
         check_head(SequentialHead.Config(mtp_depth=2))

@@ -79,6 +79,15 @@ def test_what_is_compared_with_keeps_the_contract_too(exchange):
     check_head(SynchronizedHead.Config(mtp_depth=2, exchange=exchange))
 
 
+def test_a_head_that_predicts_rows_keeps_the_contract_too():
+    check_head(SynchronizedHead.Config(mtp_depth=2, vertical=3))
+
+
+def test_less_than_no_rows_are_refused():
+    with pytest.raises(ValueError, match="vertical -1 is below 0"):
+        SynchronizedHead.Config(vertical=-1)
+
+
 def test_open_gates_keep_the_contract(monkeypatch):
     real = SynchronizedHead.__init__
 
