@@ -39,6 +39,8 @@ class LossConfig(mmtp.config.Config):
             distribution at the place of that token, held fixed. Speculation accepts a draft with probability 1 - TV between the two
             distributions (Leviathan et al., arXiv 2211.17192, section 3), and this brings them together (DistillSpec, arXiv 2310.08461).
             Medusa (arXiv 2401.10774, section 2.3.2) and FastMTP (arXiv 2509.18362) let heads learn from text that the model writes.
+        uncertainty_lr: learning rate at which training learns a factor for each modality's weight (see
+            :class:`mmtp.train.losses.uncertainty.Uncertainty`); 0 leaves the weights as they are.
         z_weight: pulls the log-normaliser to 0 (PaLM, section 5).
         inputs: media that are predicted where they are input as well, such as the picture before a question: so every document teaches
             what pictures look like, not only those that end in one. The codes in question cost a forward pass in any case.
@@ -50,6 +52,7 @@ class LossConfig(mmtp.config.Config):
     mtp_weight: float = 0.3
     mtp_decay: float = 0.8
     mtp_distill: float = 0.0
+    uncertainty_lr: float = 0.0
     z_weight: float = 1e-5
     inputs: tuple[str, ...] = ()
     detach: bool = True
@@ -59,6 +62,12 @@ class LossConfig(mmtp.config.Config):
         check_modalities((*self.modality_weights, *self.inputs))
         if not 0 <= self.mtp_distill <= 1:
             raise mmtp.config.ConfigError(f"loss: mtp_distill {self.mtp_distill:g} is a share; 0 to 1 is wanted")
+        if self.uncertainty_lr < 0:
+            raise mmtp.config.ConfigError(f"loss: uncertainty_lr {self.uncertainty_lr} is below 0")
+
+    def offset_weight(self, offset: int) -> float:
+        """Weight of an offset within its modality."""
+        return self.mtp_weight * self.mtp_decay ** abs(offset) if offset else 1.0
 
 
 def check_modalities(names: Iterable[str]) -> None:
@@ -83,6 +92,8 @@ class LossOutput:
         correct: targets that were the most probable legal id, likewise.
         chance: what guessing evenly among the legal ids would cost, summed, in nats, likewise. ``sums / chance`` compares media whose
             vocabularies differ in size, and shows one that the others dominate.
+        grads: norm of the gradient that each modality's part of the loss sends into the states before the unembedding, likewise;
+            only where states learn. Of two that compete for one backbone, the greater has its way.
         divergence: of drafts, where ``mtp_distill`` is not 0: KL from the model's own distribution, summed, in nats, likewise.
         overlap: of drafts, likewise: 1 - TV between both distributions, summed; their mean is what speculation accepts at temperature 1.
     """
@@ -92,6 +103,7 @@ class LossOutput:
     counts: dict[tuple[Modality, int], int]
     correct: dict[tuple[Modality, int], int]
     chance: dict[tuple[Modality, int], float]
+    grads: dict[tuple[Modality, int], float]
     divergence: dict[tuple[Modality, int], float] = field(default_factory=dict)
     overlap: dict[tuple[Modality, int], float] = field(default_factory=dict)
 
@@ -121,7 +133,7 @@ def unified_loss(
         counts[item.modality, item.offset] += len(item.rows)
     for item in plan:
         weight = config.modality_weights.get(item.modality, 1.0) / counts[item.modality, item.offset]
-        item.weight = weight if item.offset == 0 else weight * config.mtp_weight * config.mtp_decay ** abs(item.offset)
+        item.weight = weight * config.offset_weight(item.offset)
         item.z_weight = config.z_weight / sum(n for (_, k), n in counts.items() if k == item.offset)
         item.learns_weight = item.offset == 0 or not config.detach
         item.distill = config.mtp_distill if item.offset else 0.0
@@ -131,14 +143,18 @@ def unified_loss(
     chance: dict[tuple[Modality, int], float] = defaultdict(float)
     divergence: dict[tuple[Modality, int], float] = defaultdict(float)
     overlap: dict[tuple[Modality, int], float] = defaultdict(float)
+    squares: dict[tuple[Modality, int], float] = defaultdict(float)
     for item in plan:
         sums[item.modality, item.offset] += item.total
         correct[item.modality, item.offset] += item.correct
         chance[item.modality, item.offset] += len(item.rows) * math.log(sum(high - low for low, high in item.ranges))
+        if item.grad_square:
+            squares[item.modality, item.offset] += item.grad_square
         if item.distill:
             divergence[item.modality, item.offset] += item.divergence
             overlap[item.modality, item.offset] += item.overlap
-    return LossOutput(total, dict(sums), dict(counts), dict(correct), dict(chance), dict(divergence), dict(overlap))
+    grads = {key: math.sqrt(square) for key, square in squares.items()}
+    return LossOutput(total, dict(sums), dict(counts), dict(correct), dict(chance), grads, dict(divergence), dict(overlap))
 
 
 @dataclass
@@ -161,6 +177,7 @@ class Targets:
     correct: int = 0
     divergence: float = 0.0
     overlap: float = 0.0
+    grad_square: float = 0.0
 
 
 def plan_targets(batch: Batch, layout: VocabLayout, offsets: Sequence[int] = (0,), inputs: tuple[str, ...] = ()) -> list[Targets]:
@@ -244,7 +261,10 @@ class _SlicedCrossEntropy(torch.autograd.Function):
                     if wanted is not None:
                         grad.sub_(wanted.exp_(), alpha=item.weight * item.distill)
                     grad = grad.to(dtype)
-                    grads[item.offset].index_add_(0, rows, (grad @ weight).to(grads[item.offset].dtype))
+                    into_state = grad @ weight
+                    # A row has one target per offset, so squares of modalities add up to those of the whole gradient.
+                    item.grad_square += float(into_state.float().square().sum()) if learns_state else 0.0
+                    grads[item.offset].index_add_(0, rows, into_state.to(grads[item.offset].dtype))
                     if learns_weight:
                         step, base = grad.T @ x, 0
                         for low, high in item.ranges:

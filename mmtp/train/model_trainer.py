@@ -1,5 +1,7 @@
 """Training of unified models: packed streams in, the loss over all modalities and offsets out."""
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,9 +20,10 @@ from mmtp.models.presets import preset
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.vocab import VocabLayout, VocabMismatch
 from mmtp.train.log import RunLog
+from mmtp.train.losses.uncertainty import Uncertainty
 from mmtp.train.recipe import Recipe
-from mmtp.train.trainer import Trainer
-from mmtp.types import Batch
+from mmtp.train.trainer import OptimConfig, Trainer
+from mmtp.types import Batch, Modality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,14 +195,49 @@ class ModelTask:
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
         output = self.model.loss(batch, self.config)
-        return output.total, metrics(output) | {"tokens": float((batch.document_ids >= 0).sum()), "epoch": float(batch.meta["epoch"])}
+        return output.total, self.numbers(output, batch)
+
+    @staticmethod
+    def numbers(output: LossOutput, batch: Batch) -> dict[str, float]:
+        """For the log."""
+        return metrics(output) | {"tokens": float((batch.document_ids >= 0).sum()), "epoch": float(batch.meta["epoch"])}
 
     def preview(self, module: nn.Module, log: RunLog, step: int) -> None:
         """Models show themselves through ``mmtp eval`` and ``mmtp generate``; a preview would need their tokenizers."""
 
 
+class UncertaintyTask(ModelTask):
+    """The same with learned factors of the modalities' weights, which are a criterion's parameters: of the result they are no part.
+
+    Args:
+        model: to train.
+        batches: packed batches by step.
+        loss: weights of the loss's parts, and the rate of the factors.
+        optim: of the model; the factors follow its schedule.
+        compiled: run the forward pass through torch.compile.
+    """
+
+    def __init__(self, model: UnifiedModel, batches: PackedBatches, loss: LossConfig, optim: OptimConfig, compiled: bool = False) -> None:
+        super().__init__(model, batches, loss, compiled)
+        self.criterion = Uncertainty().to(self.device)
+        self.criterion_optim = OptimConfig(lr=loss.uncertainty_lr, betas=optim.betas, clip=math.inf)
+        self._losses: dict[Modality, float] = {}
+
+    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+        fixed = self.config.modality_weights
+        weights = {str(modality): fixed.get(modality, 1.0) * factor for modality, factor in self.criterion.factors().items()}
+        output = self.model.loss(batch, replace(self.config, modality_weights=weights))
+        self._losses = defaultdict(float)
+        for (modality, offset), total in output.sums.items():
+            self._losses[modality] += self.config.offset_weight(offset) * total / output.counts[modality, offset]
+        return output.total, self.numbers(output, batch) | {f"{modality}.weight": weights[modality] for modality in self._losses}
+
+    def criterion_loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]] | None:
+        return self.criterion(self._losses, self.config.modality_weights), {}
+
+
 def metrics(output: LossOutput) -> dict[str, float]:
-    """Mean cross-entropy in nats, its share of an even guess's, and top-1 accuracy, by modality and draft offset.
+    """Mean cross-entropy in nats, its share of an even guess's, top-1 accuracy and norm of the gradient, by modality and draft offset.
 
     Of drafts that are distilled, ``kl`` from the model's own distribution and ``acceptance``, their mean overlap with it, as well.
     """
@@ -212,6 +250,8 @@ def metrics(output: LossOutput) -> dict[str, float]:
         if (modality, offset) in output.divergence:
             found[f"{name}.kl"] = output.divergence[modality, offset] / count
             found[f"{name}.acceptance"] = output.overlap[modality, offset] / count
+        if (modality, offset) in output.grads:
+            found[f"{name}.grad"] = output.grads[modality, offset]
     return found
 
 
@@ -231,6 +271,9 @@ def train_model(recipe: Recipe, folder: Path, *, data_root: Path, progress: bool
     model = choice.model(datasets[0].layout, feature_width(datasets))
     if torch.cuda.is_available():
         model.to("cuda")
-    task = ModelTask(model, batches, loss, choice.compile)
+    if loss.uncertainty_lr:
+        task: ModelTask = UncertaintyTask(model, batches, loss, recipe.optim, choice.compile)
+    else:
+        task = ModelTask(model, batches, loss, choice.compile)
     result = Trainer(task, recipe.optim, recipe.run, folder, progress=progress).fit()
     return save_pretrained(result, folder / "result")  # type: ignore[arg-type]

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from typing import Any
 
@@ -157,6 +158,22 @@ def test_counts_every_choice_once_and_leaves_out_what_is_forced() -> None:
     assert output.counts[Modality.IMAGE, 0] == codes
     assert 0 <= output.correct[Modality.IMAGE, 0] <= codes
     assert output.counts[Modality.TEXT, 2] < output.counts[Modality.TEXT, 0] + 1
+
+
+def test_gradients_are_told_by_modality_and_offset() -> None:
+    packed = batch(3, 80)
+    weight, states = torch.randn(LAYOUT.size, 16), [torch.randn(*packed.tokens.shape, 16, requires_grad=True) for _ in range(2)]
+    config = LossConfig(modality_weights={"image": 0.5}, z_weight=0)
+    output = unified_loss(states, weight, packed, LAYOUT, config)
+    assert output.grads.keys() == output.sums.keys()
+    for (modality, offset), found in output.grads.items():
+        alone = unified_loss(states, weight, packed, LAYOUT, dataclasses.replace(config, modality_weights=dict.fromkeys(Modality, 0.0) | {
+            modality: config.modality_weights.get(modality, 1.0)
+        }))  # fmt: skip
+        (gradient,) = torch.autograd.grad(alone.total, states[offset])
+        assert found == pytest.approx(gradient.norm().item(), rel=1e-5)
+    frozen = [states[0].detach(), states[1]]
+    assert {offset for _, offset in unified_loss(frozen, weight, packed, LAYOUT, config).grads} == {1}
 
 
 def test_the_last_state_predicts_the_row_below_where_there_is_one() -> None:

@@ -78,7 +78,7 @@ def test_learns_and_leaves_a_model_that_decodes(uninterrupted: Path) -> None:
     tokens = Engine(model).generate([1], Sampling(seed=1), 40).tokens
     assert len(tokens) > 1
     record = json.loads((uninterrupted / "log.jsonl").read_text().splitlines()[-1])
-    assert {"image", "image.share", "image.accuracy", "image+1", "image+2", "text", "tokens_per_second"} <= record.keys()
+    assert {"image", "image.share", "image.accuracy", "image.grad", "image+1", "image+2", "text", "tokens_per_second"} <= record.keys()
 
 
 def test_a_killed_run_continues_to_the_same_losses(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
@@ -100,6 +100,20 @@ def test_a_killed_run_continues_to_the_same_losses(root: Path, uninterrupted: Pa
     assert losses(folder) == losses(uninterrupted)
     whole, resumed = (from_pretrained(f / "result").state_dict() for f in (uninterrupted, folder))
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_weights_of_modalities_are_learnt_and_survive_a_stop(root: Path, tmp_path: Path) -> None:
+    wanted = recipe(loss={"uncertainty_lr": 0.1, "modality_weights": {"image": 2.0}}, run={"steps": 6})
+    run_recipe(wanted, tmp_path / "whole", data_root=root, progress=False)
+    records = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    weights = [record["image.weight"] for record in records]
+    assert weights[0] == 2.0 and weights == sorted(weights, reverse=True) and weights[-1] < 1.6
+    assert not any("log_variance" in name for name in from_pretrained(tmp_path / "whole" / "result").state_dict())
+    last = tmp_path / "whole" / "checkpoints" / "step-00000006.pt"
+    last.unlink()
+    run_recipe(wanted, tmp_path / "whole", data_root=root, progress=False)
+    again = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert last.exists() and [record["image.weight"] for record in again[-3:]] == weights[3:]
 
 
 def test_goes_on_from_a_saved_model(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
