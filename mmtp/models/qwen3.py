@@ -48,35 +48,48 @@ def from_qwen3(state: Mapping[str, Tensor], config: BackboneConfig) -> tuple[dic
     Raises:
         Qwen3Error: names the first weight that is missing.
     """
-
-    def take(name: str) -> Tensor:
-        if name not in state:
-            raise Qwen3Error(f"the checkpoint has no {name!r}; is it a Qwen3-like causal language model?")
-        return state[name]
-
-    out = {"norm.weight": take("model.norm.weight")}
+    out = {"norm.weight": take(state, "model.norm.weight")}
     for i in range(config.depth):
-        theirs, ours = f"model.layers.{i}", f"blocks.{i}"
-        out[f"{ours}.attention.qkv.weight"] = torch.cat([take(f"{theirs}.self_attn.{n}_proj.weight") for n in "qkv"])
-        out[f"{ours}.mlp.gate_up.weight"] = torch.cat([take(f"{theirs}.mlp.{n}_proj.weight") for n in ("gate", "up")])
-        for mine, name in _SAME.items():
-            out[f"{ours}.{mine}"] = take(f"{theirs}.{name}")
-    embedding = take("model.embed_tokens.weight")
+        out |= block_from_qwen3(state, f"model.layers.{i}", f"blocks.{i}")
+    embedding = take(state, "model.embed_tokens.weight")
     return out, embedding, state.get("lm_head.weight", embedding)
 
 
 def to_qwen3(state: Mapping[str, Tensor], config: BackboneConfig, embedding: Tensor, unembedding: Tensor) -> dict[str, Tensor]:
     """The inverse of :func:`from_qwen3`; loads into ``transformers.Qwen3ForCausalLM``."""
     out = {"model.embed_tokens.weight": embedding, "lm_head.weight": unembedding, "model.norm.weight": state["norm.weight"]}
-    q, k = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     for i in range(config.depth):
-        theirs, ours = f"model.layers.{i}", f"blocks.{i}"
-        parts = state[f"{ours}.attention.qkv.weight"].split((q, k, k))
-        out |= {f"{theirs}.self_attn.{n}_proj.weight": part for n, part in zip("qkv", parts, strict=True)}
-        parts = state[f"{ours}.mlp.gate_up.weight"].chunk(2)
-        out |= {f"{theirs}.mlp.{n}_proj.weight": part for n, part in zip(("gate", "up"), parts, strict=True)}
-        out |= {f"{theirs}.{name}": state[f"{ours}.{mine}"] for mine, name in _SAME.items()}
+        out |= block_to_qwen3(state, config, f"blocks.{i}", f"model.layers.{i}")
     return out
+
+
+def take(state: Mapping[str, Tensor], name: str) -> Tensor:
+    """A weight of a checkpoint.
+
+    Raises:
+        Qwen3Error: it has none of that name.
+    """
+    if name not in state:
+        raise Qwen3Error(f"the checkpoint has no {name!r}; is it a Qwen3-like causal language model?")
+    return state[name]
+
+
+def block_from_qwen3(state: Mapping[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor]:
+    """One block's weights under our names; ``theirs`` and ``ours`` are the prefixes."""
+    out = {f"{ours}.{mine}": take(state, f"{theirs}.{name}") for mine, name in _SAME.items()}
+    out[f"{ours}.attention.qkv.weight"] = torch.cat([take(state, f"{theirs}.self_attn.{n}_proj.weight") for n in "qkv"])
+    out[f"{ours}.mlp.gate_up.weight"] = torch.cat([take(state, f"{theirs}.mlp.{n}_proj.weight") for n in ("gate", "up")])
+    return out
+
+
+def block_to_qwen3(state: Mapping[str, Tensor], config: BackboneConfig, ours: str, theirs: str) -> dict[str, Tensor]:
+    """The inverse of :func:`block_from_qwen3`."""
+    q, k = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    parts = state[f"{ours}.attention.qkv.weight"].split((q, k, k))
+    out = {f"{theirs}.self_attn.{n}_proj.weight": part for n, part in zip("qkv", parts, strict=True)}
+    parts = state[f"{ours}.mlp.gate_up.weight"].chunk(2)
+    out |= {f"{theirs}.mlp.{n}_proj.weight": part for n, part in zip(("gate", "up"), parts, strict=True)}
+    return out | {f"{theirs}.{name}": state[f"{ours}.{mine}"] for mine, name in _SAME.items()}
 
 
 _SAME = {
