@@ -1,5 +1,6 @@
 """Text, pictures and sound in and out: the only place where tokenizers meet a model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,8 @@ from mmtp.stream.template import (
     vqa_prompt,
 )
 from mmtp.stream.vocab import Special, VocabLayout, VocabMismatch
-from mmtp.types import Codes, MmtpError, Modality, Segment
+from mmtp.tokenizers.continuous.base import plane
+from mmtp.types import Codes, Latents, MmtpError, Modality, Segment, grid_coordinates
 
 Picture = Float[Tensor, "3 _ _"]
 Sound = Float[Tensor, "c _"]
@@ -57,7 +59,8 @@ class Pipeline:
         self.model = model.eval()
         self.layout = model.config.layout
         self.tokenizers = tokenizers
-        found = VocabLayout.of(tokenizers, self.layout.max_dim, {e.name: e.delays for e in self.layout.media})
+        delays = {e.name: e.delays for e in self.layout.media}
+        found = VocabLayout.of(tokenizers, self.layout.max_dim, delays, any(e.written for e in self.layout.media))
         self.layout.check_same(found, "the tokenizers given")
         self.engine = Engine(model, exact=exact)
         self.grammar: StreamGrammar = self.engine.grammar
@@ -88,14 +91,14 @@ class Pipeline:
         except VocabMismatch as error:
             raise VocabMismatch(f"{name}: {error}; the model needs the tokenizers it was trained with") from error
 
-    def tokenizer(self, modality: Modality) -> Any:
-        """The model's tokenizer of a medium.
+    def tokenizer(self, modality: Modality, continuous: bool = False) -> Any:
+        """The model's tokenizer of a medium, the one that gives codes or the one that gives vectors.
 
         Raises:
             PipelineError: there is none.
         """
         for tokenizer in self.tokenizers.values():
-            if tokenizer.spec.modality is modality:
+            if tokenizer.spec.modality is modality and bool(tokenizer.spec.latent_dim) == continuous:
                 return tokenizer
         raise PipelineError(f"this model has no {modality} tokenizer; it has {', '.join(self.tokenizers)}")
 
@@ -104,11 +107,13 @@ class Pipeline:
         return self.tokenizer(Modality.TEXT).encode_text(text)
 
     def encode_pictures(self, pictures: Sequence[Picture]) -> list[Segment]:
-        """Pictures as segments of codes, in order."""
+        """Pictures as segments, in order: of vectors where the model has a continuous tokenizer of pictures, else of codes."""
         return self._encode(Modality.IMAGE, pictures)
 
     def encode_sounds(self, sounds: Sequence[Sound]) -> list[Segment]:
-        """Sounds, at the rate and with the channels of the model's tokenizer, as segments of codes, in order."""
+        """Sounds, at the rate and with the channels of the model's tokenizer, as segments, in order: of vectors where that tokenizer is
+        continuous, else of codes.
+        """
         return self._encode(Modality.AUDIO, sounds)
 
     def vqa_prompt(self, picture: Segment | None, question: str) -> list[int]:
@@ -132,12 +137,15 @@ class Pipeline:
         """
         segments = self._segments(pictures)
         prompts = [self.vqa_prompt(s, q) for s, q in zip(segments, questions, strict=True)]
+        vectors = [self._vectors([s] if s is not None else []) for s in segments]
         answers: list[str] = []
         for start in range(0, len(prompts), batch_size):
             part = prompts[start : start + batch_size]
             greedy = [Sampling(temperature=0.0)] * len(part)
             # Plain: a batch of one-word answers has nothing to draft.
-            for generation in self.engine.generate_batch(part, greedy, max_new_tokens, speculative=False, stop=(Special.END,)):
+            for generation in self.engine.generate_batch(
+                part, greedy, max_new_tokens, speculative=False, stop=(Special.END,), vectors=vectors[start : start + batch_size]
+            ):
                 answers.append(self.text(generation))
         return answers
 
@@ -154,8 +162,9 @@ class Pipeline:
         for start in range(0, len(segments), batch_size):
             part = segments[start : start + batch_size]
             prompts = [caption_prompt(self.layout, segment).tolist() for segment in part if segment is not None]
+            vectors = [self._vectors([segment]) for segment in part if segment is not None]
             greedy = [Sampling(temperature=0.0)] * len(prompts)
-            said += map(self.text, self.engine.generate_batch(prompts, greedy, max_new_tokens, speculative=False))
+            said += map(self.text, self.engine.generate_batch(prompts, greedy, max_new_tokens, speculative=False, vectors=vectors))
         return said
 
     def draw(
@@ -268,7 +277,8 @@ class Pipeline:
             (document,) = TEMPLATES["caption"](Sample(segment, (words,)), self.encode_text)
             encoded = encode_document(self.layout, document)
             with torch.no_grad():
-                batch = collate([(encoded.tokens, encoded.target_mask)], self.grammar, len(encoded.tokens)).to(self.engine.device)
+                written = (encoded.tokens, encoded.target_mask, encoded.features, encoded.feature_grids)
+                batch = collate([written], self.grammar, len(encoded.tokens)).to(self.engine.device)
                 scores.append(-self.model.loss(batch, LossConfig()).sums[Modality.TEXT, 0])
         return scores
 
@@ -288,15 +298,29 @@ class Pipeline:
         Raises:
             TemplateError: a picture is larger than the vocabulary can say.
         """
-        media = (*self.encode_pictures(pictures), *self.encode_sounds(sounds))
+        media = self.encode_pictures(pictures) + self.encode_sounds(sounds)
         turn = Turn("user", (*media, text_segment(self.encode_text, words, target=False)))
         prompt = encode_prompt(self.layout, (turn,)).tolist()
-        return self.engine.generate(prompt, sampling, max_new_tokens, speculative, stop=(Special.END,))
+        return self.engine.generate(prompt, sampling, max_new_tokens, speculative, stop=(Special.END,), vectors=self._vectors(media))
 
     def text(self, generation: Generation) -> str:
         """The words among the new tokens."""
         ids = self.layout.text_ids(np.array(generation.new_tokens, dtype=np.int64))
         return self.tokenizer(Modality.TEXT).decode_text(ids.tolist())
+
+    def drawn(self, generation: Generation) -> list[Picture]:
+        """All finished pictures among the new tokens, decoded."""
+        return self._decode(self.written(generation))
+
+    def written(self, generation: Generation, modality: Modality = Modality.IMAGE) -> list[Segment]:
+        """Codes or vectors of all finished spans of a medium among the new tokens."""
+        written, start = self.segments(generation.tokens, generation.prompt_length, modality), 0
+        for span in self.grammar.spans(np.array(generation.tokens)):
+            if span.continuous and span.start >= generation.prompt_length and generation.vectors is not None:
+                end = start + math.prod(span.grid)
+                written.append(Segment(span.modality, features=generation.vectors[start:end].reshape(*span.grid, -1).cpu()))
+                start = end
+        return [segment for segment in written if segment.modality is modality]
 
     def pictures(self, tokens: Sequence[int] | Int[np.ndarray, " s"], start: int = 0) -> list[Picture]:
         """All finished pictures of a stream, decoded; arguments and errors are those of :meth:`segments`."""
@@ -342,8 +366,7 @@ class Pipeline:
         for start in range(0, len(prompts), batch_size):
             part = slice(start, start + batch_size)
             replies = self.engine.generate_batch(prompts[part], samplings[part], max_new_tokens, speculative, stop=(Special.END,))
-            for reply in replies:
-                written.append(next(iter(self.segments(reply.tokens, reply.prompt_length, modality)), None))
+            written += [next(iter(self.written(reply, modality)), None) for reply in replies]
         return written
 
     def _best(self, drawn: Sequence[Segment | None], caption: str) -> Segment | None:
@@ -354,16 +377,36 @@ class Pipeline:
         scores = self.caption_scores(finished, [caption] * len(finished))
         return finished[scores.index(max(scores))]
 
+    def _decode(self, segments: Sequence[Segment]) -> list[Tensor]:
+        """Media of codes of one modality, in order; those of vectors after them."""
+        codes = [Codes(s.ids.unsqueeze(0), torch.tensor([s.shape])) for s in segments if s.ids is not None]
+        decoded = list(self.tokenizer(segments[0].modality).decode(Codes.stack(codes))) if codes else []
+        vectors = [segment.features for segment in segments if segment.features is not None]
+        if vectors:
+            latents = Latents.pad([v.flatten(0, 1) for v in vectors], [grid_coordinates(v.shape[:2]) for v in vectors])
+            decoded += self.tokenizer(segments[0].modality, continuous=True).decode(latents)
+        return decoded
+
     def _encode(self, modality: Modality, media: Sequence[Tensor]) -> list[Segment]:
+        """Media as segments, in order."""
         if not media:
             return []
-        codes = self.tokenizer(modality).encode(list(media))
-        return [Segment(modality, codes.item(i)) for i in range(len(codes))]
+        continuous = any(entry.continuous and entry.modality is modality for entry in self.layout.media)
+        tokenizer = self.tokenizer(modality, continuous)
+        encoded = tokenizer.encode(list(media))
+        if isinstance(encoded, Codes):
+            return [Segment(modality, encoded.item(i)) for i in range(len(encoded))]
+        segments = []
+        for i in range(len(encoded)):
+            features = plane(encoded, i, tokenizer.spec.latent_dim).permute(1, 2, 0)
+            segments.append(Segment(modality, features=features, places=self.model.config.connector.places(features.shape[:2])))
+        return segments
 
-    def _decode(self, segments: Sequence[Segment]) -> list[Tensor]:
-        """Media of codes of one modality, in order."""
-        codes = [Codes(s.ids.unsqueeze(0), torch.tensor([s.shape])) for s in segments if s.ids is not None]
-        return list(self.tokenizer(segments[0].modality).decode(Codes.stack(codes))) if codes else []
+    @torch.no_grad()
+    def _vectors(self, segments: Sequence[Segment]) -> Float[Tensor, "n d"] | None:
+        """What the model reads at the ``<feature>`` tokens of some segments; None where these have codes."""
+        features = [(s.features.to(self.engine.device), torch.tensor([s.shape])) for s in segments if s.features is not None]
+        return torch.cat([self.model.embedding.connect(f.flatten(0, 1), grid) for f, grid in features]) if features else None
 
     def _segments(self, pictures: Sequence[Picture | Segment | None]) -> list[Segment | None]:
         """Codes of every picture; one that is asked about several times is encoded once."""

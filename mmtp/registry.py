@@ -98,6 +98,10 @@ REGISTRY = Registry(
             "shared": "mmtp.models.heads.shared:SharedHead",
             "synchronized": "mmtp.models.heads.synchronized:SynchronizedHead",
         },
+        "flow": {
+            "block": "mmtp.models.heads.flow:BlockFlow",
+            "token": "mmtp.models.heads.flow:TokenFlow",
+        },
         "connector": {
             "projector": "mmtp.models.connector:Projector",
             "resampler": "mmtp.models.connector:Resampler",

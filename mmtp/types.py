@@ -148,6 +148,11 @@ class Latents:
         )
 
 
+def grid_coordinates(grid: Sequence[int]) -> Int[Tensor, "n axes"]:
+    """Coordinates of every cell of a grid, in reading order."""
+    return torch.cartesian_prod(*map(torch.arange, grid)).reshape(-1, len(grid))
+
+
 @dataclass(frozen=True)
 class Segment:
     """A run of one modality inside a document, before it becomes a stream.
@@ -155,7 +160,8 @@ class Segment:
     Attributes:
         modality: what the ids are.
         ids: local ids; text ``[n]``, media ``[k, *grid]``. None for continuous features.
-        features: one vector per cell, ``[*grid, d]``, where the segment is input-only and continuous.
+        features: one vector per cell, ``[*grid, d]``, where the segment is continuous.
+        places: grid of the positions at which a model reads the features, where its connector joins or resamples them; None: one per cell.
         target: whether training predicts this segment (answers: yes; questions: as the task says).
     """
 
@@ -163,6 +169,7 @@ class Segment:
     ids: Int[Tensor, "..."] | None = None
     features: Float[Tensor, "..."] | None = None
     target: bool = True
+    places: tuple[int, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -183,8 +190,9 @@ class Batch:
         document_ids: which document of the row a position belongs to; -1 on padding.
         slots: index of the grammar slot (the set of legal ids) in which each token stands.
         loss_mask: whether the token is a target of training.
-        features: continuous vectors to be put at ``feature_index``; None where the batch has none.
-        feature_index: flat index (row * s + position) of every feature vector.
+        features: continuous vectors of all spans; None where the batch has none.
+        feature_index: flat index (row * s + position) of every place that reads them.
+        feature_grids: extent of every span's grid of vectors, in order, as many vectors as its product; None: one column of them all.
     """
 
     tokens: Int[Tensor, "b s"]
@@ -193,7 +201,8 @@ class Batch:
     slots: Int[Tensor, "b s"]
     loss_mask: Bool[Tensor, "b s"]
     features: Float[Tensor, "n d"] | None = None
-    feature_index: Int[Tensor, " n"] | None = None
+    feature_index: Int[Tensor, " m"] | None = None
+    feature_grids: Int[Tensor, "spans axes"] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "Batch":

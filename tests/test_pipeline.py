@@ -1,17 +1,31 @@
+import json
+from dataclasses import replace
+
+import numpy as np
 import pytest
+import soundfile
 import torch
 
+from mmtp.data.encode import TokenizeConfig
+from mmtp.data.job import tokenize
+from mmtp.data.loader import PackedBatches, ShardDataset
+from mmtp.decode.rows import FeaturesError
 from mmtp.decode.sample import Sampling
+from mmtp.models.connector import Projector, Resampler
 from mmtp.models.loss import LossConfig
 from mmtp.models.presets import preset
+from mmtp.models.unified import input_spans
 from mmtp.pipeline import Pipeline, PipelineError
 from mmtp.stream.packing import collate
 from mmtp.stream.template import TEMPLATES, Sample, encode_document
-from mmtp.stream.vocab import VocabLayout, VocabMismatch
+from mmtp.stream.vocab import Special, VocabLayout, VocabMismatch
 from mmtp.testing.fakes import BlockTokenizer
 from mmtp.tokenizers.audio.frame import FrameAudioTokenizer
+from mmtp.tokenizers.continuous.patches import PatchAudioTokenizer, PatchImageTokenizer
 from mmtp.tokenizers.quantizers import FSQ
 from mmtp.tokenizers.text import TextTokenizer
+from mmtp.train.model_trainer import ModelChoice
+from mmtp.types import Batch, Modality
 
 CAPTIONS = ["a red circle", "a blue triangle"]
 
@@ -140,3 +154,67 @@ def test_sounds_that_do_not_end_in_time_are_none(speaker):
 def test_a_medium_that_the_model_does_not_know(pipeline):
     with pytest.raises(PipelineError, match="this model has no audio tokenizer; it has words, blocks"):
         pipeline.say(["a"])
+
+
+@pytest.mark.parametrize("connector", [Projector.Config(merge=2), Resampler.Config(num_queries=3, depth=1, num_heads=2)])
+def test_a_model_reads_vectors_of_pictures_as_in_training(tokenizers, connector):
+    """Prompts with features: what the engine chooses is what the training path, which sees spans both ways, finds most probable."""
+    tokenizers["blocks"] = PatchImageTokenizer.Config(patch=8).build()
+    layout = VocabLayout.of(tokenizers, 8)
+    torch.manual_seed(0)
+    config = replace(preset("tiny", layout), feature_width=192, connector=connector)
+    net = config.build()
+    torch.nn.init.normal_(net.embedding.table.weight, std=0.3)
+    pipeline = Pipeline(net, tokenizers)
+    segments = pipeline.encode_pictures([picture(0), picture(1)[:, :16]])
+    greedy = Sampling(temperature=0.0)
+    pictures = [picture(0), picture(1)[:, :16]]
+    reply = pipeline.reply("draw", pictures, sampling=greedy, max_new_tokens=6)
+    assert reply.tokens == pipeline.reply("draw", pictures, sampling=greedy, max_new_tokens=6, speculative=False).tokens
+    info = pipeline.grammar.analyse(np.array(reply.tokens))
+    batch = Batch(
+        tokens=torch.tensor([reply.tokens]),
+        positions=torch.from_numpy(info.positions)[None],
+        document_ids=torch.zeros(1, len(reply.tokens), dtype=torch.long),
+        slots=torch.from_numpy(info.slots)[None],
+        loss_mask=torch.zeros(1, len(reply.tokens), dtype=torch.bool),
+        features=torch.cat([s.features.flatten(0, 1) for s in segments]),
+        feature_index=torch.tensor([i for i, token in enumerate(reply.tokens) if token == Special.FEATURE]),
+        feature_grids=torch.tensor([s.shape for s in segments]),
+    )
+    with torch.no_grad():
+        states = net(batch)[0][0]
+    for place in range(reply.prompt_length, len(reply.tokens)):
+        ids = torch.tensor([i for low, high in layout.slots[info.slots[place]].generable for i in range(low, high)])
+        assert ids[(net.unembedding.weight[ids] @ states[place - 1]).argmax()] == reply.tokens[place]
+    assert len(pipeline.answer([picture(0), None], ["is it red"] * 2, max_new_tokens=2)) == 2
+    with pytest.raises(FeaturesError, match=r"row 0: 0 vectors for \d+ <feature> tokens"):
+        pipeline.engine.generate(pipeline.vqa_prompt(segments[0], "x"))
+
+
+def test_sounds_as_vectors_from_files_to_a_prompt(tmp_path):
+    words = TextTokenizer.train(["a high tone", "a low tone"] * 4, 280)
+    patches = PatchAudioTokenizer.Config(bands=32, patch=(16, 16), stride=(16, 16)).build()
+    (tmp_path / "sounds").mkdir()
+    for name, pitch in (("high", 2000), ("low", 200)):
+        wave = 0.3 * torch.sin(torch.arange(8000) * 2 * torch.pi * pitch / 16000)
+        soundfile.write(tmp_path / "sounds" / f"{name}.wav", wave.numpy(), 16000)
+    lines = [json.dumps({"path": f"sounds/{name}.wav", "caption": f"a {name} tone"}) for name in ("high", "low")]
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    config = TokenizeConfig(tasks=("caption",))
+    tokenize(tmp_path / "all.jsonl", tmp_path / "out", tokenizer=patches, text=words, config=config)
+    dataset = ShardDataset(tmp_path / "out")
+    grid = patches.grid((8000,))
+    assert dataset[0].feature_grids.tolist() == [list(grid)] and grid[1] == 2
+    net = ModelChoice(preset="tiny").model(dataset.layout, dataset.feature_width)
+    batch = PackedBatches(dataset, rows=1, budget=64).batch(0)
+    assert set(input_spans(batch, dataset.layout)[0].tolist()) > {-1, 1}  # what is only read is seen both ways
+    net.loss(batch, LossConfig()).total.backward()
+    assert net.embedding.features.layers[0].weight.grad.any()
+    pipeline = Pipeline(net, {"TextTokenizer": words, "PatchAudioTokenizer": patches})
+    wave = 0.3 * torch.randn(1, 8000)
+    reply = pipeline.reply("which tone", sounds=[wave], sampling=Sampling(temperature=0.0), max_new_tokens=4)
+    (span,) = pipeline.grammar.spans(np.array(reply.tokens))
+    assert span.modality is Modality.AUDIO and span.grid == grid
+    silent = pipeline.reply("which tone", sounds=[0 * wave], sampling=Sampling(temperature=0.0), max_new_tokens=0)
+    assert silent.tokens == reply.tokens[: reply.prompt_length]

@@ -78,7 +78,7 @@ def generate(
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed + i)
         reply = pipeline.reply(prompt, pictures, sounds, sampling=sampling, max_new_tokens=max_new_tokens, speculative=not plain)
         replies.append(reply)
-        drawn += pipeline.pictures(reply.tokens, reply.prompt_length)
+        drawn += pipeline.drawn(reply)
         said += pipeline.sounds(reply.tokens, reply.prompt_length)
         if words := pipeline.text(reply):
             print(words)

@@ -19,6 +19,8 @@ def tokenize(
     flips: Literal["none", "horizontal", "vertical", "all"] = "none",
     shifts: int = 0,
     max_dim: int = 64,
+    merge: int = 1,
+    queries: int = 0,
     shard_inputs: int | None = None,
     workers: int | None = None,
     shard_index: int = 0,
@@ -44,6 +46,8 @@ def tokenize(
         flips: write mirror images besides each picture, with the same words.
         shifts: write so many slightly moved copies besides each picture and mirror image, with the same words.
         max_dim: greatest number of cells along one side of a grid.
+        merge: vectors of a continuous tokenizer: for models whose projector joins so many cells per side into one token.
+        queries: vectors of a continuous tokenizer: for models whose resampler makes so many tokens of any grid.
         shard_inputs: inputs per shard; by default there are about 64 shards of 256 to 65,536 inputs.
         workers: processes on this machine; by default one for each core.
         shard_index: for batch schedulers: make only every NUM_SHARDS-th shard, from this one.
@@ -68,6 +72,8 @@ def tokenize(
         flips=flips,
         shifts=shifts,
         max_dim=max_dim,
+        merge=merge,
+        queries=queries,
         shard_inputs=shard_inputs,
     )
     with progress_bar("tokenizing", "inputs") as bar:

@@ -20,7 +20,7 @@ from mmtp.data.shards import Quarantined, ShardBuilder, ShardHead
 from mmtp.data.sources import Item, Sample, Source
 from mmtp.data.storage import digest, write_durable
 from mmtp.data.video import decode_video
-from mmtp.stream.template import TEMPLATES, EncodedDocument, EncodeText, encode_document
+from mmtp.stream.template import TEMPLATES, EncodedDocument, EncodeText, encode_document, feature_places
 from mmtp.stream.template import Sample as TemplateSample
 from mmtp.stream.vocab import VocabLayout
 from mmtp.tokenizers.base import ContinuousTokenizer, DiscreteTokenizer
@@ -67,6 +67,8 @@ class TokenizeConfig(Config):
         shifts: further variants of each picture and mirror image, each moved by up to half a cell of codes along both axes (borders
             repeat), so that a shape is seen on many places of the grid; drawn at random, the same for the same input.
         max_dim: greatest extent of a grid of codes along one axis.
+        merge: for continuous tokenizers: cells per side that the model's ``projector`` joins into one, so that streams have fewer places.
+        queries: for continuous tokenizers: vectors that the model's ``resampler`` makes of any grid; 0 for none.
         max_pixels: larger pictures and frames go to quarantine.
         shard_inputs: inputs per shard; None cuts into about 64 shards of 256 to 65,536 inputs.
     """
@@ -79,6 +81,8 @@ class TokenizeConfig(Config):
     flips: Flips = "none"
     shifts: int = 0
     max_dim: int = 64
+    merge: int = 1
+    queries: int = 0
     max_pixels: int = MAX_PIXELS
     shard_inputs: int | None = None
 
@@ -90,13 +94,21 @@ class TokenizeConfig(Config):
             raise DataError(f"tasks {list(self.tasks)}: at least one is wanted, and each only once")
         for wording in self.captions:
             check_wording(wording)
-        for name in ("questions_per_document", "max_dim", "max_pixels", "shard_inputs"):
+        for name in ("questions_per_document", "max_dim", "merge", "max_pixels", "shard_inputs"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise DataError(f"{name}: at least 1 is wanted, {value} given")
-        if self.shifts < 0:
-            raise DataError(f"shifts: 0 or more is wanted, {self.shifts} given")
+        for name in ("shifts", "queries"):
+            if (value := getattr(self, name)) < 0:
+                raise DataError(f"{name}: 0 or more is wanted, {value} given")
+        if self.queries and self.merge > 1:
+            raise DataError(f"merge {self.merge} and queries {self.queries}: a model has a projector or a resampler; give one of the two")
         if self.size is not None and min(self.size) < 1:
             raise DataError(f"size: at least 1 x 1 is wanted, {self.size} given")
+
+    @property
+    def draws(self) -> bool:
+        """Whether a model is to write the medium, be it codes or vectors."""
+        return "draw" in self.tasks
 
     @property
     def needs_text(self) -> bool:
@@ -145,10 +157,10 @@ class ShardMaker:
         for task, medium in WRITTEN.items():
             if task in config.tasks and self.spec.modality is not medium:
                 raise DataError(f"task {task}: is for {medium}, and this tokenizer reads {self.spec.modality}")
-            if task in config.tasks and self.spec.latent_dim:
-                raise DataError(
-                    f"task {task}: the tokenizer is continuous, and a model reads its vectors but never writes them; leave it out"
-                )
+        if not self.spec.latent_dim and (config.merge > 1 or config.queries):
+            raise DataError("merge and queries: only vectors of a continuous tokenizer are joined or resampled, and this one gives codes")
+        if self.spec.latent_dim and config.draws and (config.merge > 1 or config.queries):
+            raise DataError("task draw: a model writes vectors one by one; leave out merge and queries")
         self.encode_text: EncodeText = text.encode_text if text is not None else _no_text
 
     def __call__(self, shard: int) -> ShardRecord:
@@ -249,7 +261,8 @@ class ShardMaker:
         features = plane(encoded, index, self.spec.latent_dim).permute(1, 2, 0).half()
         if not features.isfinite().all():
             raise DataError("its vectors reach beyond 65504, the largest number of float16")
-        return Segment(self.spec.modality, features=features)
+        places = feature_places(features.shape[:2], self.config.merge, self.config.queries)
+        return Segment(self.spec.modality, features=features, places=places)
 
     def _documents(self, decoded: _Decoded, segment: Segment) -> list[tuple[EncodedDocument, dict[str, Any]]]:
         labels = decoded.sample.labels

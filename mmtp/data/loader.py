@@ -97,13 +97,6 @@ class ShardDataset(Sequence):  # not Sequence[Row]: checkers of types would read
         """Names of every document; reads that column only."""
         return [key for number in range(len(self._records)) for key in self._shard(number).keys]
 
-    @cached_property
-    def feature_width(self) -> int:
-        """Width of the continuous features that documents hold; 0 where none holds any."""
-        if not any(entry.continuous for entry in self.layout.media):
-            return 0
-        return next((row.features.shape[1] for row in self if row.features is not None), 0)
-
     @property
     def layout(self) -> VocabLayout:
         return self.manifest.layout
@@ -111,6 +104,13 @@ class ShardDataset(Sequence):  # not Sequence[Row]: checkers of types would read
     @property
     def totals(self) -> Totals:
         return self.manifest.totals
+
+    @cached_property
+    def feature_width(self) -> int:
+        """Width of the vectors that stand beside the tokens; 0 where there are none. Reads up to the first document that has some."""
+        if not any(entry.continuous for entry in self.layout.media):
+            return 0
+        return next((row.features.shape[1] for row in self if row.features is not None), 0)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -3,7 +3,8 @@
 Columns: ``key``; ``tokens`` (vocabulary ids, uint16 where the vocabulary allows it, else uint32); ``seg_modality``, ``seg_length``,
 ``seg_shape``, ``seg_target`` (runs of the stream, which cover all tokens); ``meta`` (JSON). The schema's metadata hold the vocabulary,
 the tokenizers' fingerprints, the configuration, the range of inputs, and what of it went to quarantine and why. Where the vocabulary has
-a continuous tokenizer, there is ``features`` (float16) as well: the vectors of a document's ``<feature>`` tokens, one behind the other.
+a continuous tokenizer, there is ``features`` (float16) as well: the vectors of a document's continuous spans, one behind the other, whose
+grids are the spans' ``seg_shape``.
 Equal contents give equal bytes. pyarrow, Polars, DuckDB and pandas read the files as they are.
 """
 
@@ -111,7 +112,8 @@ class Row:
         tokens: vocabulary ids.
         target_mask: whether training predicts each token.
         meta: what is known of it besides: input, task, size of the medium, caption.
-        features: vectors of its ``<feature>`` tokens, in order; None where it has none.
+        features: vectors of its continuous spans, in order; None where it has none.
+        feature_grids: extent of every such span's grid of vectors.
     """
 
     key: str
@@ -119,11 +121,12 @@ class Row:
     target_mask: Bool[np.ndarray, " s"]
     meta: dict[str, Any]
     features: Float16[np.ndarray, "n d"] | None = None
+    feature_grids: Int[np.ndarray, "spans axes"] | None = None
 
     def packed(self) -> PackDocument:
         """What packing needs of it."""
         features = None if self.features is None else torch.from_numpy(self.features.astype(np.float32))
-        return PackDocument(self.tokens, self.target_mask, features)
+        return PackDocument(self.tokens, self.target_mask, features, self.feature_grids)
 
 
 @dataclass
@@ -232,9 +235,12 @@ class Shard:
         mask = np.repeat(view.targets[runs], view.lengths[runs])
         if len(mask) != len(tokens):
             raise damaged(self.path, f"row {index}: its segments have {len(mask)} tokens, it has {len(tokens)}")
-        features = self._features(view, index, row, int((tokens == Special.FEATURE).sum()))
+        places = int((tokens == Special.FEATURE).sum())
+        grids = self._feature_grids(tokens, index) if places else None
+        features = self._features(view, index, row, places, 0 if grids is None else int(grids.prod(1).sum()))
         with self._sound():
-            return Row(view.batch.column("key")[row].as_py(), tokens, mask, json.loads(view.batch.column("meta")[row].as_py()), features)
+            key, meta = view.batch.column("key")[row].as_py(), json.loads(view.batch.column("meta")[row].as_py())
+            return Row(key, tokens, mask, meta, features, grids)
 
     def segments(self, index: int) -> list[SegmentRecord]:
         """The runs of a row's stream."""
@@ -242,12 +248,18 @@ class Shard:
         columns = (view.batch.column(f"seg_{name}")[row].as_py() for name in ("modality", "length", "shape", "target"))
         return [SegmentRecord(_MODALITIES[m], n, tuple(shape), t) for m, n, shape, t in zip(*columns, strict=True)]
 
-    def _features(self, view: _Batch, index: int, row: int, count: int) -> Float16[np.ndarray, "n d"] | None:
-        """The vectors of a row, as many as it has placeholders for them."""
+    def _feature_grids(self, tokens: np.ndarray, index: int) -> Int[np.ndarray, "spans axes"]:
+        """Grids of the vectors of a row's continuous spans."""
+        records = self.segments(index)
+        starts = np.cumsum([0, *(record.length for record in records)])
+        return np.array([r.shape for r, start in zip(records, starts, strict=False) if tokens[start] == Special.FEATURE], dtype=np.int64)
+
+    def _features(self, view: _Batch, index: int, row: int, places: int, count: int) -> Float16[np.ndarray, "n d"] | None:
+        """The vectors of a row, as many as its continuous spans hold."""
         values, offsets = view.features or (np.zeros(0, np.float16), np.zeros(row + 2, np.int64))
         found = values[offsets[row] : offsets[row + 1]]
         if bool(count) != bool(len(found)) or (count and len(found) % count):
-            raise damaged(self.path, f"row {index}: it has {count} <feature> tokens, and {len(found)} numbers for them")
+            raise damaged(self.path, f"row {index}: it has {places} <feature> tokens, and {len(found)} numbers for them")
         return found.reshape(count, -1) if count else None
 
     def _at(self, index: int) -> tuple[_Batch, int]:

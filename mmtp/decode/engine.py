@@ -21,16 +21,17 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmtp.decode.cache import BLOCK, KVCache
 from mmtp.decode.rows import Choice, Lane, Row
-from mmtp.decode.sample import Sampling, choose
+from mmtp.decode.sample import Sampling, choose, gaussian
 from mmtp.decode.stats import Generation
 from mmtp.decode.step import SlotLogits, Step
 from mmtp.models.heads.base import BELOW, Places, vertical
 from mmtp.stream.grammar import StreamGrammar
+from mmtp.stream.vocab import Special
 from mmtp.types import MmtpError
 
 MIN_EXACT_WIDTH = 4  # from four rows on, matrix kernels give each row the same result whatever the number of rows
@@ -63,6 +64,7 @@ class Engine:
         max_new_tokens: int = 512,
         speculative: bool = True,
         stop: Collection[int] = (),
+        vectors: Float[Tensor, "n d"] | None = None,
     ) -> Generation:
         """Goes on from a prefix until a stop token, the end of the document, or the limit.
 
@@ -72,12 +74,14 @@ class Engine:
             max_new_tokens: limit.
             speculative: draft with the model's head; the output is the same, sooner.
             stop: ids after which to end.
+            vectors: what the ``<feature>`` tokens of the prefix stand for, in order, in the model's width.
 
         Raises:
             GrammarError: the prefix breaks the grammar; names the offset.
             DecodeError: the prefix is empty or a limit is negative.
+            FeaturesError: the prefix has other places for vectors.
         """
-        return self.generate_batch([prefix], [sampling or Sampling()], max_new_tokens, speculative, stop)[0]
+        return self.generate_batch([prefix], [sampling or Sampling()], max_new_tokens, speculative, stop, [vectors])[0]
 
     @torch.inference_mode()
     def generate_batch(
@@ -87,6 +91,7 @@ class Engine:
         max_new_tokens: int = 512,
         speculative: bool = True,
         stop: Collection[int] = (),
+        vectors: Sequence[Float[Tensor, "_ d"] | None] | None = None,
     ) -> list[Generation]:
         """As :meth:`generate` for several rows of any lengths; each ends, and accepts drafts, by itself."""
         if max_new_tokens < 0:
@@ -98,14 +103,16 @@ class Engine:
         guided = [i for i, sampling in enumerate(samplings) if sampling.guidance != 1]
         branch_index = {i: len(prefixes) + n for n, i in enumerate(guided)}
         rows = [
-            Row(self.grammar, i, p, s, max_new_tokens, branch_index.get(i, -1))
-            for i, (p, s) in enumerate(zip(prefixes, samplings, strict=True))
+            Row(self.grammar, i, p, s, max_new_tokens, branch_index.get(i, -1), v)
+            for i, (p, s, v) in enumerate(zip(prefixes, samplings, vectors or [None] * len(prefixes), strict=True))
         ]
         lanes: list[Lane] = [*rows, *(row.branch for row in rows if row.branch is not None)]
         depth = self.model.head.mtp_depth if speculative else 0
         window = 1 + self.model.head.mtp_depth + vertical(self.model.head)
         width = max(MIN_EXACT_WIDTH, window) if self.exact else 0
         capacity = max((len(p) for p in prefixes), default=0) + max_new_tokens + max(window, width)
+        if self.model.flow is not None and self.model.flow.block:
+            capacity += max_new_tokens  # rows that rest stand in the passes of a block as well, wherever they are
         cache = self._cache(self.model.config.backbone.depth, len(lanes), capacity)
         drafter = Drafter(self, self._cache(self.model.head.num_caches, len(lanes), capacity), depth) if depth else None
         while not all(row.done for row in rows):
@@ -113,7 +120,10 @@ class Engine:
         seconds = time.perf_counter() - begun
         for row in rows:
             row.stats.seconds = seconds
-        return [Generation(row.tokens, len(p), row.stats) for row, p in zip(rows, prefixes, strict=True)]
+        return [
+            Generation(row.tokens, len(p), row.stats, torch.stack(row.written) if row.written else None)
+            for row, p in zip(rows, prefixes, strict=True)
+        ]
 
     def _cache(self, layers: int, rows: int, capacity: int) -> KVCache:
         backbone = self.model.config.backbone
@@ -136,7 +146,12 @@ class Engine:
         mask = cache.begin(longest)
         tokens = self.tensor([w + [0] * (longest - len(w)) for w in windows])
         positions = self.tensor([p + [(0, 0, 0)] * (longest - len(p)) for p in places])
-        hidden = self.model.extend(tokens, positions, mask, cache.layers)
+        for lane in lanes:
+            begin = cache.lengths[lane.index]
+            for first, end in lane.inputs:
+                if first >= begin and lane.index not in resting:
+                    mask[lane.index, :, first - begin : end - begin, first:end] = True
+        hidden = self.model.extend(self.embed(tokens, lanes, cache.lengths), positions, mask, cache.layers)
         last = [len(window) - len(lane.drafts) - 1 for window, lane in zip(windows, lanes, strict=True)]
         wanted = []
         for row in rows:
@@ -144,18 +159,27 @@ class Engine:
                 guide = None if row.branch is None else row.branch.guide(j, last[row.branch.index] + j)
                 wanted.append(Choice(row, last[row.index] + j, state.slot, len(row.tokens) + j, guide))
         chosen = iter(self.pick(self.model.backbone.norm, hidden, wanted, self.exact))
+        choices = {(choice.row.index, choice.place): choice for choice in wanted}
+        writing: list[Choice] = []
         counts = [0] * len(lanes)
         for row in rows:
             if row.done:
                 continue
             kept = row.accept([next(chosen) for _ in row.draft_states], stop)
             counts[row.index] = last[row.index] + 1 + kept
+            if row.tokens[-1] == Special.FEATURE:
+                writing.append(choices[row.index, len(row.tokens) - 1])
             if row.branch is not None:
                 if windows[row.branch.index] and not row.branch.fresh:
                     counts[row.branch.index] = last[row.branch.index] + 1 + min(kept, len(row.branch.drafts))
                 row.branch.forget_drafts()
             row.forget_drafts()
         cache.commit(counts)
+        for some in [[choice] for choice in writing] if self.exact else [writing] if writing else []:
+            if self.model.flow.block:
+                self._write_blocks([choice.row for choice in some], cache, stop)
+            else:
+                self._write(hidden, some)
         if drafter is not None and not all(row.done for row in rows):
             drafter.propose(rows, lanes, hidden[:, : max(counts)], counts)
 
@@ -192,6 +216,91 @@ class Engine:
                 for i, local in zip(own, choose(scores, row.sampling, row.noise, [wanted[i].place for i in own]), strict=True):
                     tokens[i] = self.logits.token(slot, local)
         return tokens
+
+    def _write(self, hidden: Float[Tensor, "b s d"], choices: list[Choice]) -> None:
+        """Draws the vectors of new ``<feature>`` tokens from the states before them."""
+        norm, width = self.model.backbone.norm, self.model.config.feature_width
+        guides = [choice.guide or (choice.row.index, choice.column) for choice in choices]
+        states = norm(hidden[[choice.row.index for choice in choices], [choice.column for choice in choices]])
+        unguided = norm(hidden[[lane for lane, _ in guides], [column for _, column in guides]])
+        samplings = [choice.row.sampling for choice in choices]
+        noise = [s.temperature * gaussian(s.seed, choice.place, width) for s, choice in zip(samplings, choices, strict=True)]
+        scale = torch.tensor([s.guidance for s in samplings], device=self.device, dtype=states.dtype)
+        vectors, embedded = self.model.write(states, torch.stack(noise).to(states), unguided, scale)
+        for choice, vector, read in zip(choices, vectors, embedded.split(1), strict=True):
+            choice.row.take_vector(vector, read)
+
+    def _write_blocks(self, rows: list[Row], cache: KVCache, stop: Collection[int]) -> None:
+        """Draws all vectors of the spans that rows have just entered, each span at once, in as many passes as the flow has steps.
+
+        The passes keep nothing in the cache: what stays are the finished vectors, which the next round reads.
+        """
+        firsts = {lane.index: len(lane.tokens) - 1 for row in rows for lane in row.lanes}
+        for row in rows:
+            before = len(row.tokens)
+            while not row.done and self.slots[row.state.slot].forced == Special.FEATURE:
+                row.push(Special.FEATURE, stop)
+            row.forget_drafts()
+            row.stats.per_pass += [0] * (self.model.flow.config.steps - 1) + [len(row.tokens) - before]
+        rows = [row for row in rows if self.slots[row.state.slot].forced != Special.FEATURE]  # others ended inside
+        if not rows:
+            return
+        sizes = {row.index: len(row.tokens) - firsts[row.index] for row in rows}
+        width, dim = max(sizes.values()), self.model.config.feature_width
+        noise = torch.zeros(len(rows), width, dim)
+        for i, row in enumerate(rows):
+            places = range(firsts[row.index], len(row.tokens))
+            noise[i, : len(places)] = row.sampling.temperature * torch.stack([gaussian(row.sampling.seed, p, dim) for p in places])
+        positions = self.tensor([[(0, 0, 0)] * width] * len(cache.lengths))
+        for row in rows:
+            for lane in row.lanes:
+                positions[lane.index, : sizes[row.index]] = self.tensor(lane.positions[firsts[lane.index] :])
+
+        def velocity(points: Tensor, time: float) -> Tensor:
+            mask = cache.begin(width)
+            embedded = torch.zeros(len(cache.lengths), width, self.model.config.backbone.width, device=self.device, dtype=self.dtype)
+            for row, own in zip(rows, points, strict=True):
+                size = sizes[row.index]
+                for lane in row.lanes:
+                    first = firsts[lane.index]
+                    mask[lane.index, :, :size, first : first + size] = True
+                    embedded[lane.index, :size] = self.model.embed_points(own[:size], time)
+            states = self.model.backbone.norm(self.model.extend(embedded, positions, mask, cache.layers))
+            found = self.model.flow(states)
+            moves = [
+                found[row.index] if row.branch is None else torch.lerp(found[row.branch.index], found[row.index], row.sampling.guidance)
+                for row in rows
+            ]
+            return torch.stack(moves)
+
+        vectors = self.model.flow.euler(noise.to(self.device, self.dtype), velocity)
+        for row, own in zip(rows, vectors, strict=True):
+            size = sizes[row.index]
+            row.written.extend(own[:size])
+            embedded = self.model.embed_points(self.model.flow.to_noise_units(own[:size]), 1.0)
+            for lane in row.lanes:
+                first = firsts[lane.index]
+                lane.vectors[first] = embedded
+                lane.inputs.append((first, first + size))
+
+    def embed(self, tokens: Int[Tensor, "b s"], lanes: list[Lane], firsts: Sequence[int]) -> Float[Tensor, "b s d"]:
+        """Embeddings of a window of every lane, with vectors where they stand in place of tokens.
+
+        Args:
+            tokens: of the windows.
+            lanes: whose.
+            firsts: offset at which each lane's window begins.
+        """
+        embedded = self.model.embed(tokens)
+        for lane in lanes:
+            begin = firsts[lane.index]
+            for first, run in reversed(lane.vectors.items()):
+                skip, at = max(0, begin - first), max(0, first - begin)
+                if skip >= len(run):
+                    break  # what stands before the window, and all before it
+                inside = run[skip : skip + max(0, tokens.shape[1] - at)]
+                embedded[lane.index, at : at + len(inside)] = inside.to(embedded.dtype)
+        return embedded
 
     def tensor(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, device=self.device)
@@ -273,7 +382,8 @@ class Drafter:
             slots = (lane.slots[first + 1 :] + drafted[max(0, first + 1 - have) :])[:count]
             modalities.append([self._modality[slot] for slot in slots] + [0] * (width - len(slots)))
         tensor, banks = self.engine.tensor, self._banks[:, : self.cache.extent]
-        return self.engine.model.embed(tensor(tokens)), Places(tensor(positions), tensor(modalities), banks, mask)
+        embedded = self.engine.embed(tensor(tokens), lanes, [length + k for length in self.cache.lengths])
+        return embedded, Places(tensor(positions), tensor(modalities), banks, mask)
 
     def _draft_rows(self, open_rows: list[Row]) -> None:
         """Goes on with the codes that the row above has predicted, as far as its anchors are known."""

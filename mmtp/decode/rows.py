@@ -3,10 +3,19 @@
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
 from mmtp.decode.sample import Noise, Sampling
 from mmtp.decode.stats import DecodeStats
 from mmtp.stream.grammar import GrammarState, StreamGrammar
 from mmtp.stream.vocab import Special
+from mmtp.types import MmtpError
+
+
+class FeaturesError(MmtpError):
+    """A prompt whose vectors do not fit its places for them."""
 
 
 class Lane:
@@ -18,6 +27,8 @@ class Lane:
 
     Attributes:
         slots: of the grammar, in which every token stands.
+        vectors: offset -> what stands there in place of the token's embedding; runs of vectors, in order.
+        inputs: offsets at which each continuous span begins and ends whose positions see each other.
         draft_states: [j] is the state after j drafts.
     """
 
@@ -31,6 +42,8 @@ class Lane:
         self.tokens: list[int] = []
         self.positions: list[tuple[int, int, int]] = []
         self.slots: list[int] = []
+        self.vectors: dict[int, Float[Tensor, "_ d"]] = {}
+        self.inputs: list[tuple[int, int]] = []
         self.forget_drafts()
 
     def append(self, token: int) -> None:
@@ -105,23 +118,33 @@ class Row(Lane):
         sampling: how tokens are chosen.
         limit: new tokens at most.
         branch_index: row of the batch that carries the unconditional branch, where the sampling is guided.
+        vectors: what the ``<feature>`` tokens of the prefix stand for, in order.
 
     Attributes:
         offsets: at which each draft was made; ``BELOW`` from the row above it.
     """
 
     def __init__(
-        self, grammar: StreamGrammar, index: int, prefix: Sequence[int], sampling: Sampling, limit: int, branch_index: int
+        self,
+        grammar: StreamGrammar,
+        index: int,
+        prefix: Sequence[int],
+        sampling: Sampling,
+        limit: int,
+        branch_index: int,
+        vectors: Float[Tensor, "n d"] | None = None,
     ) -> None:
         super().__init__(index, grammar.begin())
         self.sampling = sampling
         self.noise = Noise(sampling.seed)
         self.stats = DecodeStats()
+        self.written: list[Float[Tensor, " c"]] = []
         self.branch = Branch(branch_index, grammar) if sampling.guidance != 1 else None
         for token in prefix:
             self.append(token)
             if self.branch is not None:
                 self.branch.follow(token)
+        self._take_inputs(grammar, vectors)
         self.end = len(prefix) + limit
         self.done = limit == 0 or self.state.done
         self.forget_drafts()
@@ -129,6 +152,19 @@ class Row(Lane):
     def forget_drafts(self) -> None:
         super().forget_drafts()
         self.offsets: list[int] = []
+
+    def _take_inputs(self, grammar: StreamGrammar, vectors: Float[Tensor, "n d"] | None) -> None:
+        """Puts vectors at the places of the prefix that are for them."""
+        if vectors is None and Special.FEATURE not in self.tokens:
+            return
+        bodies = [span.body for span in grammar.spans(np.array(self.tokens)) if span.continuous]
+        places, given = self.tokens.count(Special.FEATURE), 0 if vectors is None else len(vectors)
+        if places != given or places != sum(body.stop - body.start for body in bodies):
+            raise FeaturesError(f"row {self.index}: {given} vectors for {places} <feature> tokens; each needs one, and its span an end")
+        if vectors is not None:
+            self.inputs = [(body.start, body.stop) for body in bodies]
+            runs = vectors.split([body.stop - body.start for body in bodies])
+            self.vectors = {body.start: run for body, run in zip(bodies, runs, strict=True)}
 
     def push(self, token: int, stop: Collection[int]) -> None:
         """Keeps a token for good, which may end the row."""
@@ -154,11 +190,24 @@ class Row(Lane):
         self.noise.forget_before(len(self.tokens))
         return kept
 
+    def take_vector(self, vector: Float[Tensor, " c"], embedded: Float[Tensor, "1 d"]) -> None:
+        """Keeps what the newest token, a ``<feature>``, stands for."""
+        self.written.append(vector)
+        for lane in self.lanes:
+            lane.vectors[len(lane.tokens) - 1] = embedded
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """The row, and its branch where it is guided."""
+        return [self] if self.branch is None else [self, self.branch]
+
     def take_draft(self, token: int, offset: int) -> bool:
-        """Adds a draft of an offset; whether a further one makes sense.
+        """Adds a draft of an offset; whether a further one makes sense. Vectors are not drafted.
 
         A guided row does not draft an opener: the branch starts there, and its first choice could not be verified in the same pass.
         """
+        if token == Special.FEATURE:
+            return False
         if self.branch is not None:
             if self.branch.opens(token):
                 return False

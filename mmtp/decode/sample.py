@@ -25,7 +25,7 @@ class Sampling:
     """How tokens are chosen.
 
     Attributes:
-        temperature: divides the logits; 0 takes the most probable token.
+        temperature: divides the logits; 0 takes the most probable token. Of vectors it scales the noise that they are made of.
         top_k: keep the k most probable; 0 keeps all.
         top_p: keep the most probable until their sum reaches p (Holtzman et al. 2020, section 3.1); 1 keeps all.
         guidance: scale w of classifier-free guidance inside pictures, sounds and videos: logits become ``u + w (c - u)``, where c
@@ -78,6 +78,12 @@ class Noise:
         """Drops what will not be asked for again."""
         for passed in [p for p in self._kept if p < place]:
             del self._kept[passed]
+
+
+def gaussian(seed: int, place: int, size: int) -> Float[Tensor, " n"]:
+    """Normal noise that the vector at a place is made of."""
+    generator = np.random.Generator(np.random.Philox(key=seed, counter=(0, 0, 1, place)))
+    return torch.from_numpy(generator.standard_normal(size, dtype=np.float32))
 
 
 def warp(logits: Float[Tensor, "m n"], sampling: Sampling) -> Float[Tensor, "m n"]:

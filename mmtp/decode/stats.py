@@ -3,6 +3,9 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from jaxtyping import Float
+from torch import Tensor
+
 
 @dataclass
 class DecodeStats:
@@ -43,11 +46,13 @@ class Generation:
         tokens: the prompt and what follows it.
         prompt_length: where the new tokens begin.
         stats: of this row; ``seconds`` are those of its batch.
+        vectors: those of the new ``<feature>`` tokens, in order; None where there are none.
     """
 
     tokens: list[int]
     prompt_length: int
     stats: DecodeStats
+    vectors: Float[Tensor, "n c"] | None = None
 
     @property
     def new_tokens(self) -> list[int]:

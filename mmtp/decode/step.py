@@ -18,14 +18,21 @@ class Step(Protocol):
 
     config: Any
     head: Any
+    flow: Any
     backbone: Any
     unembedding: Any
 
     def embed(self, tokens: Int[Tensor, "b s"]) -> Float[Tensor, "b s d"]: ...
 
     def extend(
-        self, tokens: Int[Tensor, "b s"], positions: Int[Tensor, "b s 3"], mask: Tensor, caches: Sequence[LayerCache]
+        self, embedded: Float[Tensor, "b s d"], positions: Int[Tensor, "b s 3"], mask: Tensor, caches: Sequence[LayerCache]
     ) -> Float[Tensor, "b s d"]: ...
+
+    def write(
+        self, states: Float[Tensor, "n d"], noise: Float[Tensor, "n c"], guides: Float[Tensor, "n d"], guidance: Float[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n d"]]: ...
+
+    def embed_points(self, points: Float[Tensor, "n c"], time: float) -> Float[Tensor, "n d"]: ...
 
 
 class SlotLogits:

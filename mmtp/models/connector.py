@@ -1,6 +1,7 @@
 """From the latents of a continuous tokenizer to vectors of a model's width, one to one, merged, or as a fixed number."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from mmtp.nn.attention import attend
 from mmtp.nn.block import init_weights
 from mmtp.nn.mlp import SwiGLU
 from mmtp.nn.norm import RMSNorm
+from mmtp.stream.template import feature_places
 from mmtp.types import Latents, MmtpError
 
 POSITION_PERIOD = 1000.0
@@ -37,6 +39,10 @@ class Connector(nn.Module, ABC):
         """Configuration of any connector; ``build(width=…, out_width=…)`` makes it."""
 
         family: ClassVar[str] = "connector"
+
+        def places(self, grid: Sequence[int]) -> tuple[int, ...]:
+            """Grid of the vectors that come out for a grid of those that go in, without running the network: one to one."""
+            return tuple(grid)
 
     def __init__(self, width: int, out_width: int) -> None:
         super().__init__()
@@ -82,6 +88,9 @@ class Projector(Connector):
             if self.merge < 1:
                 raise ValueError(f"merge {self.merge}: at least 1 is wanted")
 
+        def places(self, grid: Sequence[int]) -> tuple[int, ...]:
+            return feature_places(grid, merge=self.merge)
+
     def __init__(self, config: Config, *, width: int, out_width: int) -> None:
         super().__init__(width, out_width)
         self.config = config
@@ -120,6 +129,9 @@ class Resampler(Connector):
             for name in ("num_queries", "depth", "num_heads"):
                 if getattr(self, name) < 1:
                     raise ValueError(f"{name} {getattr(self, name)}: at least 1 is wanted")
+
+        def places(self, grid: Sequence[int]) -> tuple[int, ...]:
+            return feature_places(grid, queries=self.num_queries)
 
     def __init__(self, config: Config, *, width: int, out_width: int) -> None:
         super().__init__(width, out_width)

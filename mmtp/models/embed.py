@@ -1,12 +1,14 @@
-"""Input embeddings: one table for all ids, and a projection for continuous features where the model reads any."""
+"""Input embeddings: one table for all ids, and a connector for continuous features where the model reads any."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmtp.types import Batch, MmtpError
+from mmtp.models.connector import Connector
+from mmtp.types import Batch, Latents, MmtpError, grid_coordinates
 
 
 class FeatureError(MmtpError):
@@ -20,12 +22,14 @@ class Embedding(nn.Module):
         vocab_size: rows of the table.
         width: of the residual stream.
         feature_width: width of continuous features; 0 where the model reads none.
+        connector: how these become vectors of the model's width.
     """
 
-    def __init__(self, vocab_size: int, width: int, feature_width: int) -> None:
+    def __init__(self, vocab_size: int, width: int, feature_width: int, connector: Connector.Config) -> None:
         super().__init__()
         self.table = nn.Embedding(vocab_size, width)
-        self.features = nn.Linear(feature_width, width) if feature_width else None
+        self.features: Connector | None = connector.build(width=feature_width, out_width=width) if feature_width else None
+        self.register_load_state_dict_pre_hook(_as_projector)
 
     def forward(self, tokens: Int[Tensor, "b s"]) -> Float[Tensor, "b s d"]:
         return self.table(tokens)
@@ -34,19 +38,44 @@ class Embedding(nn.Module):
         """Embeddings of a packed batch, features included.
 
         Raises:
-            FeatureError: the model has no projection for them, or their width differs.
+            FeatureError: the model has no connector for them, their width differs, or the stream has other places for them.
         """
         x = self.table(batch.tokens)
         if batch.features is None or batch.feature_index is None:
             return x
+        vectors = self.connect(batch.features, batch.feature_grids)
+        if len(vectors) != len(batch.feature_index):
+            raise FeatureError(
+                f"the streams have {len(batch.feature_index)} places for {len(batch.features)} continuous features, the model's connector "
+                f"makes {len(vectors)} of them; tokenize with the connector's --merge or --queries"
+            )
+        return x.flatten(0, 1).index_copy(0, batch.feature_index, vectors.to(x.dtype)).view_as(x)
+
+    def connect(self, features: Float[Tensor, "n c"], grids: Int[Tensor, "spans axes"] | None = None) -> Float[Tensor, "m d"]:
+        """What stands in the stream for the features of some spans, one behind the other.
+
+        Args:
+            features: vectors of all spans.
+            grids: of every span's vectors; None: one column of them all.
+
+        Raises:
+            FeatureError: the model has no connector for them, or their width differs.
+        """
         if self.features is None:
             raise FeatureError("the batch holds continuous features, but the model's feature_width is 0")
-        if batch.features.shape[-1] != self.features.in_features:
-            raise FeatureError(
-                f"continuous features are {batch.features.shape[-1]} wide, the model's feature_width is {self.features.in_features}"
-            )
-        flat = x.flatten(0, 1)
-        return flat.index_copy(0, batch.feature_index, self.features(batch.features).to(x.dtype)).view_as(x)
+        if features.shape[-1] != self.features.width:
+            raise FeatureError(f"continuous features are {features.shape[-1]} wide, the model's feature_width is {self.features.width}")
+        spans = [[len(features), 1]] if grids is None else grids.tolist()
+        places = [grid_coordinates(grid).to(features.device) for grid in spans]
+        read = self.features(Latents.pad(features.split([len(p) for p in places]), places))
+        return read.values[read.mask]
+
+
+def _as_projector(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Models of before had one linear layer, called ``features``."""
+    for name in ("weight", "bias"):
+        if f"{prefix}features.{name}" in state:
+            state[f"{prefix}features.layers.0.{name}"] = state.pop(f"{prefix}features.{name}")
 
 
 KERNEL_WIDTH = 0.7

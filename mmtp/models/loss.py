@@ -44,6 +44,7 @@ class LossConfig(mmtp.config.Config):
         z_weight: pulls the log-normaliser to 0 (PaLM, section 5).
         inputs: media that are predicted where they are input as well, such as the picture before a question: so every document teaches
             what pictures look like, not only those that end in one. The codes in question cost a forward pass in any case.
+        flow_weight: weight of the flow-matching error of vectors that the model writes; its scale is another than that of nats.
         detach: draft heads read the backbone's states, embedding and unembedding without sending gradients into them.
         chunk_rows: rows whose logits are in memory at a time.
     """
@@ -55,6 +56,7 @@ class LossConfig(mmtp.config.Config):
     uncertainty_lr: float = 0.0
     z_weight: float = 1e-5
     inputs: tuple[str, ...] = ()
+    flow_weight: float = 1.0
     detach: bool = True
     chunk_rows: int = 1024
 
@@ -96,6 +98,7 @@ class LossOutput:
             only where states learn. Of two that compete for one backbone, the greater has its way.
         divergence: of drafts, where ``mtp_distill`` is not 0: KL from the model's own distribution, summed, in nats, likewise.
         overlap: of drafts, likewise: 1 - TV between both distributions, summed; their mean is what speculation accepts at temperature 1.
+        flow: mean flow-matching error of written vectors, by modality.
     """
 
     total: Float[Tensor, ""]
@@ -106,6 +109,7 @@ class LossOutput:
     grads: dict[tuple[Modality, int], float]
     divergence: dict[tuple[Modality, int], float] = field(default_factory=dict)
     overlap: dict[tuple[Modality, int], float] = field(default_factory=dict)
+    flow: dict[Modality, float] = field(default_factory=dict)
 
 
 def unified_loss(

@@ -1,7 +1,7 @@
 """The unified model: one embedding, one backbone, one unembedding over all media, and a head that predicts further ahead."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 import mmtp.config
 from mmtp.models.backbone import Backbone, BackboneConfig
+from mmtp.models.connector import Connector, Projector
 from mmtp.models.embed import Embedding
 from mmtp.models.heads.base import Head, HeadConfig, Places, vertical
+from mmtp.models.heads.flow import FlowHead
 from mmtp.models.heads.next import NextHead
 from mmtp.models.loss import LossConfig, LossOutput, unified_loss
 from mmtp.nn.attention import LayerCache, document_mask
@@ -38,6 +40,8 @@ class UnifiedModel(nn.Module):
             head: any registered head.
             tie_embeddings: use the embedding as unembedding.
             feature_width: width of continuous input features; 0 for none.
+            connector: how these become vectors of the model's width; a table with ``type``.
+            flow: the head that writes vectors, where the vocabulary says that the model does; a table with ``type``.
         """
 
         layout: VocabLayout
@@ -45,11 +49,13 @@ class UnifiedModel(nn.Module):
         head: HeadConfig = field(default_factory=NextHead.Config)
         tie_embeddings: bool = True
         feature_width: int = 0
+        connector: Connector.Config = field(default_factory=lambda: Projector.Config(layers=1))
+        flow: FlowHead.Config | None = None
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.embedding = Embedding(config.layout.size, config.backbone.width, config.feature_width)
+        self.embedding = Embedding(config.layout.size, config.backbone.width, config.feature_width, config.connector)
         self.backbone = Backbone(config.backbone)
         self.head: Any = config.head.build(backbone=config.backbone, modalities=config.layout.modalities)
         self.unembedding = (
@@ -58,18 +64,25 @@ class UnifiedModel(nn.Module):
         self.register_buffer("slot_modality", torch.tensor([slot.modality.index for slot in config.layout.slots]), persistent=False)
         assert isinstance(self.head, Head)
         init_weights(self, config.backbone.depth)
+        self.flow: Any = _build_flow(config)
 
-    def forward(self, batch: Batch, *, detach: bool = False, drafts: bool = True) -> list[Float[Tensor, "b s d"]]:
+    def forward(
+        self, batch: Batch, *, detach: bool = False, drafts: bool = True, times: Float[Tensor, " n"] | None = None
+    ) -> list[Float[Tensor, "b s d"]]:
         """States of all offsets: the next token first, then one per draft offset, then that of the row below where the head has one.
 
         Args:
             batch: packed rows.
             detach: draft heads read the backbone without training it.
             drafts: whether their states are wanted.
+            times: of every vector of the batch that a block is made of, where these stand in it as points on their way from noise.
         """
         x = self.embedding.batch(batch)
+        if times is not None and batch.feature_index is not None:
+            index = batch.feature_index[batch.loss_mask.flatten()[batch.feature_index]]
+            x = x.flatten(0, 1).index_add(0, index, self.flow.embed_time(times).to(x.dtype)).view_as(x)
         causal = document_mask(batch.document_ids)
-        spans = input_spans(batch, self.config.layout)
+        spans = input_spans(batch, self.config.layout, self.flow is not None and self.flow.block)
         mask = causal if spans is None else document_mask(batch.document_ids, spans)
         return self.compute_states(x, batch.positions, self.slot_modality[batch.slots], mask, causal, detach, drafts)
 
@@ -86,33 +99,106 @@ class UnifiedModel(nn.Module):
         return states
 
     def loss(self, batch: Batch, config: LossConfig) -> LossOutput:
-        """Loss of a batch over all modalities and offsets."""
-        states = self(batch, detach=config.detach)
-        return unified_loss(states, self.unembedding.weight, batch, self.config.layout, config, vertical(self.head) > 0)
+        """Loss of a batch over all modalities and offsets, and of the vectors that the model writes."""
+        written = self._written(batch)
+        features = index = times = goal = None
+        if written is not None:
+            features, index = written
+            if self.flow.block:
+                batch, times, goal = self._noised(batch, features)
+        states = self(batch, detach=config.detach, times=times)
+        output = unified_loss(states, self.unembedding.weight, batch, self.config.layout, config, vertical(self.head) > 0)
+        if index is None:
+            return output
+        flat = states[0].flatten(0, 1)
+        if goal is None:
+            error = self.flow.error(features, flat[index - 1])
+        else:
+            error = (self.flow(flat[index]).float() - goal).square().mean()
+        entry = self.config.layout.continuous
+        assert entry is not None
+        return replace(output, total=output.total + config.flow_weight * error, flow={entry.modality: float(error.detach())})
+
+    def _written(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """Vectors of a batch that the model is to write, and their flat places; None where there are none."""
+        if self.flow is None or batch.features is None or batch.feature_index is None:
+            return None
+        targets = batch.loss_mask.flatten()[batch.feature_index]
+        return (batch.features[targets], batch.feature_index[targets]) if targets.any() else None
+
+    def _noised(self, batch: Batch, vectors: Tensor) -> tuple[Batch, Tensor, Tensor]:
+        """The batch with points on the way to its written vectors in their place, their times (one per span), and their velocities."""
+        assert batch.features is not None and batch.feature_index is not None
+        targets = batch.loss_mask.flatten()[batch.feature_index]
+        sizes = torch.tensor([len(targets)]) if batch.feature_grids is None else batch.feature_grids.prod(1)
+        times = torch.rand(len(sizes), device=vectors.device).repeat_interleave(sizes.to(vectors.device))[targets]
+        end, noise = self.flow.to_noise_units(vectors), torch.randn_like(vectors)
+        points = self.flow.to_vectors(torch.lerp(noise, end, times[:, None]))
+        return replace(batch, features=batch.features.masked_scatter(targets[:, None], points)), times, end - noise
 
     def embed(self, tokens: Int[Tensor, "b s"]) -> Float[Tensor, "b s d"]:
         """Embeddings alone, as drafting needs them."""
         return self.embedding(tokens)
 
     def extend(
-        self, tokens: Int[Tensor, "b s"], positions: Int[Tensor, "b s 3"], mask: Tensor, caches: Sequence[LayerCache]
+        self, embedded: Float[Tensor, "b s d"], positions: Int[Tensor, "b s 3"], mask: Tensor, caches: Sequence[LayerCache]
     ) -> Float[Tensor, "b s d"]:
-        """Hidden states (before the final norm) of a few more tokens, given what the caches hold."""
-        return self.backbone(self.embedding(tokens), positions, mask, caches)
+        """Hidden states (before the final norm) of a few more positions, given what the caches hold."""
+        return self.backbone(embedded, positions, mask, caches)
+
+    def write(
+        self, states: Float[Tensor, "n d"], noise: Float[Tensor, "n c"], guides: Float[Tensor, "n d"], guidance: Float[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n d"]]:
+        """Vectors behind some positions, drawn each by itself, and what stands in the stream for them.
+
+        Args:
+            states: of the positions, after the final norm.
+            noise: what the vectors are made of.
+            guides: states of the unconditional branch; the same states where nothing guides.
+            guidance: scale of each.
+        """
+        assert self.flow is not None, "the grammar opens spans of vectors for models that write them only"
+        vectors = self.flow.sample(states, noise, *((guides, guidance) if (guidance != 1).any() else ()))
+        return vectors, self.embedding.connect(vectors)
+
+    def embed_points(self, points: Float[Tensor, "n c"], time: float) -> Float[Tensor, "n d"]:
+        """What stands in the stream for points on their way from noise, of a span that is drawn as a block; at time 1 they are vectors."""
+        times = torch.full((len(points),), time, device=points.device)
+        return self.embedding.connect(self.flow.to_vectors(points)) + self.flow.embed_time(times)
 
     def num_parameters(self) -> int:
         """Parameters, shared ones counted once."""
         return sum(p.numel() for p in self.parameters())
 
 
-def input_spans(batch: Batch, layout: VocabLayout) -> Int[Tensor, "b s"] | None:
+def _build_flow(config: UnifiedModel.Config) -> FlowHead | None:
+    """The head that writes vectors, where there is one.
+
+    Raises:
+        ConfigError: the vocabulary has nothing that it could write, or has and the head is missing, or vectors do not go in one by one.
+    """
+    entry = config.layout.continuous
+    if (entry is not None and entry.written) != (config.flow is not None):
+        have = "no continuous tokenizer whose vectors a model writes" if config.flow is not None else "vectors that the model writes"
+        raise mmtp.config.ConfigError(f"flow: the vocabulary has {have}; {'leave it out' if config.flow else 'give a table with its type'}")
+    if config.flow is None:
+        return None
+    if config.connector.places((2, 3)) != (2, 3):
+        raise mmtp.config.ConfigError("connector: a model that writes vectors reads them one by one; neither merge nor resample them")
+    if not config.feature_width:
+        raise mmtp.config.ConfigError("feature_width: a model that writes vectors needs their width")
+    return config.flow.build(state_width=config.backbone.width, vector_width=config.feature_width)
+
+
+def input_spans(batch: Batch, layout: VocabLayout, written: bool = False) -> Int[Tensor, "b s"] | None:
     """Number of the continuous input span each position belongs to, -1 outside; None where the batch holds none.
 
-    Inside such a span positions see each other both ways: the features came in at once, nothing in it is predicted.
+    Inside such a span positions see each other both ways: the features came in at once, nothing in it is predicted. Features that the
+    model writes are predicted one after the other, and so are no such span, unless ``written`` counts them, where they are drawn as blocks.
     """
     index = layout.slot_index.get("feature.codes.0")
     if index is None or batch.features is None:
         return None
-    inside = batch.slots == index
+    inside = (batch.slots == index) & (~batch.loss_mask | written)
     starts = inside & ~torch.nn.functional.pad(inside, (1, 0))[:, :-1]
     return torch.where(inside, starts.cumsum(1), -1)

@@ -257,7 +257,8 @@ class _Plan:
 def _plan(rule: SpanRule, grid: tuple[int, ...]) -> _Plan:
     frame, codebook, step = rule.pattern.order(int(np.prod(grid)))
     axes = np.stack(np.unravel_index(frame, grid), axis=-1)
-    coordinates = np.concatenate([np.zeros((len(frame), 3 - len(grid)), dtype=np.int64), axes], axis=-1)
+    coordinates = np.zeros((len(frame), 3), dtype=np.int64)
+    coordinates[:, list(rule.axes)] = axes
     return _fill(rule, codebook, step, coordinates, coordinates)
 
 

@@ -3,11 +3,12 @@
 A document is ``<bos> … <eos>``. Outside of turns stand text and spans; a role token opens a turn, which holds text and spans up to
 ``<end>``. Spans (:class:`~mmtp.stream.rules.SpanRule`) describe themselves: a picture is ``<boi> <dim H> <dim W>``, H·W·K codes,
 ``<eoi>``; sound is ``<boa>``, whole frames, ``<eoa>``; video has three dims; continuous features are ``<bof> <dim H> <dim W>``,
-H·W placeholders, ``<eof>``.
+H·W placeholders, ``<eof>``, with time and bands of a sound as H and W.
 
 Positions have three axes (time, row, column). A counter p runs over text and specials: (p, p, p). A body with base b (the counter
 after its dims) puts the codes of cell (r, c) at (b, b+r, b+c), of video cell (t, r, c) at (b+t, b+r, b+c), of sound frame t at
-(b+t, b+t, b+t); the counter goes on at b plus the longest axis. (Multi-axis positions: Qwen2-VL, Wang et al. 2024, section 2.1.)
+(b+t, b+t, b+t), features of sound at time t and band f at (b+t, b, b+f); the counter goes on at b plus the longest axis. (Multi-axis
+positions: Qwen2-VL, Wang et al. 2024, section 2.1.)
 
 Two forms agree on every stream, legal or not: :meth:`StreamGrammar.analyse` for training, :class:`GrammarState` for decoding.
 """
@@ -294,7 +295,7 @@ class GrammarState:
             return frame, 0, 0
         row, column = divmod(frame, grid[-1])
         if len(grid) == 2:
-            return 0, row, column
+            return (0, row, column) if self._rule.axes[0] else (row, 0, column)
         time, row = divmod(row, grid[1])
         return time, row, column
 

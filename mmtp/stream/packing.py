@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from mmtp.stream.grammar import StreamGrammar
@@ -26,12 +26,14 @@ class PackDocument(NamedTuple):
     Attributes:
         tokens: vocabulary ids of the whole document.
         target_mask: whether training predicts each token.
-        features: one vector per ``<feature>`` token, if there are any.
+        features: vectors of all continuous spans, if there are any.
+        feature_grids: extent of every such span's grid of vectors; None: that of its ``<feature>`` tokens, one vector each.
     """
 
     tokens: Integer[np.ndarray, " s"]
     target_mask: Bool[np.ndarray, " s"]
     features: Float[Tensor, "n d"] | None = None
+    feature_grids: Int[np.ndarray, "spans axes"] | None = None
 
 
 def pack(lengths: Iterable[int] | Integer[np.ndarray, " n"], budget: int, max_open: int = 64) -> list[list[int]]:
@@ -75,7 +77,7 @@ def collate(documents: Sequence[tuple[Any, ...]], grammar: StreamGrammar, budget
     """Packs documents into as few rows as first-fit finds and builds the batch.
 
     Args:
-        documents: (tokens, target mask[, features]) of every document.
+        documents: (tokens, target mask[, features[, grids of features]]) of every document.
         grammar: of the model's vocabulary.
         budget: tokens per row.
 
@@ -100,20 +102,25 @@ def collate_rows(rows: Sequence[Sequence[tuple[Any, ...]]], grammar: StreamGramm
     document_ids = np.full(shape, -1, dtype=np.int64)
     slots = np.full(shape, grammar.done, dtype=np.int64)
     loss_mask = np.zeros(shape, dtype=bool)
-    features = []
+    features, grids = [], []
     for r, row in enumerate(rows):
         start = 0
         for d, document in enumerate(row):
-            ids, mask, vectors = PackDocument(*document)
+            ids, mask, vectors, extents = PackDocument(*document)
             end = start + len(ids)
             if end > budget:
                 raise PackingError(f"row {r}: its documents have more than {budget} tokens together")
             if len(mask) != len(ids):
                 raise PackingError(f"row {r}, document {d}: {len(ids)} tokens, but a target mask of {len(mask)}")
-            _check_features(ids, vectors, f"row {r}, document {d}")
+            info = grammar.analyse(ids, complete=True)
+            own = np.array([span.grid for span in info.spans if span.continuous], dtype=np.int64).reshape(-1, 2)
+            extents = own if extents is None else extents
+            if len(extents) != len(own):
+                raise PackingError(f"row {r}, document {d}: {len(own)} continuous spans, but {len(extents)} grids of features")
+            _check_features(ids, extents, vectors, f"row {r}, document {d}")
             if vectors is not None:
                 features.append(vectors)
-            info = grammar.analyse(ids, complete=True)
+                grids.append(extents)
             tokens[r, start:end] = ids
             positions[r, start:end] = info.positions
             document_ids[r, start:end] = d
@@ -128,11 +135,13 @@ def collate_rows(rows: Sequence[Sequence[tuple[Any, ...]]], grammar: StreamGramm
         loss_mask=torch.from_numpy(loss_mask),
         features=torch.cat(features) if features else None,
         feature_index=torch.from_numpy(np.flatnonzero(tokens == Special.FEATURE)) if features else None,
+        feature_grids=torch.from_numpy(np.concatenate(grids)) if features else None,
     )
 
 
-def _check_features(ids: np.ndarray, vectors: Tensor | None, where: str) -> None:
-    wanted = int((np.asarray(ids) == Special.FEATURE).sum())
+def _check_features(ids: np.ndarray, grids: np.ndarray, vectors: Tensor | None, where: str) -> None:
+    wanted = int(grids.prod(1).sum())
     given = 0 if vectors is None else len(vectors)
     if wanted != given:
-        raise PackingError(f"{where}: {wanted} <feature> tokens, but {given} feature vectors")
+        places = int((np.asarray(ids) == Special.FEATURE).sum())
+        raise PackingError(f"{where}: {places} <feature> tokens, but {given} feature vectors, {wanted} wanted")

@@ -31,6 +31,7 @@ class SpanRule:
         opener: id that opens the span.
         closer: id that closes it.
         num_dims: dims after the opener; 0 where the length shows only at the end.
+        axes: which of time, row and column (0, 1, 2) each dim reaches along. Features of sound lie on time and, by bands, columns.
         pattern: order of the body.
         ranges: ids of each codebook.
         code_slots: slot of each codebook.
@@ -43,6 +44,7 @@ class SpanRule:
     opener: int
     closer: int
     num_dims: int
+    axes: tuple[int, ...]
     pattern: Pattern
     ranges: tuple[Range, ...]
     code_slots: tuple[int, ...]
@@ -65,6 +67,7 @@ def span_rules(layout: VocabLayout) -> dict[int, SpanRule]:
             opener=int(Special.BOF if entry.continuous else OPENERS[entry.modality]),
             closer=int(Special.EOF if entry.continuous else CLOSERS[entry.modality]),
             num_dims=num_dims,
+            axes=(0, 2) if entry.continuous and entry.modality is Modality.AUDIO else (0, 1, 2)[3 - num_dims :],
             pattern=entry.pattern,
             ranges=(feature_range,) if entry.continuous else tuple(layout.code_range(entry.modality, k) for k in codebooks),
             code_slots=tuple(index[f"{name}.codes.{k}"] for k in codebooks),
@@ -75,5 +78,5 @@ def span_rules(layout: VocabLayout) -> dict[int, SpanRule]:
     return rules
 
 
-NO_SPAN = SpanRule(Modality.TEXT, False, -1, -1, 0, Pattern((0,)), (), (), (), -1)
+NO_SPAN = SpanRule(Modality.TEXT, False, -1, -1, 0, (), Pattern((0,)), (), (), (), -1)
 """Stands for a rule where no span is open."""

@@ -3,6 +3,7 @@
 Training documents and generation prompts are written by the same functions, so that a model meets the wording it has learnt.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -46,7 +47,7 @@ class SegmentRecord:
     Attributes:
         modality: text for words and structure tokens, else the medium of a body.
         length: number of tokens.
-        shape: grid of a body; ``(length,)`` for text.
+        shape: grid of a body; ``(length,)`` for text. For a continuous body that of its vectors, of which ``length`` tokens may read more.
         target: whether training predicts these tokens.
     """
 
@@ -63,12 +64,14 @@ class EncodedDocument:
     Attributes:
         tokens: vocabulary ids.
         segments: what the tokens are, run by run.
-        features: continuous vectors for the ``<feature>`` tokens, in order; None where there are none.
+        features: continuous vectors of all continuous spans, in order; None where there are none.
+        feature_grids: extent of every such span's grid of vectors. There may be fewer ``<feature>`` tokens than vectors.
     """
 
     tokens: Int[np.ndarray, " s"]
     segments: tuple[SegmentRecord, ...]
     features: Float[Tensor, "n d"] | None = None
+    feature_grids: Int[np.ndarray, "spans axes"] | None = None
 
     @property
     def target_mask(self) -> Bool[np.ndarray, " s"]:
@@ -122,6 +125,17 @@ def encode_prompt(layout: VocabLayout, pieces: Sequence[Piece], role: str | None
     if role is not None:
         writer.structure([ROLES[role]], target=False)
     return writer.document().tokens
+
+
+def feature_places(grid: Sequence[int], merge: int = 1, queries: int = 0) -> tuple[int, ...]:
+    """Grid of the ``<feature>`` tokens of a span, which a model's connector decides.
+
+    Args:
+        grid: of the vectors.
+        merge: cells per side that the connector joins into one.
+        queries: vectors that the connector makes of any grid; 0 where it goes by cells.
+    """
+    return (1, queries) if queries else tuple(-(-n // merge) for n in grid)
 
 
 def text_segment(encode_text: EncodeText, text: str, target: bool) -> Segment:
@@ -228,11 +242,13 @@ class _Writer:
         self.runs: list[np.ndarray] = []
         self.records: list[SegmentRecord] = []
         self.features: list[Tensor] = []
+        self.feature_grids: list[tuple[int, ...]] = []
         self.structure([Special.BOS], target=False)
 
     def document(self) -> EncodedDocument:
         features = torch.cat(self.features) if self.features else None
-        return EncodedDocument(np.concatenate(self.runs), tuple(self.records), features)
+        grids = np.array(self.feature_grids) if self.features else None
+        return EncodedDocument(np.concatenate(self.runs), tuple(self.records), features, grids)
 
     def piece(self, piece: Piece) -> None:
         if isinstance(piece, Segment):
@@ -283,15 +299,18 @@ class _Writer:
         self.structure([CLOSERS[modality]], segment.target)
 
     def feature_span(self, segment: Segment, features: Tensor) -> None:
-        if not any(entry.continuous and entry.modality is segment.modality for entry in self.layout.media):
+        entry = self.layout.continuous
+        if entry is None or entry.modality is not segment.modality:
             raise TemplateError(f"{segment.modality} features: this vocabulary has no continuous {segment.modality} tokenizer")
         if len(segment.shape) != 2:
             raise TemplateError(f"{segment.modality} features of shape {list(features.shape)}: [h, w, d] is wanted")
-        self.structure([Special.BOF, *self.dims(segment.modality, segment.shape)], target=False)
-        vectors = features.reshape(-1, features.shape[-1])
-        self.body(np.full(len(vectors), Special.FEATURE, dtype=np.int64), segment, target=False)
-        self.features.append(vectors)
-        self.structure([Special.EOF], target=False)
+        places = segment.places or segment.shape
+        target = segment.target and entry.written
+        self.structure([Special.BOF, *self.dims(segment.modality, places)], target)
+        self.body(np.full(math.prod(places), Special.FEATURE, dtype=np.int64), segment, target)
+        self.features.append(features.reshape(-1, features.shape[-1]))
+        self.feature_grids.append(segment.shape)
+        self.structure([Special.EOF], target)
 
     def body(self, ids: np.ndarray, segment: Segment, target: bool) -> None:
         self.runs.append(ids)

@@ -93,8 +93,9 @@ class MediaEntry:
         modality: the medium.
         name: what messages call it.
         fingerprint: of its configuration and weights.
-        codebook_sizes: ids per codebook; empty for continuous features, which a model reads but never writes.
+        codebook_sizes: ids per codebook; empty for continuous features, which a model reads, and writes only where ``written`` says so.
         delays: steps by which each codebook lags (see :class:`~mmtp.stream.patterns.Pattern`); none given: all 0.
+        written: of continuous features: whether a model writes them as well.
     """
 
     modality: Modality
@@ -102,6 +103,7 @@ class MediaEntry:
     fingerprint: str = ""
     codebook_sizes: tuple[int, ...] = ()
     delays: tuple[int, ...] = ()
+    written: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "delays", tuple(self.delays) or (0,) * len(self.codebook_sizes))
@@ -111,10 +113,12 @@ class MediaEntry:
             raise VocabError(f"{self.name!r}: {len(self.delays)} delays for {len(self.codebook_sizes)} codebooks")
         if self.codebook_sizes and min(self.codebook_sizes) < 1:
             raise VocabError(f"{self.name!r}: every codebook needs at least one entry, {list(self.codebook_sizes)} given")
-        if self.continuous and self.modality is not Modality.IMAGE:
-            raise VocabError(f"{self.name!r}: continuous features are known for pictures only, not for {self.modality}")
+        if self.continuous and self.modality is Modality.VIDEO:
+            raise VocabError(f"{self.name!r}: continuous features are known for pictures and sounds, not for {self.modality}")
         if not self.continuous:
             Pattern(self.delays)
+            if self.written:
+                raise VocabError(f"{self.name!r}: written is for continuous features; codes are written in any case")
 
     @property
     def continuous(self) -> bool:
@@ -164,7 +168,7 @@ class VocabLayout(Config):
 
     Attributes:
         text: the text tokenizer, if there is one.
-        media: media tokenizers; at most one with codebooks per modality, and at most one continuous.
+        media: media tokenizers; at most one with codebooks per modality, and at most one continuous in all.
         max_dim: greatest extent of a span along one axis of its grid.
     """
 
@@ -177,28 +181,42 @@ class VocabLayout(Config):
             raise VocabError(f"max_dim: at least 1 is wanted, {self.max_dim} given")
         if self.text is not None and self.text.size < 1:
             raise VocabError(f"{self.text.name!r}: a text tokenizer needs at least one id")
-        kinds = [(entry.modality, entry.continuous) for entry in self.media]
+        kinds = ["continuous" if entry.continuous else f"discrete {entry.modality}" for entry in self.media]
         for entry, kind in zip(self.media, kinds, strict=True):
             if kinds.count(kind) > 1:
-                raise VocabError(
-                    f"{entry.name!r}: there is another {'continuous' if kind[1] else 'discrete'} {kind[0]} tokenizer; keep one"
-                )
+                raise VocabError(f"{entry.name!r}: there is another {kind} tokenizer; keep one")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As of any configuration, but ``written`` only where it is true: vocabularies of before it keep their hash."""
+        data = super().to_dict()
+        for entry in data["media"]:
+            if not entry["written"]:
+                del entry["written"]
+        return data
 
     @classmethod
-    def of(cls, tokenizers: Mapping[str, HasSpec], max_dim: int = 64, delays: Mapping[str, Sequence[int]] | None = None) -> "VocabLayout":
+    def of(
+        cls,
+        tokenizers: Mapping[str, HasSpec],
+        max_dim: int = 64,
+        delays: Mapping[str, Sequence[int]] | None = None,
+        written: bool = False,
+    ) -> "VocabLayout":
         """The layout over a set of tokenizers, the same whatever their order.
 
         Args:
             tokenizers: name -> anything with a ``spec``.
             max_dim: greatest extent of a span along one axis.
             delays: name -> delay of every codebook, where they are not all 0.
+            written: whether the vectors of a continuous tokenizer are written as well.
         """
         text, media = None, []
         for name, tokenizer in tokenizers.items():
             spec = tokenizer.spec
             if spec.modality is not Modality.TEXT:
                 lags = tuple((delays or {}).get(name, ()))
-                media.append(MediaEntry(spec.modality, name, spec.fingerprint, tuple(spec.codebook_sizes), lags))
+                sizes = tuple(spec.codebook_sizes)
+                media.append(MediaEntry(spec.modality, name, spec.fingerprint, sizes, lags, written and not sizes))
             elif text is None:
                 text = TextEntry(name, spec.codebook_sizes[0], spec.fingerprint)
             else:
@@ -247,6 +265,11 @@ class VocabLayout(Config):
             if entry.modality is modality and not entry.continuous:
                 return entry
         raise VocabError(f"this vocabulary has no {modality} tokenizer; it has {', '.join(self._names()) or 'none'}")
+
+    @property
+    def continuous(self) -> MediaEntry | None:
+        """The continuous tokenizer, if there is one."""
+        return next((entry for entry in self.media if entry.continuous), None)
 
     def code_range(self, modality: Modality, codebook: int = 0) -> Range:
         """Vocabulary ids of one codebook; for text, of the text tokenizer."""
@@ -334,12 +357,13 @@ class VocabLayout(Config):
     def slots(self) -> tuple[Slot, ...]:
         """All places of the grammar, in fixed order: start, doc, turn, dim, those of every media tokenizer, done."""
         text = ([("text", self.text_range)] if self.text else []) + [_one(OPENERS[e.modality]) for e in self.media if not e.continuous]
-        bof = [_one(Special.BOF)] if any(e.continuous for e in self.media) else []
+        bof = [_one(Special.BOF)] if self.continuous is not None else []
+        written, read = (bof, []) if self.continuous is not None and self.continuous.written else ([], bof)
         roles = [_one(role) for role in ROLES.values()]
         slots = [
             _slot("start", Modality.TEXT, [_one(Special.BOS)]),
-            _slot("doc", Modality.TEXT, [*text, *roles, _one(Special.EOS)], bof),
-            _slot("turn", Modality.TEXT, [*text, _one(Special.END)], bof),
+            _slot("doc", Modality.TEXT, [*text, *roles, _one(Special.EOS), *written], read),
+            _slot("turn", Modality.TEXT, [*text, _one(Special.END), *written], read),
             _slot("dim", Modality.TEXT, [(f"<dim 1> to <dim {self.max_dim}>", self.dim_range)]),
         ]
         for entry in self.media:
@@ -411,4 +435,5 @@ def _entry_words(entry: TextEntry | MediaEntry | None) -> str:
         return "none"
     sizes = [entry.size] if isinstance(entry, TextEntry) else list(entry.codebook_sizes)
     lags = f", delays {list(entry.delays)}" if isinstance(entry, MediaEntry) and any(entry.delays) else ""
-    return f"{entry.name!r} (fingerprint {entry.fingerprint or 'none'}, sizes {sizes}{lags})"
+    written = ", written" if isinstance(entry, MediaEntry) and entry.written else ""
+    return f"{entry.name!r} (fingerprint {entry.fingerprint or 'none'}, sizes {sizes}{lags}{written})"

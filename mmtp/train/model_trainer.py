@@ -52,6 +52,9 @@ class ModelChoice(Config):
         backbone: values of the backbone that differ from the preset's.
         head: a head's configuration (``type`` and values) in place of the preset's or of ``start``'s. Beside ``start`` the new head
             begins untrained, the rest keeps what it has learnt: so draft heads are added to a model that has none.
+        connector: a connector's configuration (``type`` and values) in place of the preset's: how the vectors of a continuous tokenizer are
+            read. One that joins cells or resamples needs shards of ``mmtp tokenize --merge`` or ``--queries``.
+        flow: configuration of the head that writes vectors (``type`` and values), for data whose vectors are drawn.
         tie_embeddings: whether embedding and unembedding are one table; None leaves it to the preset. Untied, the embeddings of codes
             keep the nearness that ``codebook_init`` gives them: every step of a softmax moves all rows of a tied table.
         train: ``head`` freezes everything but the head (frozen-backbone heads as in Medusa-1, arXiv 2401.10774, section 2.2), ``features``
@@ -66,6 +69,8 @@ class ModelChoice(Config):
     start: str = ""
     backbone: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
+    connector: dict[str, Any] = field(default_factory=dict)
+    flow: dict[str, Any] = field(default_factory=dict)
     tie_embeddings: bool | None = None
     train: Literal["all", "head", "features"] = "all"
     codebook_init: bool = False
@@ -85,13 +90,16 @@ class ModelChoice(Config):
         if bool(self.preset) == bool(self.start):
             raise ConfigError("model: give either 'preset' or 'start'")
         if self.start:
-            if self.backbone or self.codebook_init or self.tie_embeddings is not None:
-                raise ConfigError(f"model: 'backbone', 'tie_embeddings' and 'codebook_init' belong to a preset; {self.start} has its own")
+            if self.backbone or self.flow or self.codebook_init or self.tie_embeddings is not None:
+                fields = "'backbone', 'flow', 'tie_embeddings' and 'codebook_init'"
+                raise ConfigError(f"model: {fields} belong to a preset; {self.start} has its own")
             model = self._started(layout, feature_width)
         else:
             data = preset(self.preset, layout).to_dict()
             data["backbone"] |= self.backbone
             data["head"] = self.head or data["head"]
+            data["connector"] = self.connector or data["connector"]
+            data["flow"] = self.flow or None
             data["feature_width"] = feature_width
             if self.tie_embeddings is not None:
                 data["tie_embeddings"] = self.tie_embeddings
@@ -113,14 +121,19 @@ class ModelChoice(Config):
         return model
 
     def _started(self, layout: VocabLayout, feature_width: int) -> UnifiedModel:
-        """The saved model, with a new head or a new projection where they are wanted."""
+        """The saved model, with a new head or a new connector where they are wanted."""
         model = from_pretrained(self.start)
         known = model.config.layout
         changes: dict[str, Any] = {"head": self.head} if self.head else {}
         if feature_width and not model.config.feature_width:
             changes |= {"layout": layout.to_dict(), "feature_width": feature_width}
+            changes |= {"connector": self.connector} if self.connector else {}
             if not any(entry.continuous for entry in known.media):
                 layout = replace(layout, media=tuple(entry for entry in layout.media if not entry.continuous))
+        elif self.connector:
+            raise ConfigError(
+                f"model: 'connector' is for a model that reads no vectors yet; {self.start} has its own, or the shards hold none"
+            )
         layout.check_same(known, self.start)
         return rebuilt(model, changes) if changes else model
 
@@ -239,7 +252,8 @@ class UncertaintyTask(ModelTask):
 def metrics(output: LossOutput) -> dict[str, float]:
     """Mean cross-entropy in nats, its share of an even guess's, top-1 accuracy and norm of the gradient, by modality and draft offset.
 
-    Of drafts that are distilled, ``kl`` from the model's own distribution and ``acceptance``, their mean overlap with it, as well.
+    Of drafts that are distilled, ``kl`` from the model's own distribution and ``acceptance``, their mean overlap with it, as well; and
+    the errors of vectors that the model writes.
     """
     found = {}
     for (modality, offset), count in sorted(output.counts.items()):
@@ -252,6 +266,8 @@ def metrics(output: LossOutput) -> dict[str, float]:
             found[f"{name}.acceptance"] = output.overlap[modality, offset] / count
         if (modality, offset) in output.grads:
             found[f"{name}.grad"] = output.grads[modality, offset]
+    for modality, error in output.flow.items():
+        found[f"{modality}.flow"] = error
     return found
 
 

@@ -1,6 +1,7 @@
 import builtins
 import contextlib
 import json
+import math
 import os
 import signal
 import time
@@ -25,6 +26,7 @@ from mmtp.data.media import decode_image
 from mmtp.data.storage import DiskFullError, Journal, Share, locked
 from mmtp.data.verify import verify
 from mmtp.models.backbone import BackboneConfig
+from mmtp.models.connector import Connector, Projector, Resampler
 from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.grammar import StreamGrammar
@@ -32,6 +34,7 @@ from mmtp.stream.vocab import Special
 from mmtp.tokenizers.continuous.patches import PatchImageTokenizer
 from mmtp.tokenizers.continuous.vit import TimmViT
 from mmtp.tokenizers.image.conv import ConvImageTokenizer
+from mmtp.train.model_trainer import ModelChoice, metrics
 
 BAD = {
     "b/cut.png": "truncated",
@@ -393,13 +396,51 @@ def test_a_continuous_tokenizer_gives_features_that_a_model_reads(pictures: Path
     backbone = BackboneConfig(width=32, depth=1, num_heads=2, num_kv_heads=1, head_dim=16, mlp_width=32)
     model = UnifiedModel.Config(layout=dataset.layout, backbone=backbone, feature_width=patches.spec.latent_dim).build()
     model.loss(batch, LossConfig()).total.backward()
-    assert model.embedding.features.weight.grad.any()
+    assert model.embedding.features.layers[0].weight.grad.any()
+
+
+def test_drawn_vectors_are_targets_of_a_flow_head(pictures: Path, tmp_path: Path, tokenizers: dict[str, Path]) -> None:
+    patches = PatchImageTokenizer.Config(patch=8).build()
+    config = TokenizeConfig(tasks=("draw",))
+    make(pictures, tmp_path / "out", tokenizers, tokenizer=patches, config=config, workers=1)
+    dataset = ShardDataset(tmp_path / "out")
+    assert dataset.layout.continuous is not None and dataset.layout.continuous.written
+    assert all(row.target_mask[row.tokens == Special.FEATURE].all() for row in dataset)
+    model = ModelChoice(preset="tiny", flow={"type": "token", "width": 16}).model(dataset.layout, dataset.feature_width)
+    output = model.loss(PackedBatches(dataset, rows=2, budget=64).batch(0), LossConfig())
+    output.total.backward()
+    assert metrics(output)["image.flow"] > 0 and model.flow.outputs.out.weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "connector"),
+    [({"merge": 2}, Projector.Config(merge=2)), ({"queries": 5}, Resampler.Config(num_queries=5, depth=1, num_heads=2))],
+)
+def test_streams_have_places_for_what_a_connector_makes(
+    pictures: Path, tmp_path: Path, tokenizers: dict[str, Path], settings: dict[str, int], connector: Connector.Config
+) -> None:
+    patches = PatchImageTokenizer.Config(patch=8).build()
+    config = TokenizeConfig(tasks=("caption",), **settings)
+    make(pictures, tmp_path / "out", tokenizers, tokenizer=patches, config=config, workers=1)
+    dataset = ShardDataset(tmp_path / "out")
+    assert dataset.feature_width == 192
+    for row in dataset:
+        grid = patches.grid(row.meta["size"])
+        assert row.feature_grids.tolist() == [list(grid)] and len(row.features) == math.prod(grid)
+        assert int((row.tokens == Special.FEATURE).sum()) == math.prod(connector.places(grid))
+    choice = ModelChoice(preset="tiny", connector=connector.to_dict())
+    model = choice.model(dataset.layout, dataset.feature_width)
+    model.loss(PackedBatches(dataset, rows=2, budget=64).batch(0), LossConfig()).total.backward()
+    assert all(p.grad.any() for p in model.embedding.features.parameters())
+    with pytest.raises(DataError, match="merge and queries: only vectors of a continuous tokenizer"):
+        make(pictures, tmp_path / "codes", tokenizers, config=config, workers=1)
 
 
 def test_vectors_that_cannot_be_stored_or_written_are_refused(pictures: Path, tmp_path: Path, tokenizers: dict[str, Path]) -> None:
     patches = PatchImageTokenizer.Config(patch=8).build()
-    with pytest.raises(DataError, match="task draw: the tokenizer is continuous"):
-        make(pictures, tmp_path / "draw", tokenizers, tokenizer=patches, workers=1)
+    drawn = TokenizeConfig(tasks=("draw",), merge=2)
+    with pytest.raises(DataError, match="task draw: a model writes vectors one by one"):
+        make(pictures, tmp_path / "draw", tokenizers, tokenizer=patches, config=drawn, workers=1)
     options = {"embed_dim": 8, "depth": 1, "num_heads": 2, "patch_size": 8, "img_size": 16}
     vit = TimmViT.Config(model="vit_tiny_patch16_224", options=options).build()
     torch.nn.init.constant_(vit.model.norm.bias, 1e5)

@@ -18,12 +18,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module i
 QUICK = settings(max_examples=40, deadline=None)
 
 
-def layout_of(image_k: int = 1, image_delays: tuple[int, ...] = (), audio_delays: tuple[int, ...] = (0,)) -> VocabLayout:
+def layout_of(
+    image_k: int = 1, image_delays: tuple[int, ...] = (), audio_delays: tuple[int, ...] = (0,), features: Modality = Modality.IMAGE
+) -> VocabLayout:
     return VocabLayout(
         TextEntry("bpe", 20),
         (
             MediaEntry(Modality.IMAGE, "pictures", "", (7, 5, 3)[:image_k], image_delays),
-            MediaEntry(Modality.IMAGE, "patches"),
+            MediaEntry(features, "patches"),
             MediaEntry(Modality.AUDIO, "sounds", "", (6,) * len(audio_delays), audio_delays),
             MediaEntry(Modality.VIDEO, "films", "", (4, 4)),
         ),
@@ -38,7 +40,8 @@ def delays(num_codebooks: int) -> st.SearchStrategy[tuple[int, ...]]:
 @st.composite
 def layouts(draw: st.DrawFn) -> VocabLayout:
     k = draw(st.integers(1, 3))
-    return layout_of(k, draw(delays(k)), draw(st.integers(1, 3).flatmap(delays)))
+    features = draw(st.sampled_from([Modality.IMAGE, Modality.AUDIO]))
+    return layout_of(k, draw(delays(k)), draw(st.integers(1, 3).flatmap(delays)), features)
 
 
 def naive_order(lags: tuple[int, ...], frames: int) -> list[tuple[int, int]]:
@@ -326,3 +329,14 @@ def test_spans_that_the_vocabulary_lacks_are_illegal():
     for opener in (Special.BOI, Special.BOA, Special.BOV, Special.BOF):
         with pytest.raises(GrammarError, match="offset 1"):
             grammar.begin([1, opener])
+
+
+def test_features_of_sound_lie_on_time_and_columns():
+    layout = layout_of(features=Modality.AUDIO)
+    dim = layout.dim_range[0] - 1
+    tokens = [1, Special.BOF, dim + 2, dim + 3, *[Special.FEATURE] * 6, Special.EOF, 2]
+    info = StreamGrammar(layout).analyse(np.array(tokens), complete=True)
+    assert info.coordinates[4:10].tolist() == [[t, 0, f] for t in range(2) for f in range(3)]
+    assert info.positions[4:10].tolist() == [[4 + t, 4, 4 + f] for t in range(2) for f in range(3)]
+    assert info.positions[10].tolist() == [7, 7, 7]
+    assert {int(m) for m in info.modality[4:11]} == {Modality.AUDIO.index}

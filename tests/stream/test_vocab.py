@@ -165,7 +165,8 @@ def test_a_layout_follows_from_tokenizers_in_any_order():
         (lambda: MediaEntry(Modality.TEXT, "t", "", (4,)), "'t': a text tokenizer is a TextEntry"),
         (lambda: MediaEntry(Modality.IMAGE, "i", "", (4,), (0, 1)), "'i': 2 delays for 1 codebooks"),
         (lambda: MediaEntry(Modality.IMAGE, "i", "", (4, 0)), "'i': every codebook needs at least one entry"),
-        (lambda: MediaEntry(Modality.AUDIO, "a"), "'a': continuous features are known for pictures only, not for audio"),
+        (lambda: MediaEntry(Modality.VIDEO, "a"), "'a': continuous features are known for pictures and sounds, not for video"),
+        (lambda: replace(FULL, media=(*FULL.media, MediaEntry(Modality.AUDIO, "mel"))), "'patches': there is another continuous tokenizer"),
     ],
 )
 def test_entries_that_make_no_vocabulary_are_refused(build, message):

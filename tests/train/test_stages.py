@@ -105,7 +105,7 @@ def test_a_model_that_draws(root: Path, runs: Path) -> None:
     first, last = train(root, "joint", "model.preset='tiny'")
     assert last["image"] < first["image"] and last["text"] < first["text"]
 
-    first, last = train(root, "preference", "run.steps=16")
+    first, last = train(root, "preference", "run.steps=32")
     assert last["margin"] > 0 and last["text.accuracy"] == last["image.accuracy"] == 1
     moved = changed(runs / "joint" / "result", runs / "preference" / "result")
     assert moved and not any(name.startswith("head.") for name in moved)
@@ -123,11 +123,11 @@ def test_a_model_of_words_that_gets_eyes(root: Path, runs: Path) -> None:
 
     first, last = train(root, "alignment")
     assert last["text"] < first["text"]
-    assert changed(runs / "words" / "result", runs / "alignment" / "result") == {"embedding.features.weight", "embedding.features.bias"}
+    assert changed(runs / "words" / "result", runs / "alignment" / "result") == {"embedding.features.layers.0.weight", "embedding.features.layers.0.bias"}
 
     first, last = train(root, "instruction")
     assert last["text"] < first["text"]
-    assert {"embedding.features.weight", "backbone.norm.weight"} < changed(runs / "alignment" / "result", runs / "instruction" / "result")
+    assert {"embedding.features.layers.0.weight", "backbone.norm.weight"} < changed(runs / "alignment" / "result", runs / "instruction" / "result")
 
 
 def test_instruction_counts_answers_alone_and_joint_training_everything(root: Path, runs: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_vocabulary_without_the_continuous_tokenizer_goes_on(root: Path, runs:
     choice = ModelChoice(start=str(runs / "text-only"), train="features")
     net = choice.model(dataset.layout, dataset.feature_width)
     assert net.config.layout == dataset.layout
-    assert [name for name, p in net.named_parameters() if p.requires_grad] == ["embedding.features.weight", "embedding.features.bias"]
+    assert [name for name, p in net.named_parameters() if p.requires_grad] == ["embedding.features.layers.0.weight", "embedding.features.layers.0.bias"]
     before = from_pretrained(runs / "text-only").state_dict()
     assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
     with pytest.raises(VocabMismatch, match="text-only: .*continuous"):

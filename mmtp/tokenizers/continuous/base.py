@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmtp.config import Config
 from mmtp.tokenizers.base import EncodeOnlyError
 from mmtp.tokenizers.reference import FingerprintCache, Reference
-from mmtp.types import Latents, MmtpError, TokenizerSpec
+from mmtp.types import Latents, MmtpError, TokenizerSpec, grid_coordinates
 
 
 class LatentsError(MmtpError):
@@ -79,11 +79,6 @@ class FeatureTokenizer(nn.Module, ABC):
 
     def _coordinates(self, size: Sequence[int]) -> Int[Tensor, "n axes"]:
         return grid_coordinates(self.grid(size))
-
-
-def grid_coordinates(grid: Sequence[int]) -> Int[Tensor, "n axes"]:
-    """Coordinates of every cell of a grid, in reading order."""
-    return torch.cartesian_prod(*map(torch.arange, grid)).reshape(-1, len(grid))
 
 
 def plane(latents: Latents, index: int, dim: int) -> Float[Tensor, "d rows columns"]:

@@ -21,10 +21,10 @@ from torch import Tensor
 
 import mmtp.config
 from mmtp.config import ConfigError, load_file
-from mmtp.tokenizers.continuous.base import FeatureTokenizer, grid_coordinates
+from mmtp.tokenizers.continuous.base import FeatureTokenizer
 from mmtp.tokenizers.image.grid import picture_size
 from mmtp.tokenizers.pretrained.base import PretrainedError
-from mmtp.types import Latents, Modality, TokenizerSpec
+from mmtp.types import Latents, Modality, TokenizerSpec, grid_coordinates
 
 OWN = ("checkpoint_path", "dynamic_img_size", "in_chans", "num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
 """Arguments of ``timm.create_model`` that are not for a configuration to set."""

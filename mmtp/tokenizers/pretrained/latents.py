@@ -14,11 +14,11 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from mmtp.tokenizers.continuous.base import grid_coordinates, plane
+from mmtp.tokenizers.continuous.base import plane
 from mmtp.tokenizers.pretrained.base import Wrapped
 from mmtp.tokenizers.pretrained.pictures import from_pixels, to_pixels
 from mmtp.tokenizers.reference import Reference
-from mmtp.types import Latents, Modality, TokenizerSpec
+from mmtp.types import Latents, Modality, TokenizerSpec, grid_coordinates
 
 
 class PictureAutoencoder(Wrapped, ABC):
