@@ -91,10 +91,8 @@ def from_pretrained(name: str | Path, **runtime: Any) -> Any:
         runtime: passed to the class's constructor.
     """
     folder = find(name)
-    data = load_file(folder / "config.json")
-    family = data.get("family", "tokenizer")
-    config = build_config(family, {k: v for k, v in data.items() if k not in ("family", "mmtp")}, str(folder / "config.json"))
-    cls = REGISTRY.resolve(family, data["type"])
+    config = read_config(folder)
+    cls: Any = config.owner()
     built = cls.load_files(config, folder) if hasattr(cls, "load_files") else config.build(**runtime)
     if (state := load_weights(folder)) is not None:
         try:
@@ -102,6 +100,14 @@ def from_pretrained(name: str | Path, **runtime: Any) -> Any:
         except RuntimeError as error:
             raise HubError(f"{folder}: weights do not fit config.json: {str(error).splitlines()[-1].strip()}") from error
     return built.eval() if hasattr(built, "eval") else built
+
+
+def read_config(name: str | Path) -> Any:
+    """The configuration alone of what :func:`from_pretrained` would load."""
+    path = find(name) / "config.json"
+    data = load_file(path)
+    family = data.get("family", "tokenizer")
+    return build_config(family, {k: v for k, v in data.items() if k not in ("family", "mmtp")}, str(path))
 
 
 def save_pretrained(obj: Pretrained, folder: str | Path, *, dtype: str | None = None) -> Path:

@@ -15,7 +15,8 @@ def train(
     """Train what a recipe describes. Run again with the same run folder, it goes on where it stopped.
 
     A recipe names its task (``tokenizer``, ``text`` or ``model``), the configuration, the data, the optimiser and the run. The result
-    lies in the run folder's ``result``, ready for any place that takes a tokenizer or a model.
+    lies in the run folder's ``result``, ready for any place that takes a tokenizer or a model. A model may be trained by several
+    processes, which torchrun starts: docs/scale.md.
 
     Args:
         recipe: the recipe.toml, or a folder that holds one.
@@ -28,7 +29,9 @@ def train(
         mmtp train tokenizers/image-fsq-f8/recipe.toml
         mmtp train recipe.toml --run-dir runs/small --set run.steps=500 --set optim.lr=3e-4
         mmtp train models/vqa-s/recipe.toml --max-minutes 5
+        torchrun --nproc-per-node 8 -m mmtp train recipe.toml
     """
+    from mmtp.train.distributed import rank
     from mmtp.train.recipe import load_recipe, run_recipe
 
     overrides = list(set or [])
@@ -36,7 +39,9 @@ def train(
         overrides.append(f"run.max_minutes={float(max_minutes)}")
     loaded = load_recipe(recipe, overrides)
     folder = run_dir or Path("runs") / run_name(recipe)
-    print(f"trained: {run_recipe(loaded, folder, data_root=data_root)}")
+    result = run_recipe(loaded, folder, data_root=data_root)
+    if rank() == 0:
+        print(f"trained: {result}")
 
 
 def run_name(recipe: Path) -> str:

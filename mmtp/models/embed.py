@@ -42,7 +42,8 @@ class Embedding(nn.Module):
         """
         x = self.table(batch.tokens)
         if batch.features is None or batch.feature_index is None:
-            return x
+            # Among several processes each must have a gradient of every weight, also of those that its rows have no use for.
+            return x if self.features is None else x + 0 * sum(weight.sum() for weight in self.features.parameters())
         vectors = self.connect(batch.features, batch.feature_grids)
         if len(vectors) != len(batch.feature_index):
             raise FeatureError(

@@ -7,12 +7,12 @@ logits`` nor the logits of one offset are ever in memory.
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -119,8 +119,13 @@ def unified_loss(
     layout: VocabLayout,
     config: LossConfig,
     vertical: bool = False,
+    group: dist.ProcessGroup | None = None,
 ) -> LossOutput:
     """Loss of a batch.
+
+    Where each process of a group has a part of the batch, all means are over the whole of it, and so are the numbers that come out, but
+    for ``total``: that is the part's share times the number of processes, so that its mean over them (and what FSDP makes of gradients is
+    the mean) is the loss of the whole.
 
     Args:
         states: those of offset 0 (next token) first, then one per draft offset; state k at t predicts x[t+1+k].
@@ -129,36 +134,44 @@ def unified_loss(
         layout: gives each slot's legal ids.
         config: weights.
         vertical: the last of ``states`` predicts the code below x[t].
+        group: processes that have the other parts of the batch; None where this is all of it.
     """
     offsets = [*range(len(states) - 1), BELOW] if vertical else [*range(len(states))]
     plan = plan_targets(batch, layout, offsets, config.inputs)
-    counts: dict[tuple[Modality, int], int] = defaultdict(int)
+    keys = [(modality, offset) for modality in layout.modalities for offset in offsets]
+    (counts,) = _tallies(plan, keys, group, lambda item: len(item.rows))
+    parts = 1 if group is None else group.size()
     for item in plan:
-        counts[item.modality, item.offset] += len(item.rows)
-    for item in plan:
-        weight = config.modality_weights.get(item.modality, 1.0) / counts[item.modality, item.offset]
+        weight = parts * config.modality_weights.get(item.modality, 1.0) / counts[item.modality, item.offset]
         item.weight = weight * config.offset_weight(item.offset)
-        item.z_weight = config.z_weight / sum(n for (_, k), n in counts.items() if k == item.offset)
+        item.z_weight = parts * config.z_weight / sum(n for (_, k), n in counts.items() if k == item.offset)
         item.learns_weight = item.offset == 0 or not config.detach
         item.distill = config.mtp_distill if item.offset else 0.0
     total: Any = _SlicedCrossEntropy.apply(unembedding, plan, config.chunk_rows, *states)
-    sums: dict[tuple[Modality, int], float] = defaultdict(float)
-    correct: dict[tuple[Modality, int], int] = defaultdict(int)
-    chance: dict[tuple[Modality, int], float] = defaultdict(float)
-    divergence: dict[tuple[Modality, int], float] = defaultdict(float)
-    overlap: dict[tuple[Modality, int], float] = defaultdict(float)
-    squares: dict[tuple[Modality, int], float] = defaultdict(float)
-    for item in plan:
-        sums[item.modality, item.offset] += item.total
-        correct[item.modality, item.offset] += item.correct
-        chance[item.modality, item.offset] += len(item.rows) * math.log(sum(high - low for low, high in item.ranges))
-        if item.grad_square:
-            squares[item.modality, item.offset] += item.grad_square
-        if item.distill:
-            divergence[item.modality, item.offset] += item.divergence
-            overlap[item.modality, item.offset] += item.overlap
-    grads = {key: math.sqrt(square) for key, square in squares.items()}
-    return LossOutput(total, dict(sums), dict(counts), dict(correct), dict(chance), grads, dict(divergence), dict(overlap))
+    sums, correct, chance, divergence, overlap, squares = _tallies(
+        plan,
+        keys,
+        group,
+        lambda item: item.total,
+        lambda item: item.correct,
+        lambda item: len(item.rows) * math.log(item.choices),
+        lambda item: item.divergence,
+        lambda item: item.overlap,
+        lambda item: item.grad_square,
+    )
+    found = [key for key in keys if counts[key]]
+    distilled = [key for key in found if key[1] and config.mtp_distill]
+    return LossOutput(
+        total,
+        sums={key: sums[key] for key in found},
+        counts={key: int(counts[key]) for key in found},
+        correct={key: int(correct[key]) for key in found},
+        chance={key: chance[key] for key in found},
+        # The gradient is the mean of those of the processes, each of which has weighed its targets for all of them.
+        grads={key: math.sqrt(squares[key]) / parts for key in found if squares[key]},
+        divergence={key: divergence[key] for key in distilled},
+        overlap={key: overlap[key] for key in distilled},
+    )
 
 
 @dataclass
@@ -182,6 +195,23 @@ class Targets:
     divergence: float = 0.0
     overlap: float = 0.0
     grad_square: float = 0.0
+
+    @property
+    def choices(self) -> int:
+        """Ids among which the right one is."""
+        return sum(high - low for low, high in self.ranges)
+
+
+def _tallies(
+    plan: list[Targets], keys: list[tuple[Modality, int]], group: dist.ProcessGroup | None, *numbers: Callable[[Targets], float]
+) -> list[dict[tuple[Modality, int], float]]:
+    """Numbers of the items, each summed by (modality, offset), and over the processes of a group."""
+    totals = torch.zeros(len(numbers), len(keys), dtype=torch.float64)
+    for item in plan:
+        totals[:, keys.index((item.modality, item.offset))] += torch.tensor([number(item) for number in numbers], dtype=torch.float64)
+    if group is not None:
+        dist.all_reduce(totals, group=group)
+    return [dict(zip(keys, row, strict=True)) for row in totals.tolist()]
 
 
 def plan_targets(batch: Batch, layout: VocabLayout, offsets: Sequence[int] = (0,), inputs: tuple[str, ...] = ()) -> list[Targets]:
@@ -207,6 +237,8 @@ def plan_targets(batch: Batch, layout: VocabLayout, offsets: Sequence[int] = (0,
                 continue  # a forced id: probability 1, nothing to learn
             local = _local(targets, slot.generable)
             chosen = ((slots == index) & (local >= 0)).nonzero(as_tuple=True)[0]  # what is input only is no target
+            if not len(chosen):
+                continue
             items.append(Targets(offset, slot.modality, slot.generable, flat[chosen], before[chosen], local[chosen]))
     return items
 

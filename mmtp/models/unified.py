@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -98,8 +99,14 @@ class UnifiedModel(nn.Module):
             states += self.head(*source, Places(positions, modality.roll(-1, 1), modality, causal))
         return states
 
-    def loss(self, batch: Batch, config: LossConfig) -> LossOutput:
-        """Loss of a batch over all modalities and offsets, and of the vectors that the model writes."""
+    def loss(self, batch: Batch, config: LossConfig, group: dist.ProcessGroup | None = None) -> LossOutput:
+        """Loss of a batch over all modalities and offsets, and of the vectors that the model writes.
+
+        Args:
+            batch: packed rows.
+            config: weights.
+            group: processes that the batch is divided among, where it is.
+        """
         written = self._written(batch)
         features = index = times = goal = None
         if written is not None:
@@ -107,7 +114,7 @@ class UnifiedModel(nn.Module):
             if self.flow.block:
                 batch, times, goal = self._noised(batch, features)
         states = self(batch, detach=config.detach, times=times)
-        output = unified_loss(states, self.unembedding.weight, batch, self.config.layout, config, vertical(self.head) > 0)
+        output = unified_loss(states, self.unembedding.weight, batch, self.config.layout, config, vertical(self.head) > 0, group)
         if index is None:
             return output
         flat = states[0].flatten(0, 1)

@@ -1,34 +1,5 @@
 """How much memory tensors take at most while a piece of code runs: for tests that promise bounds."""
 
-import weakref
-from typing import Any
+from mmtp.nn.memory import PeakMemory
 
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-
-
-class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of storages that are made inside of it and are alive at the same time.
-
-    Attributes:
-        peak: the greatest count so far.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self._live: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for value in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(value, torch.Tensor):
-                self._see(value.untyped_storage())
-        return out
-
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self._live:
-            self._live[key] = storage.nbytes()
-            weakref.finalize(storage, self._live.pop, key, None)
-        self.peak = max(self.peak, sum(self._live.values()))
+__all__ = ["PeakMemory"]

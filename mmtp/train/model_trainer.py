@@ -12,15 +12,18 @@ from torch import Tensor, nn
 
 from mmtp.config import Config, ConfigError, from_dict
 from mmtp.data.loader import PackedBatches, ShardDataset
-from mmtp.hub import from_pretrained, save_pretrained
+from mmtp.hub import from_pretrained, read_config, save_pretrained
 from mmtp.models.embed import codebook_embeddings
 from mmtp.models.heads.base import BELOW
 from mmtp.models.loss import LossConfig, LossOutput
 from mmtp.models.presets import preset
 from mmtp.models.unified import UnifiedModel
+from mmtp.nn.block import Block
 from mmtp.stream.vocab import VocabLayout, VocabMismatch
+from mmtp.train.distributed import World, joined, processes, rank, whole_state
 from mmtp.train.log import RunLog
 from mmtp.train.losses.uncertainty import Uncertainty
+from mmtp.train.memory import available_memory, check_memory, estimate_memory, recompute_blocks, surely_fits
 from mmtp.train.recipe import Recipe
 from mmtp.train.trainer import OptimConfig, Trainer
 from mmtp.types import Batch, Modality
@@ -62,6 +65,8 @@ class ModelChoice(Config):
             section 4.2).
         codebook_init: let the embeddings of codes start from the codebooks of their tokenizers, so that codes which look alike
             begin alike; needs the tokenizers that the shards name (zoo entries, or folders of that name).
+        activation_checkpointing: let every block keep its input alone for the backward pass, and compute the rest once more there: less
+            memory, a third more arithmetic, the same gradients.
         compile: let torch.compile fuse the forward and backward pass; needs a C++ compiler and a minute, and rounds differently.
     """
 
@@ -74,10 +79,11 @@ class ModelChoice(Config):
     tie_embeddings: bool | None = None
     train: Literal["all", "head", "features"] = "all"
     codebook_init: bool = False
+    activation_checkpointing: bool = False
     compile: bool = False
 
-    def model(self, layout: VocabLayout, feature_width: int = 0) -> UnifiedModel:
-        """The model over a vocabulary.
+    def config(self, layout: VocabLayout, feature_width: int = 0) -> UnifiedModel.Config:
+        """The model's configuration over a vocabulary.
 
         Args:
             layout: of the shards.
@@ -90,20 +96,31 @@ class ModelChoice(Config):
         if bool(self.preset) == bool(self.start):
             raise ConfigError("model: give either 'preset' or 'start'")
         if self.start:
-            if self.backbone or self.flow or self.codebook_init or self.tie_embeddings is not None:
-                fields = "'backbone', 'flow', 'tie_embeddings' and 'codebook_init'"
-                raise ConfigError(f"model: {fields} belong to a preset; {self.start} has its own")
-            model = self._started(layout, feature_width)
+            return self._started(layout, feature_width)
+        data = preset(self.preset, layout).to_dict()
+        data["backbone"] |= self.backbone
+        data["head"] = self.head or data["head"]
+        data["connector"] = self.connector or data["connector"]
+        data["flow"] = self.flow or None
+        data["feature_width"] = feature_width
+        if self.tie_embeddings is not None:
+            data["tie_embeddings"] = self.tie_embeddings
+        return UnifiedModel.Config.from_dict(data, "model")
+
+    def model(self, layout: VocabLayout, feature_width: int = 0) -> UnifiedModel:
+        """The model of :meth:`config`, with the weights that it starts from.
+
+        Raises:
+            ConfigError: a choice does not fit, or there is nothing to train.
+        """
+        config = self.config(layout, feature_width)
+        if self.start:
+            model = from_pretrained(self.start)
+            fresh = ("head.",) if self.head else ()
+            fresh += ("embedding.features.",) if config.feature_width != model.config.feature_width else ()
+            model = rebuilt(model, config, fresh) if fresh else model
         else:
-            data = preset(self.preset, layout).to_dict()
-            data["backbone"] |= self.backbone
-            data["head"] = self.head or data["head"]
-            data["connector"] = self.connector or data["connector"]
-            data["flow"] = self.flow or None
-            data["feature_width"] = feature_width
-            if self.tie_embeddings is not None:
-                data["tie_embeddings"] = self.tie_embeddings
-            model = UnifiedModel.Config.from_dict(data, "model").build()
+            model = config.build()
             if self.codebook_init:
                 start_from_codebooks(model)
         if self.train == "head":
@@ -120,36 +137,36 @@ class ModelChoice(Config):
             model.embedding.features.requires_grad_(True)
         return model
 
-    def _started(self, layout: VocabLayout, feature_width: int) -> UnifiedModel:
-        """The saved model, with a new head or a new connector where they are wanted."""
-        model = from_pretrained(self.start)
-        known = model.config.layout
+    def _started(self, layout: VocabLayout, feature_width: int) -> UnifiedModel.Config:
+        """The saved model's configuration, with a new head or a new connector where they are wanted."""
+        if self.backbone or self.flow or self.codebook_init or self.tie_embeddings is not None:
+            fields = "'backbone', 'flow', 'tie_embeddings' and 'codebook_init'"
+            raise ConfigError(f"model: {fields} belong to a preset; {self.start} has its own")
+        known: UnifiedModel.Config = read_config(self.start)
         changes: dict[str, Any] = {"head": self.head} if self.head else {}
-        if feature_width and not model.config.feature_width:
+        if feature_width and not known.feature_width:
             changes |= {"layout": layout.to_dict(), "feature_width": feature_width}
             changes |= {"connector": self.connector} if self.connector else {}
-            if not any(entry.continuous for entry in known.media):
+            if not any(entry.continuous for entry in known.layout.media):
                 layout = replace(layout, media=tuple(entry for entry in layout.media if not entry.continuous))
         elif self.connector:
-            raise ConfigError(
-                f"model: 'connector' is for a model that reads no vectors yet; {self.start} has its own, or the shards hold none"
-            )
-        layout.check_same(known, self.start)
-        return rebuilt(model, changes) if changes else model
+            raise ConfigError(f"model: 'connector' is for shards with vectors and a model that reads none yet; {self.start} has its own")
+        layout.check_same(known.layout, self.start)
+        return UnifiedModel.Config.from_dict(known.to_dict() | changes, "model")
 
 
-def rebuilt(model: UnifiedModel, changes: dict[str, Any]) -> UnifiedModel:
-    """The same model with another head, or with a projection for continuous features, which begin untrained; the rest is kept.
+def rebuilt(model: UnifiedModel, config: UnifiedModel.Config, fresh: tuple[str, ...]) -> UnifiedModel:
+    """The same model by another configuration: with another head, or with a connector for continuous features, which begin untrained.
 
     Args:
         model: whose weights are taken over.
-        changes: values of its configuration that differ: ``head``, or ``feature_width`` and ``layout``.
+        config: of the new model.
+        fresh: how the names of the weights begin that are not taken over.
 
     Raises:
-        ConfigError: the configuration does not fit, or the head that is kept was made for fewer media.
+        ConfigError: the head that is kept was made for fewer media.
     """
-    other = UnifiedModel.Config.from_dict(model.config.to_dict() | changes, "model").build()
-    fresh = tuple(prefix for key, prefix in (("head", "head."), ("feature_width", "embedding.features.")) if key in changes)
+    other = config.build()
     kept = {name: value for name, value in model.state_dict().items() if not name.startswith(fresh)}
     own = {name: value for name, value in other.state_dict().items() if name.startswith(fresh)}
     for name, value in other.state_dict().items():
@@ -193,27 +210,33 @@ class ModelTask:
         model: to train.
         batches: packed batches by step.
         loss: weights of the loss's parts.
-        compiled: run the forward pass through torch.compile.
+        compiled: run the forward pass through torch.compile; block by block where its weights are gathered block by block.
+        world: the processes that share every batch.
     """
 
-    def __init__(self, model: UnifiedModel, batches: PackedBatches, loss: LossConfig, compiled: bool = False) -> None:
+    def __init__(
+        self, model: UnifiedModel, batches: PackedBatches, loss: LossConfig, compiled: bool = False, world: World | None = None
+    ) -> None:
         self.module: nn.Module = model
         self.model, self.batches, self.config = model, batches, loss
-        if compiled:
+        self.world = world or World(next(model.parameters()).device)
+        if compiled and self.world.size > 1:
+            for block in (part for part in model.modules() if isinstance(part, Block)):
+                block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+        elif compiled:
             model.compute_states = torch.compile(model.compute_states, dynamic=False)  # type: ignore[method-assign]
-        self.device = next(model.parameters()).device
 
     def batch(self, step: int) -> Batch:
-        return self.batches.batch(step).to(self.device)
+        return self.batches.batch(step).to(self.world.device)
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-        output = self.model.loss(batch, self.config)
+        output = self.model.loss(batch, self.config, self.world.group)
         return output.total, self.numbers(output, batch)
 
-    @staticmethod
-    def numbers(output: LossOutput, batch: Batch) -> dict[str, float]:
+    def numbers(self, output: LossOutput, batch: Batch) -> dict[str, float]:
         """For the log."""
-        return metrics(output) | {"tokens": float((batch.document_ids >= 0).sum()), "epoch": float(batch.meta["epoch"])}
+        tokens = self.world.size * self.world.mean(float((batch.document_ids >= 0).sum()))
+        return metrics(output) | {"tokens": tokens, "epoch": float(batch.meta["epoch"])}
 
     def preview(self, module: nn.Module, log: RunLog, step: int) -> None:
         """Models show themselves through ``mmtp eval`` and ``mmtp generate``; a preview would need their tokenizers."""
@@ -228,18 +251,27 @@ class UncertaintyTask(ModelTask):
         loss: weights of the loss's parts, and the rate of the factors.
         optim: of the model; the factors follow its schedule.
         compiled: run the forward pass through torch.compile.
+        world: the processes that share every batch; all come to the same factors, for losses are those of the whole batch.
     """
 
-    def __init__(self, model: UnifiedModel, batches: PackedBatches, loss: LossConfig, optim: OptimConfig, compiled: bool = False) -> None:
-        super().__init__(model, batches, loss, compiled)
-        self.criterion = Uncertainty().to(self.device)
+    def __init__(
+        self,
+        model: UnifiedModel,
+        batches: PackedBatches,
+        loss: LossConfig,
+        optim: OptimConfig,
+        compiled: bool = False,
+        world: World | None = None,
+    ) -> None:
+        super().__init__(model, batches, loss, compiled, world)
+        self.criterion = Uncertainty().to(self.world.device)
         self.criterion_optim = OptimConfig(lr=loss.uncertainty_lr, betas=optim.betas, clip=math.inf)
         self._losses: dict[Modality, float] = {}
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
         fixed = self.config.modality_weights
         weights = {str(modality): fixed.get(modality, 1.0) * factor for modality, factor in self.criterion.factors().items()}
-        output = self.model.loss(batch, replace(self.config, modality_weights=weights))
+        output = self.model.loss(batch, replace(self.config, modality_weights=weights), self.world.group)
         self._losses = defaultdict(float)
         for (modality, offset), total in output.sums.items():
             self._losses[modality] += self.config.offset_weight(offset) * total / output.counts[modality, offset]
@@ -282,14 +314,58 @@ def train_model(recipe: Recipe, folder: Path, *, data_root: Path, progress: bool
     choice = ModelChoice.from_dict(recipe.model, "model")
     loss = from_dict(LossConfig, recipe.loss, "loss")
     datasets = [ShardDataset(data_root / path) for path in data.shards]
-    batches = PackedBatches(datasets, rows=recipe.run.batch, budget=data.budget, seed=recipe.run.seed, weights=data.weights or None)
-    torch.manual_seed(recipe.run.seed)
-    model = choice.model(datasets[0].layout, feature_width(datasets))
-    if torch.cuda.is_available():
-        model.to("cuda")
-    if loss.uncertainty_lr:
-        task: ModelTask = UncertaintyTask(model, batches, loss, recipe.optim, choice.compile)
-    else:
-        task = ModelTask(model, batches, loss, choice.compile)
-    result = Trainer(task, recipe.optim, recipe.run, folder, progress=progress).fit()
-    return save_pretrained(result, folder / "result")  # type: ignore[arg-type]
+    batches = PackedBatches(
+        datasets,
+        rows=recipe.run.batch,
+        budget=data.budget,
+        seed=recipe.run.seed,
+        weights=data.weights or None,
+        world_size=processes(),
+        rank=rank(),
+    )
+    width = feature_width(datasets)
+    config = choice.config(datasets[0].layout, width)
+    if config.flow is not None and processes() > 1:
+        raise ConfigError("model: flow heads are trained by one process; their error is not yet that of the whole batch")
+    with joined(recipe.run.parallel) as world:
+        available = available_memory(world.device)
+        if not surely_fits(config, recipe.run.batch * data.budget, available):
+            estimate = estimate_memory(
+                config,
+                recipe.optim,
+                recipe.run,
+                budget=data.budget,
+                world_size=world.size,
+                recompute=choice.activation_checkpointing,
+                head_only=choice.train == "head",
+                detach=loss.detach,
+                chunk_rows=loss.chunk_rows,
+            )
+            check_memory(estimate, available)
+        torch.manual_seed(recipe.run.seed)
+        model = choice.model(datasets[0].layout, width)
+        if choice.activation_checkpointing:
+            recompute_blocks(model)
+        if world.size == 1:
+            model.to(world.device)
+        if loss.uncertainty_lr:
+            task: ModelTask = UncertaintyTask(model, batches, loss, recipe.optim, choice.compile, world)
+        else:
+            task = ModelTask(model, batches, loss, choice.compile, world)
+        trainer = Trainer(task, recipe.optim, recipe.run, folder, progress=progress, world=world)
+        result: Any = trainer.fit()
+        if world.size > 1:
+            result = gather(result, world)
+        if world.main:
+            save_pretrained(result, folder / "result")
+        world.wait()
+    return folder / "result"
+
+
+def gather(model: UnifiedModel, world: World) -> UnifiedModel:
+    """A divided model with weights that are whole, in host memory, to be saved; every process must ask for it, the main one gets them."""
+    state = whole_state(model, world)
+    with torch.device("meta"):
+        shell = UnifiedModel(model.config)
+    shell.load_state_dict(state, strict=world.main, assign=True)
+    return shell

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from mmtp.config import Config, ConfigError, load_file, override
 from mmtp.hub import write_text
+from mmtp.train.distributed import processes, rank
 from mmtp.train.trainer import OptimConfig, RunConfig
 
 TASKS = {
@@ -24,7 +25,7 @@ TASKS = {
 }
 """Task -> function ``(recipe, folder, data_root, progress) -> folder of the saved result``; imported when asked for."""
 
-ADJUSTABLE = ("steps", "max_minutes", "log_every", "checkpoint_every", "preview_every")
+ADJUSTABLE = ("steps", "max_minutes", "log_every", "checkpoint_every", "preview_every", "parallel")
 """Keys of ``[run]`` that may differ when a run is continued."""
 
 
@@ -79,7 +80,8 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, data_root: str | Path | No
         The folder of the result.
 
     Raises:
-        ConfigError: the folder holds a run of another recipe; names the first key that differs.
+        ConfigError: the folder holds a run of another recipe; names the first key that differs. Or several processes were launched
+            for a task that trains in one.
         TrainError: the run cannot go on.
     """
     folder = Path(folder)
@@ -88,7 +90,10 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, data_root: str | Path | No
     path = folder / "recipe.json"
     if path.exists() and (difference := _first_difference(_comparable(load_file(path)), _comparable(record))):
         raise ConfigError(f"{folder}: holds a run of another recipe ({difference}); give another folder, or remove this one")
-    write_text(path, json.dumps(record, indent=2) + "\n")
+    if processes() > 1 and recipe.task != "model":
+        raise ConfigError(f"task = {recipe.task!r} trains in one process, and {processes()} were launched; several can train a model")
+    if rank() == 0:
+        write_text(path, json.dumps(record, indent=2) + "\n")
     module, _, name = TASKS[recipe.task].partition(":")
     train: Callable[..., Path] = getattr(importlib.import_module(module), name)
     root = Path(data_root or os.environ.get("MMTP_DATA", "."))

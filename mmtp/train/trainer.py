@@ -8,15 +8,18 @@ gives, on one machine, the same losses bit for bit as a run that was not.
 import copy
 import math
 import time
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from mmtp.config import Config
-from mmtp.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from mmtp.train.checkpoint import CheckpointError, ShardedCheckpoints, latest_checkpoint, load_checkpoint, load_sharded, save_checkpoint
+from mmtp.train.distributed import ParallelConfig, World, local, lost_process, whole
 from mmtp.train.log import RunLog
 from mmtp.types import MmtpError
 
@@ -59,7 +62,7 @@ class RunConfig(Config):
 
     Attributes:
         steps: optimizer steps.
-        batch: samples per step (what a sample is, the task says).
+        batch: samples per step (what a sample is, the task says), over all processes.
         seed: decides weights, data order and every other draw.
         precision: arithmetic of the forward pass; weights stay float32.
         max_minutes: ends the run earlier, by the clock. The schedule then follows the clock as well, so that the rate
@@ -67,6 +70,7 @@ class RunConfig(Config):
         log_every: steps between records.
         checkpoint_every: steps between checkpoints.
         preview_every: steps between previews; 0 makes none.
+        parallel: how several processes divide the model.
     """
 
     steps: int
@@ -77,6 +81,7 @@ class RunConfig(Config):
     log_every: int = 20
     checkpoint_every: int = 500
     preview_every: int = 0
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
 @runtime_checkable
@@ -127,8 +132,7 @@ class Average:
     def update(self, module: nn.Module, step: int) -> None:
         # Early on the average would be mostly the random start, so its memory grows with the run.
         decay = min(self.decay, (1 + step) / (10 + step))
-        mine: list[Tensor] = list(self.module.parameters())
-        theirs: list[Tensor] = list(module.parameters())
+        mine, theirs = ([local(p) for p in each.parameters()] for each in (self.module, module))
         torch._foreach_lerp_(mine, theirs, 1 - decay)
         for kept, current in zip(self.module.buffers(), module.buffers(), strict=True):
             kept.copy_(current)
@@ -143,15 +147,22 @@ class Trainer:
         run: length, seed, precision, intervals.
         folder: receives ``log.jsonl``, TensorBoard files, ``checkpoints/`` and ``previews/``.
         progress: whether to show a bar.
+        world: the processes of the run; among several, the task's module and its average are divided, and losses are means over them.
     """
 
-    def __init__(self, task: Task, optim: OptimConfig, run: RunConfig, folder: Path, *, progress: bool = True) -> None:
+    def __init__(
+        self, task: Task, optim: OptimConfig, run: RunConfig, folder: Path, *, progress: bool = True, world: World | None = None
+    ) -> None:
         self.task, self.optim, self.run, self.folder = task, optim, run, Path(folder)
         self.progress = progress
+        self.world = world or World()
+        self.average = Average(task.module, optim.ema) if optim.ema else None
+        for module in (task.module, self.average.module) if self.average else (task.module,):
+            self.world.shard(module, run.precision)
         self.optimizers = build_optimizers(task.module, optim)
+        self.sharded = ShardedCheckpoints(self.folder / "checkpoints", self.world) if self.world.size > 1 else None
         self.learned = task if isinstance(task, CriterionTask) else None
         self.criterion_optimizers = build_optimizers(task.criterion, task.criterion_optim) if isinstance(task, CriterionTask) else []
-        self.average = Average(task.module, optim.ema) if optim.ema else None
         self.step = 0
         self.seconds = 0.0
 
@@ -166,21 +177,28 @@ class Trainer:
         Raises:
             TrainError: the loss is not finite, or a file cannot be written (a full disk). Checkpoints already written stay.
         """
-        checkpoints = self.folder / "checkpoints"
-        if (path := latest_checkpoint(checkpoints)) is not None:
-            self._restore(load_checkpoint(path))
+        if (path := latest_checkpoint(self.folder / "checkpoints")) is not None:
+            self._restore(path)
         else:
             torch.manual_seed(self.run.seed)
         self.task.module.train()
         try:
-            with RunLog(self.folder, total=self.run.steps, start=self.step, progress=self.progress) as log:
+            with self._open_log() as log:
                 while self.step < self.run.steps and not self._out_of_time():
                     self._advance(log)
                     if self.step % self.run.checkpoint_every == 0:
-                        save_checkpoint(checkpoints, self.step, self._state())
-                    if self.run.preview_every and self.step % self.run.preview_every == 0:
+                        self._save()
+                    if log and self.run.preview_every and self.step % self.run.preview_every == 0:
                         self._preview(log)
-                save_checkpoint(checkpoints, self.step, self._state())
+                self._save()
+                if self.sharded:
+                    self.sharded.wait()
+        except RuntimeError as error:
+            if not lost_process(error):
+                raise
+            raise TrainError(
+                f"step {self.step}: another process of this run is lost; run the same command again: it continues from the last checkpoint"
+            ) from error
         except OSError as error:
             raise TrainError(
                 f"{error.filename or self.folder}: cannot be written ({error.strerror or error}) at step {self.step}; "
@@ -188,7 +206,13 @@ class Trainer:
             ) from error
         return self.result
 
-    def _advance(self, log: RunLog) -> None:
+    def _open_log(self) -> AbstractContextManager[RunLog | None]:
+        """The log, in the process that writes it."""
+        if not self.world.main:
+            return nullcontext()
+        return RunLog(self.folder, total=self.run.steps, start=self.step, progress=self.progress)
+
+    def _advance(self, log: RunLog | None) -> None:
         began = time.perf_counter()
         rate = self.rate()
         for optimizer in self.optimizers + self.criterion_optimizers:
@@ -208,9 +232,12 @@ class Trainer:
         if self.average:
             self.average.update(self.task.module, self.step)
         self.step += 1
-        self.seconds += time.perf_counter() - began
+        if self.sharded:
+            self.sharded.settle()
+        self.seconds += self.world.mean(time.perf_counter() - began)
         record = {"loss": value, **metrics, "grad_norm": norm, "lr": self.optim.lr * rate}
-        log.update(self.step, record, write=self.step % self.run.log_every == 0, left=self._seconds_left(), done=self._done())
+        if log:
+            log.update(self.step, record, write=self.step % self.run.log_every == 0, left=self._seconds_left(), done=self._done())
 
     def _descend(
         self, loss: Tensor, module: nn.Module, optimizers: list[torch.optim.Optimizer], optim: OptimConfig, name: str, rate: str
@@ -220,7 +247,7 @@ class Trainer:
         Raises:
             TrainError: the loss is not finite; calls it ``name``, and its rate ``rate``.
         """
-        value = loss.item()
+        value = self.world.mean(loss.item())
         if not math.isfinite(value):
             raise TrainError(
                 f"step {self.step}: {name} is {value}; lower {rate} (now {optim.lr:g}) or optim.clip, "
@@ -229,7 +256,7 @@ class Trainer:
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(module.parameters(), optim.clip)
+        norm = whole(nn.utils.clip_grad_norm_(module.parameters(), optim.clip))
         for optimizer in optimizers:
             optimizer.step()
         return value, norm.item()
@@ -267,6 +294,12 @@ class Trainer:
             self.task.preview(module.eval(), log, self.step)
         module.train(training)
 
+    def _save(self) -> None:
+        if self.sharded:
+            self.sharded.save(self.step, self._sharded_state())
+        else:
+            save_checkpoint(self.folder / "checkpoints", self.step, self._state())
+
     def _state(self) -> dict[str, Any]:
         return {
             "step": self.step,
@@ -280,19 +313,37 @@ class Trainer:
             "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _sharded_state(self) -> dict[str, Any]:
+        """What every process holds a share of, by names that do not depend on their number."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "module": self.task.module.state_dict(),
+            "optimizers": get_optimizer_state_dict(self.task.module, self.optimizers),
+            "average": self.average.module.state_dict() if self.average else {},
+        }
+
+    def _restore(self, path: Path) -> None:
+        if path.is_dir():
+            state = self._sharded_state()
+            load_sharded(path, state)
+            set_optimizer_state_dict(self.task.module, self.optimizers, state["optimizers"])
+        elif self.sharded:
+            raise CheckpointError(f"{path}: one process has written it, and one must go on from it; or give another folder")
+        else:
+            state = load_checkpoint(path)
+            optimizers = self.optimizers + self.criterion_optimizers
+            for optimizer, saved in zip(optimizers, state["optimizers"] + state.get("criterion_optimizers", []), strict=True):
+                optimizer.load_state_dict(saved)
+            torch.set_rng_state(state["rng"])
+            if state["rng_cuda"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(state["rng_cuda"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.task.module.load_state_dict(state["module"])
-        if self.learned:
-            self.learned.criterion.load_state_dict(state.get("criterion", {}))
-        optimizers = self.optimizers + self.criterion_optimizers
-        for optimizer, saved in zip(optimizers, state["optimizers"] + state.get("criterion_optimizers", []), strict=True):
-            optimizer.load_state_dict(saved)
         if self.average:
             self.average.module.load_state_dict(state["average"])
-        torch.set_rng_state(state["rng"])
-        if state["rng_cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["rng_cuda"])
+        if self.learned:
+            self.learned.criterion.load_state_dict(state.get("criterion", {}))
 
 
 def build_optimizers(module: nn.Module, optim: OptimConfig) -> list[torch.optim.Optimizer]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from mmtp.config import ConfigError
 from mmtp.data.encode import TokenizeConfig
@@ -17,7 +16,6 @@ from mmtp.decode.engine import Engine
 from mmtp.decode.sample import Sampling
 from mmtp.hub import from_pretrained
 from mmtp.models.unified import UnifiedModel
-from mmtp.registry import REGISTRY
 from mmtp.stream.vocab import VocabMismatch
 from mmtp.testing.fakes import BlockTokenizer
 from mmtp.train.model_trainer import ModelChoice
@@ -31,26 +29,6 @@ RECIPE = {
     "optim": {"lr": 3e-3, "warmup": 2},
     "run": {"steps": 12, "batch": 4, "seed": 3, "log_every": 1, "checkpoint_every": 3},
 }
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty pictures as shards: coloured halves, so that there is something to learn."""
-    root = tmp_path_factory.mktemp("data")
-    (root / "pictures").mkdir()
-    for i in range(40):
-        picture = Image.new("RGB", (24, 16), ((i % 4) * 80, 255, 0))
-        picture.paste((0, 0, 255), (0, 0, 12, 16))
-        picture.save(root / "pictures" / f"{i:02}.png")
-    with pytest.MonkeyPatch.context() as patch:
-        register_block(patch)
-        tokenize(root / "pictures", root / "shards", tokenizer=BlockTokenizer(BlockTokenizer.Config()), config=TokenizeConfig(max_dim=8))
-    return root
-
-
-def register_block(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(REGISTRY, "_families", {family: dict(entries) for family, entries in REGISTRY._families.items()})
-    REGISTRY.register("tokenizer", "block", "mmtp.testing.fakes:BlockTokenizer")
 
 
 def recipe(**changes: dict) -> Recipe:
@@ -144,8 +122,8 @@ def test_draft_heads_learn_what_the_frozen_model_says(root: Path, uninterrupted:
     assert last["image"] != 0 and "image.kl" not in last
 
 
-def test_refuses_a_model_of_another_vocabulary(root: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    register_block(monkeypatch)
+@pytest.mark.usefixtures("block_registered")
+def test_refuses_a_model_of_another_vocabulary(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
     other = BlockTokenizer(BlockTokenizer.Config(levels=4))
     tokenize(root / "pictures", tmp_path / "shards", tokenizer=other, config=TokenizeConfig(max_dim=8))
     started = recipe(model={"preset": "", "start": str(uninterrupted / "result")})

@@ -1,0 +1,174 @@
+"""Training in several processes: who takes part, what each of them holds, and what they must agree on.
+
+A launcher (``torchrun``) starts the processes. Every process takes its rows of the global batch, and holds its share of weights, gradients,
+optimizer state and average (ZeRO stage 3, arXiv 1910.02054, section 5; here by FSDP2, ``torch.distributed.fsdp.fully_shard``). A block's
+weights are gathered when it is its turn and freed after it. Groups of processes may each hold a copy of the whole between them
+(hybrid sharding, arXiv 2304.11277, section 3.2.2), so that weights are gathered within fast links only.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from mmtp.config import Config, ConfigError
+from mmtp.nn.block import Block
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig(Config):
+    """How the processes of a run divide the model.
+
+    Attributes:
+        replicate: groups of processes that each hold the whole model between them; gradients are averaged over the groups.
+        shard: processes of a group; 0 stands for all that there are, divided by ``replicate``.
+    """
+
+    replicate: int = 1
+    shard: int = 0
+
+    def __post_init__(self) -> None:
+        if self.replicate < 1 or self.shard < 0:
+            raise ValueError(f"replicate {self.replicate}, shard {self.shard}: at least 1, and at least 0, are wanted")
+
+    def sizes(self, processes: int) -> tuple[int, int]:
+        """Number of groups, and processes per group.
+
+        Raises:
+            ConfigError: they do not make up the number of processes.
+        """
+        shard = self.shard or processes // self.replicate
+        if self.replicate * shard != processes:
+            raise ConfigError(
+                f"run.parallel: replicate {self.replicate} x shard {self.shard or 'rest'} does not make up {processes} processes; "
+                "change them, or the number that is launched"
+            )
+        return self.replicate, shard
+
+
+class World:
+    """The processes of a run, seen from one of them. Made without a mesh it is a single process, and its methods change nothing.
+
+    Args:
+        device: of this process.
+        mesh: of all processes: axes ``replicate`` and ``shard``.
+
+    Attributes:
+        rank: number of this process.
+        size: number of processes.
+        group: all of them, for sums over a batch; None for a single process.
+        saving: all of them once more: what a thread says in one group must not mix with what training says in the other.
+    """
+
+    def __init__(self, device: torch.device | None = None, mesh: DeviceMesh | None = None) -> None:
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.mesh = mesh
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if mesh else (0, 1)
+        self.group = dist.group.WORLD if mesh else None
+        self.saving: Any = dist.new_group(backend="gloo") if mesh else None
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes logs and results."""
+        return self.rank == 0
+
+    def mean(self, value: float) -> float:
+        """Mean of a number over all processes, the same in each."""
+        if self.group is None:
+            return value
+        total = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(total, group=self.group)
+        return total.item() / self.size
+
+    def wait(self) -> None:
+        """Returns when every process has come here."""
+        if self.group is not None:
+            dist.barrier(self.saving)
+
+    def shard(self, model: nn.Module, precision: Literal["float32", "bfloat16"] = "float32") -> None:
+        """Divides a model's parameters among the processes, in place: each block by itself, the head, and what is left.
+
+        Args:
+            model: equal in all processes.
+            precision: in which the weights of blocks are gathered and used; shares, gradients' sums and what is left stay float32.
+        """
+        if self.mesh is None:
+            return
+        dtype = torch.bfloat16 if precision == "bfloat16" else None
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for name, part in reversed(list(model.named_modules())):  # inner ones before those that they are parts of
+            if (isinstance(part, Block) or name == "head") and any(True for _ in part.parameters()):
+                fully_shard(part, mesh=self.mesh, mp_policy=policy)
+        # Embedding and unembedding stay whole until the backward pass has ended: the loss reads them after the forward pass.
+        fully_shard(model, mesh=self.mesh, reshard_after_forward=False)
+
+
+@contextmanager
+def joined(parallel: ParallelConfig) -> Iterator[World]:
+    """The world that a launcher has made, or a single process where there was none.
+
+    Raises:
+        ConfigError: ``parallel`` does not fit the number of processes.
+    """
+    if processes() == 1:
+        yield World()
+        return
+    sizes = parallel.sizes(processes())
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(device, init_device_mesh(device.type, sizes, mesh_dim_names=("replicate", "shard")))
+    finally:
+        dist.destroy_process_group()
+
+
+def processes() -> int:
+    """Number of processes that a launcher has started for this run; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Number of this process among them, known before any has met another."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def lost_process(error: BaseException) -> bool:
+    """Whether an error says that another process cannot be reached any more. Gloo's errors have no type of their own."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's share of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; every process must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state(module: nn.Module, world: World) -> dict[str, Tensor]:
+    """State of a divided module with every tensor whole, in the main process's host memory; what is shared under two names stays so.
+
+    Every process must ask for it; the others get nothing.
+    """
+    found: dict[int, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        if id(value) not in found:
+            gathered = whole(value.detach())
+            found[id(value)] = gathered.cpu() if world.main else gathered.new_empty(0)
+        if world.main:
+            state[name] = found[id(value)]
+    return state
