@@ -5,7 +5,7 @@ other in turn (A B C ... A B C ...), so that what else the machine does hits all
 
 - ``next``: next-token prediction, which the others are measured against;
 - ``depth``, ``parallel``, ``sequential``, ``shared``, ``synchronized``: with ``--mtp-depth`` further tokens, detached as the loss has it
-  by default;
+  by default, from ``--anchors`` of the positions;
 - ``transformers``: Qwen3ForCausalLM of the same sizes and vocabulary, next-token loss over the whole vocabulary, as its Trainer calls it.
 
 Peak memory is what tensors made within one forward and backward pass hold at most; weights and the optimizer's state are not in it.
@@ -100,7 +100,7 @@ def step_of(model: torch.nn.Module, loss: Callable[[Batch], Any], precision: str
     return step
 
 
-def build(way: str, size: BackboneConfig, depth: int, detach: bool) -> tuple[torch.nn.Module, Callable[[Batch], Any]]:
+def build(way: str, size: BackboneConfig, depth: int, detach: bool, anchors: float) -> tuple[torch.nn.Module, Callable[[Batch], Any]]:
     """A model and its loss."""
     torch.manual_seed(0)
     if way == "transformers":
@@ -115,12 +115,20 @@ def build(way: str, size: BackboneConfig, depth: int, detach: bool) -> tuple[tor
     head = REGISTRY.resolve("head", way).Config(**({} if way == "next" else {"mtp_depth": depth}))
     model = UnifiedModel.Config(layout=LAYOUT, backbone=size, head=head).build().train()
     # Every code and word is a target, as for transformers.
-    loss = LossConfig(inputs=("text", "image"), detach=detach)
+    loss = LossConfig(inputs=("text", "image"), detach=detach, mtp_anchors=anchors)
     return model, lambda batch: model.loss(batch, loss).total
 
 
 def measure(
-    ways: Sequence[str], size: BackboneConfig, depth: int, rows: int, length: int, rounds: int, precision: str, detach: bool
+    ways: Sequence[str],
+    size: BackboneConfig,
+    depth: int,
+    rows: int,
+    length: int,
+    rounds: int,
+    precision: str,
+    detach: bool,
+    anchors: float = 1.0,
 ) -> list[Cost]:
     """Times all ways in turn."""
     batches = [packed_batch(rows, length, seed) for seed in range(4)]
@@ -128,7 +136,7 @@ def measure(
     models, steps, peaks = {}, {}, {}
     times: dict[str, list[float]] = {way: [] for way in ways}
     for way in ways:
-        models[way], loss = build(way, size, depth, detach)
+        models[way], loss = build(way, size, depth, detach, anchors)
         steps[way] = step_of(models[way], loss, precision)
         with PeakMemory() as memory, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             loss(batches[0]).backward()
@@ -182,11 +190,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--joint", action="store_true", help="heads train the backbone as well")
+    parser.add_argument("--anchors", type=float, default=1.0, help="share of the positions from which drafts are trained in a step")
     parser.add_argument("--json", type=Path, help="file for all figures")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     costs = measure(
-        ["next", *given.ways], SIZES[given.size], given.mtp_depth, given.rows, given.length, given.rounds, given.precision, not given.joint
+        ["next", *given.ways],
+        SIZES[given.size],
+        given.mtp_depth,
+        given.rows,
+        given.length,
+        given.rounds,
+        given.precision,
+        not given.joint,
+        given.anchors,
     )
     print(f"torch {torch.__version__}, {platform.machine()}, {given.threads} threads, {given.size}, {given.precision}\n\n{markdown(costs)}")
     if given.json:

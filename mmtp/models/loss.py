@@ -41,6 +41,8 @@ class LossConfig(mmtp.config.Config):
             Medusa (arXiv 2401.10774, section 2.3.2) and FastMTP (arXiv 2509.18362) let heads learn from text that the model writes.
         uncertainty_lr: learning rate at which training learns a factor for each modality's weight (see
             :class:`mmtp.train.losses.uncertainty.Uncertainty`); 0 leaves the weights as they are.
+        mtp_anchors: share of the positions from which drafts are trained in a step, drawn anew in every step. What heads cost in training
+            falls with it: for ``synchronized`` and ``depth`` nearly all of it, for the others the part of the unembedding.
         z_weight: pulls the log-normaliser to 0 (PaLM, section 5).
         inputs: media that are predicted where they are input as well, such as the picture before a question: so every document teaches
             what pictures look like, not only those that end in one. The codes in question cost a forward pass in any case.
@@ -53,6 +55,7 @@ class LossConfig(mmtp.config.Config):
     mtp_weight: float = 0.3
     mtp_decay: float = 0.8
     mtp_distill: float = 0.0
+    mtp_anchors: float = 1.0
     uncertainty_lr: float = 0.0
     z_weight: float = 1e-5
     inputs: tuple[str, ...] = ()
@@ -64,8 +67,18 @@ class LossConfig(mmtp.config.Config):
         check_modalities((*self.modality_weights, *self.inputs))
         if not 0 <= self.mtp_distill <= 1:
             raise mmtp.config.ConfigError(f"loss: mtp_distill {self.mtp_distill:g} is a share; 0 to 1 is wanted")
+        if not 0 < self.mtp_anchors <= 1:
+            raise mmtp.config.ConfigError(f"loss: mtp_anchors {self.mtp_anchors:g} is a share; more than 0 and at most 1 is wanted")
         if self.uncertainty_lr < 0:
             raise mmtp.config.ConfigError(f"loss: uncertainty_lr {self.uncertainty_lr} is below 0")
+
+    def draw_anchors(self, batch: Batch) -> Int[Tensor, "b n"] | None:
+        """Positions of every row from which drafts are trained, in order; None for all."""
+        if self.mtp_anchors == 1:
+            return None
+        rows, length = batch.tokens.shape
+        number = max(1, round(self.mtp_anchors * length))
+        return torch.rand(rows, length, device=batch.tokens.device).topk(number, dim=1).indices.sort(dim=1).values
 
     def offset_weight(self, offset: int) -> float:
         """Weight of an offset within its modality."""
@@ -113,12 +126,13 @@ class LossOutput:
 
 
 def unified_loss(
-    states: list[Float[Tensor, "b s d"]],
+    states: list[Float[Tensor, "b _ d"]],
     unembedding: Float[Tensor, "v d"],
     batch: Batch,
     layout: VocabLayout,
     config: LossConfig,
     vertical: bool = False,
+    anchors: Int[Tensor, "b n"] | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> LossOutput:
     """Loss of a batch.
@@ -134,10 +148,11 @@ def unified_loss(
         layout: gives each slot's legal ids.
         config: weights.
         vertical: the last of ``states`` predicts the code below x[t].
+        anchors: positions that the states of draft offsets stand for; None for all.
         group: processes that have the other parts of the batch; None where this is all of it.
     """
     offsets = [*range(len(states) - 1), BELOW] if vertical else [*range(len(states))]
-    plan = plan_targets(batch, layout, offsets, config.inputs)
+    plan = plan_targets(batch, layout, offsets, config.inputs, anchors)
     keys = [(modality, offset) for modality in layout.modalities for offset in offsets]
     (counts,) = _tallies(plan, keys, group, lambda item: len(item.rows))
     parts = 1 if group is None else group.size()
@@ -214,8 +229,14 @@ def _tallies(
     return [dict(zip(keys, row, strict=True)) for row in totals.tolist()]
 
 
-def plan_targets(batch: Batch, layout: VocabLayout, offsets: Sequence[int] = (0,), inputs: tuple[str, ...] = ()) -> list[Targets]:
-    """Groups every target that leaves a choice by (offset, slot)."""
+def plan_targets(
+    batch: Batch,
+    layout: VocabLayout,
+    offsets: Sequence[int] = (0,),
+    inputs: tuple[str, ...] = (),
+    anchors: Int[Tensor, "b n"] | None = None,
+) -> list[Targets]:
+    """Groups every target that leaves a choice by (offset, slot); of draft offsets only those that ``anchors`` predict, if given."""
     items = []
     s = batch.tokens.shape[1]
     here = torch.arange(s, device=batch.tokens.device)
@@ -223,14 +244,21 @@ def plan_targets(batch: Batch, layout: VocabLayout, offsets: Sequence[int] = (0,
     if inputs:
         of_input = torch.tensor([slot.modality in inputs for slot in layout.slots], device=predicted.device)
         predicted = predicted | of_input[batch.slots]
+    everywhere = here.expand_as(batch.tokens)
     for offset in offsets:
         back = above(batch, layout) if offset == BELOW else torch.full_like(batch.tokens, offset + 1)
         source = (here - back).clamp(min=0)
         same = batch.document_ids.gather(1, source) == batch.document_ids
-        rows, columns = (predicted & same & (back > 0) & (here >= back)).nonzero(as_tuple=True)
+        # Where the state stands that predicts each position; -1 where there is none.
+        place, width = everywhere, s
+        if offset and anchors is not None:
+            width = anchors.shape[1]
+            place = torch.full_like(batch.tokens, -1).scatter(1, anchors, here[:width].expand_as(anchors))
+        place = place.gather(1, source)
+        rows, columns = (predicted & same & (back > 0) & (here >= back) & (place >= 0)).nonzero(as_tuple=True)
         slots = batch.slots[rows, columns]
         targets = batch.tokens[rows, columns]
-        flat, before = rows * s + source[rows, columns], rows * s + columns - 1
+        flat, before = rows * width + place[rows, columns], rows * s + columns - 1
         for index in slots.unique().tolist():
             slot = layout.slots[index]
             if slot.size == 1:

@@ -68,14 +68,21 @@ class UnifiedModel(nn.Module):
         self.flow: Any = _build_flow(config)
 
     def forward(
-        self, batch: Batch, *, detach: bool = False, drafts: bool = True, times: Float[Tensor, " n"] | None = None
-    ) -> list[Float[Tensor, "b s d"]]:
+        self,
+        batch: Batch,
+        *,
+        detach: bool = False,
+        drafts: bool = True,
+        anchors: Int[Tensor, "b n"] | None = None,
+        times: Float[Tensor, " vectors"] | None = None,
+    ) -> list[Float[Tensor, "b _ d"]]:
         """States of all offsets: the next token first, then one per draft offset, then that of the row below where the head has one.
 
         Args:
             batch: packed rows.
             detach: draft heads read the backbone without training it.
             drafts: whether their states are wanted.
+            anchors: positions at which they are wanted; None wants all.
             times: of every vector of the batch that a block is made of, where these stand in it as points on their way from noise.
         """
         x = self.embedding.batch(batch)
@@ -85,10 +92,18 @@ class UnifiedModel(nn.Module):
         causal = document_mask(batch.document_ids)
         spans = input_spans(batch, self.config.layout, self.flow is not None and self.flow.block)
         mask = causal if spans is None else document_mask(batch.document_ids, spans)
-        return self.compute_states(x, batch.positions, self.slot_modality[batch.slots], mask, causal, detach, drafts)
+        return self.compute_states(x, batch.positions, self.slot_modality[batch.slots], mask, causal, detach, drafts, anchors)
 
     def compute_states(
-        self, x: Tensor, positions: Tensor, modality: Tensor, mask: Tensor, causal: Tensor, detach: bool, drafts: bool = True
+        self,
+        x: Tensor,
+        positions: Tensor,
+        modality: Tensor,
+        mask: Tensor,
+        causal: Tensor,
+        detach: bool,
+        drafts: bool = True,
+        anchors: Tensor | None = None,
     ) -> list[Tensor]:
         """The part of the forward pass that is arithmetic alone, and so can be compiled as one graph."""
         hidden = self.backbone(x, positions, mask)
@@ -96,7 +111,7 @@ class UnifiedModel(nn.Module):
         if drafts and self.head.mtp_depth:
             source = (hidden.detach(), x.detach()) if detach else (hidden, x)
             # Always causal: a draft at t may know x[t+k], which a bidirectional span would carry back.
-            states += self.head(*source, Places(positions, modality.roll(-1, 1), modality, causal))
+            states += self.head(*source, Places(positions, modality.roll(-1, 1), modality, causal), anchors)
         return states
 
     def loss(self, batch: Batch, config: LossConfig, group: dist.ProcessGroup | None = None) -> LossOutput:
@@ -113,8 +128,9 @@ class UnifiedModel(nn.Module):
             features, index = written
             if self.flow.block:
                 batch, times, goal = self._noised(batch, features)
-        states = self(batch, detach=config.detach, times=times)
-        output = unified_loss(states, self.unembedding.weight, batch, self.config.layout, config, vertical(self.head) > 0, group)
+        anchors = config.draw_anchors(batch) if self.head.mtp_depth else None
+        states = self(batch, detach=config.detach, anchors=anchors, times=times)
+        output = unified_loss(states, self.unembedding.weight, batch, self.config.layout, config, vertical(self.head) > 0, anchors, group)
         if index is None:
             return output
         flat = states[0].flatten(0, 1)

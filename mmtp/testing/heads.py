@@ -10,7 +10,7 @@ from mmtp.decode.cache import KVCache
 from mmtp.decode.engine import Engine
 from mmtp.decode.sample import Sampling
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import BELOW, Head, HeadConfig, Places, offset_name, vertical
+from mmtp.models.heads.base import BELOW, Head, HeadConfig, Places, gather, offset_name, vertical
 from mmtp.models.unified import UnifiedModel
 from mmtp.nn.attention import document_mask
 from mmtp.stream.grammar import StreamGrammar
@@ -42,6 +42,7 @@ def check_head(config: HeadConfig) -> None:
     require(len(states) == len(offsets), f"{len(states) - 1} draft states, but {wanted}")
     _check_causality(model, batch, states, offsets)
     _check_documents(model, batch, states, offsets)
+    _check_anchors(model, batch, states, offsets)
     _check_drafting(model, offsets[1:])
     _check_lossless(model)
 
@@ -65,6 +66,16 @@ def _check_documents(model: UnifiedModel, batch: Batch, states: list[Tensor], of
     for offset, before, after in zip(offsets, states, model(dataclasses.replace(batch, tokens=tokens)), strict=True):
         same = bool((before == after)[row][others].all())
         require(same, f"offset {offset_name(offset)}: a document sees another one of its row")
+
+
+def _check_anchors(model: UnifiedModel, batch: Batch, states: list[Tensor], offsets: list[int]) -> None:
+    """Some anchors alone have the states that they have among all."""
+    rows, length = batch.tokens.shape
+    anchors = torch.stack([torch.randperm(length)[: length // 3].sort().values for _ in range(rows)])
+    for offset, before, after in zip(offsets[1:], states[1:], model(batch, anchors=anchors)[1:], strict=True):
+        require(after.shape[1] == anchors.shape[1], f"offset {offset_name(offset)}: {after.shape[1]} states for {anchors.shape[1]} anchors")
+        worst = float((after - gather(before, anchors)).detach().abs().max())
+        require(worst < 1e-4, f"offset {offset_name(offset)}: an anchor's state differs by {worst:.2g} where others are not wanted")
 
 
 def _check_drafting(model: UnifiedModel, offsets: list[int]) -> None:

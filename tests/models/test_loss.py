@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmtp.config import ConfigError
-from mmtp.models.heads.base import BELOW
+from mmtp.models.heads.base import BELOW, gather
 from mmtp.models.loss import LossConfig, plan_targets, unified_loss
 from mmtp.stream.packing import collate
 from mmtp.stream.template import Turn, encode_document
@@ -103,6 +103,32 @@ def test_drafts_that_give_the_own_distribution_cost_nothing() -> None:
     assert torch.equal(gradients[0], torch.autograd.grad(alone.total, own)[0])
     for gradient in gradients[1:]:
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-6, rtol=0)
+
+
+def test_anchors_leave_the_next_token_alone_and_drafts_to_those_that_were_drawn() -> None:
+    packed = batch(3, 80)
+    weight, states = torch.randn(LAYOUT.size, 16), [torch.randn(*packed.tokens.shape, 16, requires_grad=True) for _ in range(3)]
+    config = LossConfig(mtp_anchors=0.25)
+    anchors = config.draw_anchors(packed)
+    assert anchors is not None and anchors.shape == (packed.tokens.shape[0], 20)
+    assert (anchors.diff(dim=1) > 0).all()
+    some = [states[0], *(gather(state, anchors) for state in states[1:])]
+    found = unified_loss(some, weight, packed, LAYOUT, config, anchors=anchors)
+    whole = unified_loss(states, weight, packed, LAYOUT, config)
+    drawn = {(b, t) for b, row in enumerate(anchors.tolist()) for t in row}
+    for key, count in whole.counts.items():
+        if key[1] == 0:
+            assert (found.counts[key], found.sums[key]) == (count, pytest.approx(whole.sums[key]))
+    (all_grads, some_grads) = (torch.autograd.grad(o.total, states[1]) for o in (whole, found))
+    touched = {tuple(place) for place in some_grads[0].abs().sum(2).nonzero().tolist()}
+    assert touched == drawn & {tuple(place) for place in all_grads[0].abs().sum(2).nonzero().tolist()}
+    assert sum(found.counts[key] for key in found.counts if key[1] == 1) == len(touched) > 0
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5])
+def test_a_share_of_anchors_is_a_share(share: float) -> None:
+    with pytest.raises(ConfigError, match="mtp_anchors .* is a share"):
+        LossConfig(mtp_anchors=share)
 
 
 @pytest.mark.parametrize("distill", [0.0, 1.0])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from mmtp.config import Config
@@ -68,6 +68,23 @@ class Places:
         """Those of a later offset, in training, where a pass holds whole rows; their ends hold wrapped values, which no valid row sees."""
         return replace(self, positions=self.positions.roll(-offset, 1), modality=self.modality.roll(-offset, 1))
 
+    def at(self, anchors: Int[Tensor, "b n"] | None) -> "Places":
+        """Those of some anchors, which look at what all could look at; None keeps all."""
+        if anchors is None:
+            return self
+        rows = anchors[:, None, :, None].expand(-1, self.mask.shape[1], -1, self.mask.shape[3])
+        return replace(
+            self,
+            positions=gather(self.positions, anchors),
+            modality=self.modality.gather(1, anchors),
+            mask=self.mask.expand(-1, -1, self.modality.shape[1], -1).gather(2, rows),
+        )
+
+
+def gather(values: Num[Tensor, "b s d"], anchors: Int[Tensor, "b n"] | None) -> Num[Tensor, "b n d"]:
+    """Rows of some anchors; None keeps all."""
+    return values if anchors is None else values.gather(1, anchors.unsqueeze(2).expand(-1, -1, values.shape[2]))
+
 
 @runtime_checkable
 class Head(Protocol):
@@ -91,13 +108,21 @@ class Head(Protocol):
         """
         ...
 
-    def forward(self, hidden: Float[Tensor, "b s d"], embedded: Float[Tensor, "b s d"], places: Places) -> list[Float[Tensor, "b s d"]]:
+    def forward(
+        self,
+        hidden: Float[Tensor, "b s d"],
+        embedded: Float[Tensor, "b s d"],
+        places: Places,
+        anchors: Int[Tensor, "b n"] | None = None,
+    ) -> list[Float[Tensor, "b n d"]]:
         """States of offsets 1..D at every position at once, for training.
 
         Args:
             hidden: the backbone's states before its final norm.
             embedded: embeddings of the same tokens.
             places: of offset 0: positions of x[t], modality of x[t+1].
+            anchors: positions whose states are wanted, in order; None wants all. A head whose anchors do not look at each other's states
+                need not compute the rest.
 
         Returns:
             D tensors, ready for the unembedding. The last k positions of offset k predict nothing; the loss leaves them out.

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import DraftConfig, Places
+from mmtp.models.heads.base import DraftConfig, Places, gather
 from mmtp.nn.attention import LayerCache
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Rope
@@ -76,10 +76,17 @@ class DepthHead(nn.Module):
     def mtp_depth(self) -> int:
         return self.config.mtp_depth
 
-    def forward(self, hidden: Float[Tensor, "b s d"], embedded: Float[Tensor, "b s d"], places: Places) -> list[Float[Tensor, "b s d"]]:
+    def forward(
+        self,
+        hidden: Float[Tensor, "b s d"],
+        embedded: Float[Tensor, "b s d"],
+        places: Places,
+        anchors: Int[Tensor, "b n"] | None = None,
+    ) -> list[Float[Tensor, "b n d"]]:
         tokens = self.token(self.embedding_norm(embedded))
         # Row t of each holds token t+k. What runs past the end is wrapped, which no valid row sees.
-        items = [self.state(self.state_norm(hidden)), *(tokens.roll(-k, 1) for k in range(1, self.mtp_depth + 1))]
+        rows = [self.state(self.state_norm(hidden)), *(tokens.roll(-k, 1) for k in range(1, self.mtp_depth + 1))]
+        items = [gather(row, anchors) for row in rows]
         return list(self._run(torch.stack(items, dim=2)).unbind(2))
 
     def draft(

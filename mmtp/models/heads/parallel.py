@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import DraftConfig, Places
+from mmtp.models.heads.base import DraftConfig, Places, gather
 from mmtp.nn.attention import LayerCache
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Rope
@@ -51,8 +51,14 @@ class ParallelHead(nn.Module):
     def num_caches(self) -> int:
         return self.mtp_depth
 
-    def forward(self, hidden: Float[Tensor, "b s d"], embedded: Float[Tensor, "b s d"], places: Places) -> list[Float[Tensor, "b s d"]]:
-        return [self._run(k, hidden, places.ahead(k), None) for k in range(1, self.mtp_depth + 1)]
+    def forward(
+        self,
+        hidden: Float[Tensor, "b s d"],
+        embedded: Float[Tensor, "b s d"],
+        places: Places,
+        anchors: Int[Tensor, "b n"] | None = None,
+    ) -> list[Float[Tensor, "b n d"]]:
+        return [gather(self._run(k, hidden, places.ahead(k), None), anchors) for k in range(1, self.mtp_depth + 1)]
 
     def draft(
         self,

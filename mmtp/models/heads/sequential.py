@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import DraftConfig, Places
+from mmtp.models.heads.base import DraftConfig, Places, gather
 from mmtp.nn.attention import LayerCache
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Rope
@@ -59,12 +59,18 @@ class SequentialHead(nn.Module):
     def num_caches(self) -> int:
         return self.mtp_depth
 
-    def forward(self, hidden: Float[Tensor, "b s d"], embedded: Float[Tensor, "b s d"], places: Places) -> list[Float[Tensor, "b s d"]]:
+    def forward(
+        self,
+        hidden: Float[Tensor, "b s d"],
+        embedded: Float[Tensor, "b s d"],
+        places: Places,
+        anchors: Int[Tensor, "b n"] | None = None,
+    ) -> list[Float[Tensor, "b n d"]]:
         states, state = [], hidden
         for k in range(1, self.mtp_depth + 1):
             # Row t now holds token t+k. The k rows that run past the end hold wrapped ones, which no valid row looks at.
             state, out = self._run(k, state, embedded.roll(-k, 1), places.ahead(k), None)
-            states.append(out)
+            states.append(gather(out, anchors))
         return states
 
     def draft(

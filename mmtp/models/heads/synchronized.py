@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import BELOW, DraftConfig, Places
+from mmtp.models.heads.base import BELOW, DraftConfig, Places, gather
 from mmtp.nn.attention import LayerCache, attend
 from mmtp.nn.mlp import SwiGLU
 from mmtp.nn.norm import RMSNorm
@@ -94,14 +94,22 @@ class SynchronizedHead(nn.Module):
     def num_caches(self) -> int:
         return 1
 
-    def forward(self, hidden: Float[Tensor, "b s d"], embedded: Float[Tensor, "b s d"], places: Places) -> list[Float[Tensor, "b s d"]]:
+    def forward(
+        self,
+        hidden: Float[Tensor, "b s d"],
+        embedded: Float[Tensor, "b s d"],
+        places: Places,
+        anchors: Int[Tensor, "b n"] | None = None,
+    ) -> list[Float[Tensor, "b n d"]]:
         memory = self._remember(hidden, self.rope(places.ahead(1).positions))
-        states, state = [], hidden
+        # Anchors look at the banks alone, not at each other's queries: only those that are wanted are computed.
+        chosen = gather(hidden, anchors)
+        states, state = [], chosen
         for k in range(1, self.mtp_depth + 1):
-            state = self._run(k - 1, state, embedded.roll(-k, 1), places.ahead(k), memory)
+            state = self._run(k - 1, state, gather(embedded.roll(-k, 1), anchors), places.ahead(k).at(anchors), memory)
             states.append(self.norm(state))
         if self.vertical:
-            states.append(self.norm(self._run(BELOW, hidden, embedded, places, memory)))
+            states.append(self.norm(self._run(BELOW, chosen, gather(embedded, anchors), places.at(anchors), memory)))
         return states
 
     def draft(

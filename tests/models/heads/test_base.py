@@ -37,8 +37,8 @@ class Peeking(SequentialHead):
     class Config(SequentialHead.Config):
         pass
 
-    def forward(self, hidden, embedded, places):
-        return super().forward(hidden, embedded.roll(-1, 1), places)
+    def forward(self, hidden, embedded, places, anchors=None):
+        return super().forward(hidden, embedded.roll(-1, 1), places, anchors)
 
 
 def test_a_head_that_looks_ahead_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
