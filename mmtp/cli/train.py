@@ -29,7 +29,6 @@ def train(
         mmtp train tokenizers/image-fsq-f8/recipe.toml
         mmtp train recipe.toml --run-dir runs/small --set run.steps=500 --set optim.lr=3e-4
         mmtp train models/vqa-s/recipe.toml --max-minutes 5
-        torchrun --nproc-per-node 8 -m mmtp train recipe.toml
     """
     from mmtp.train.distributed import rank
     from mmtp.train.recipe import load_recipe, run_recipe

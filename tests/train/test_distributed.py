@@ -144,3 +144,10 @@ def test_tokenizers_are_trained_by_one_process(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="task = 'text' trains in one process, and 2 were launched"):
         run_recipe(Recipe.from_dict({"task": "text"}), tmp_path, progress=False)
+
+
+def test_models_that_write_vectors_are_trained_by_one_process(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match="model: flow heads are trained by one process"):
+        run_recipe(Recipe.from_dict(recipe(model={"flow": {"type": "token"}})), tmp_path, data_root=root, progress=False)
