@@ -14,9 +14,9 @@ def train(
 ) -> None:
     """Train what a recipe describes. Run again with the same run folder, it goes on where it stopped.
 
-    A recipe names its task (``tokenizer``, ``text``, ``model`` or ``preference``), the configuration, the data, the optimiser and the run. The result
-    lies in the run folder's ``result``, ready for any place that takes a tokenizer or a model. A model may be trained by several
-    processes, which torchrun starts: docs/scale.md.
+    A recipe names its task (``tokenizer``, ``text``, ``model`` or ``preference``), the configuration, the data, the optimiser and the
+    run. The result lies in the run folder's ``result``, ready for any place that takes a tokenizer or a model. A model may be trained by
+    several processes, which torchrun starts: docs/scale.md.
 
     Args:
         recipe: the recipe.toml, or a folder that holds one.
