@@ -28,12 +28,12 @@ import torch
 from mmtp.models.backbone import BackboneConfig
 from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel
+from mmtp.nn.memory import PeakMemory
 from mmtp.registry import REGISTRY
 from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.packing import collate
 from mmtp.stream.template import Turn, encode_document
 from mmtp.stream.vocab import MediaEntry, TextEntry, VocabLayout
-from mmtp.testing.memory import PeakMemory
 from mmtp.types import Batch, Modality, Segment
 
 SIZES = {

@@ -99,8 +99,8 @@ def eval(
         mmtp eval tokenizer image-fsq-f8 --data emoji-train.tar --data photos-train.tar --size 64 --usage --at-least 0.95
         mmtp eval tokenizer runs/speech/result --data prompts-en-val.tar --words --codecs --report speech.html
         mmtp eval probe runs/vit-distilled/result --bank emoji-train.tar --data emoji-val.tar --label group
-        mmtp eval captions emoji-s --bank emoji-train.tar --data emoji-val.tar
-        mmtp eval pictures emoji-s --bank emoji-train.tar --data emoji-val.tar --label style --caption "{caption}, {style} style"
+        mmtp eval captions runs/emoji/result --bank emoji-train.tar --data emoji-val.tar
+        mmtp eval pictures runs/emoji/result --bank emoji-train.tar --data emoji-val.tar --label group
         mmtp eval text text-bpe-4k --data python:pydoc_data.topics
     """
     from mmtp.cli import CHECK_FAILED, measure, measure_tokenizer

@@ -10,10 +10,10 @@ from torch import Tensor
 from mmtp.config import ConfigError
 from mmtp.models.heads.base import BELOW, gather
 from mmtp.models.loss import LossConfig, plan_targets, unified_loss
+from mmtp.nn.memory import PeakMemory
 from mmtp.stream.packing import collate
 from mmtp.stream.template import Turn, encode_document
 from mmtp.stream.vocab import MediaEntry, VocabLayout
-from mmtp.testing.memory import PeakMemory
 from mmtp.types import Batch, Modality, Segment
 from tests.models.common import GRAMMAR, LAYOUT, batch, model
 

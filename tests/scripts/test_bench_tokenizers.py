@@ -1,7 +1,4 @@
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,18 +8,7 @@ from tests.tokenizers.pretrained.common import SETTINGS
 pytest.importorskip("transformers")
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_tokenizers.py"
 TINY = {"janus": SETTINGS["janus-vq"], "encodec": SETTINGS["encodec"], "dac": SETTINGS["dac"] | {"downsampling_ratios": [2, 4]}}
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("bench_tokenizers", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 @pytest.fixture(autouse=True)

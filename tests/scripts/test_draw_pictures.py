@@ -1,6 +1,4 @@
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,18 +8,7 @@ from mmtp.data.media import encode_png, read_image
 from mmtp.data.sources import open_source
 from mmtp.eval.shapes import parse
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "draw_pictures.py"
 MODEL = Path(__file__).parents[2] / "models" / "vqa-s"
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("draw_pictures", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 @pytest.fixture

@@ -1,4 +1,3 @@
-import importlib.util
 import io
 import json
 import sys
@@ -8,17 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_data.py"
-
 
 @pytest.fixture(scope="module")
-def prepare():
-    spec = importlib.util.spec_from_file_location("prepare_data", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def prepare(script):
+    return script
 
 
 def picture(path: Path, colour: tuple[int, ...], side: int = 8) -> None:

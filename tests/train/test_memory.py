@@ -9,7 +9,7 @@ from mmtp.models.backbone import BackboneConfig
 from mmtp.models.heads.sequential import SequentialHead
 from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel
-from mmtp.testing.memory import PeakMemory
+from mmtp.nn.memory import PeakMemory
 from mmtp.train.distributed import ParallelConfig
 from mmtp.train.memory import MemoryEstimate, OutOfMemory, available_memory, check_memory, estimate_memory, recompute_blocks, surely_fits
 from mmtp.train.trainer import OptimConfig, RunConfig, Trainer

@@ -18,13 +18,13 @@ from mmtp.data.pairs import PairBatch, collate_pairs
 from mmtp.hub import from_pretrained, save_pretrained
 from mmtp.models.presets import preset
 from mmtp.models.unified import UnifiedModel
+from mmtp.nn.memory import PeakMemory
 from mmtp.registry import REGISTRY
 from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.packing import PackDocument
 from mmtp.stream.template import Turn, encode_document
 from mmtp.stream.vocab import TextEntry, VocabLayout, VocabMismatch
 from mmtp.testing.fakes import BlockTokenizer
-from mmtp.testing.memory import PeakMemory
 from mmtp.tokenizers.text import TextTokenizer
 from mmtp.train.preference import PreferenceLossConfig, compare, preference_loss
 from mmtp.train.recipe import Recipe, run_recipe
