@@ -21,6 +21,7 @@ def tokenize(
     max_dim: int = 64,
     merge: int = 1,
     queries: int = 0,
+    max_seconds: float = 3600,
     shard_inputs: int | None = None,
     workers: int | None = None,
     shard_index: int = 0,
@@ -44,10 +45,11 @@ def tokenize(
         fit: how: crop cuts evenly what hangs over, stretch changes the proportions.
         questions_per_document: how many of a picture's questions share one document (vqa, vqa-blind).
         flips: write mirror images besides each picture, with the same words.
-        shifts: write so many slightly moved copies besides each picture and mirror image, with the same words.
+        shifts: write so many slightly moved copies besides each sound, picture and mirror image, with the same words.
         max_dim: greatest number of cells along one side of a grid.
         merge: vectors of a continuous tokenizer: for models whose projector joins so many cells per side into one token.
         queries: vectors of a continuous tokenizer: for models whose resampler makes so many tokens of any grid.
+        max_seconds: longer recordings are put aside.
         shard_inputs: inputs per shard; by default there are about 64 shards of 256 to 65,536 inputs.
         workers: processes on this machine; by default one for each core.
         shard_index: for batch schedulers: make only every NUM_SHARDS-th shard, from this one.
@@ -74,6 +76,7 @@ def tokenize(
         max_dim=max_dim,
         merge=merge,
         queries=queries,
+        max_seconds=max_seconds,
         shard_inputs=shard_inputs,
     )
     with progress_bar("tokenizing", "inputs") as bar:

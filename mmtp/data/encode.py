@@ -14,7 +14,7 @@ from mmtp.config import Config
 from mmtp.data.errors import DataError, DecodeError, Reason
 from mmtp.data.labels import CAPTION, captions, check_wording, questions
 from mmtp.data.manifest import PLAN, ShardRecord, shard_name
-from mmtp.data.media import MAX_PIXELS, Fit, decode_image, decode_sound
+from mmtp.data.media import MAX_PIXELS, MAX_SECONDS, Fit, decode_image, decode_sound
 from mmtp.data.plan import Plan
 from mmtp.data.shards import Quarantined, ShardBuilder, ShardHead
 from mmtp.data.sources import Item, Sample, Source
@@ -64,12 +64,13 @@ class TokenizeConfig(Config):
         questions_per_document: for ``vqa`` and ``vqa-blind``: how many of a picture's questions share one document.
         flips: mirror images that are written besides each picture: ``horizontal``, ``vertical`` or ``all`` (both, and both at once).
             Their words stay, so this is for pictures in which left and right, above and below are not spoken of.
-        shifts: further variants of each picture and mirror image, each moved by up to half a cell of codes along both axes (borders
+        shifts: further variants of each sound, picture and mirror image, each moved by up to half a cell of codes along its axes (borders
             repeat), so that a shape is seen on many places of the grid; drawn at random, the same for the same input.
         max_dim: greatest extent of a grid of codes along one axis.
         merge: for continuous tokenizers: cells per side that the model's ``projector`` joins into one, so that streams have fewer places.
         queries: for continuous tokenizers: vectors that the model's ``resampler`` makes of any grid; 0 for none.
         max_pixels: larger pictures and frames go to quarantine.
+        max_seconds: longer sounds go to quarantine.
         shard_inputs: inputs per shard; None cuts into about 64 shards of 256 to 65,536 inputs.
     """
 
@@ -84,6 +85,7 @@ class TokenizeConfig(Config):
     merge: int = 1
     queries: int = 0
     max_pixels: int = MAX_PIXELS
+    max_seconds: float = MAX_SECONDS
     shard_inputs: int | None = None
 
     def __post_init__(self) -> None:
@@ -94,6 +96,8 @@ class TokenizeConfig(Config):
             raise DataError(f"tasks {list(self.tasks)}: at least one is wanted, and each only once")
         for wording in self.captions:
             check_wording(wording)
+        if not self.max_seconds > 0:
+            raise DataError(f"max_seconds: a number above 0 is wanted, {self.max_seconds} given")
         for name in ("questions_per_document", "max_dim", "merge", "max_pixels", "shard_inputs"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise DataError(f"{name}: at least 1 is wanted, {value} given")
@@ -152,8 +156,10 @@ class ShardMaker:
         self.fingerprints, self.config, self.writer = fingerprints, config, writer
         self.plan = Plan.read(folder / PLAN)
         self.spec = tokenizer.spec
-        if self.spec.modality is not Modality.IMAGE and (config.flips != "none" or config.shifts):
-            raise DataError(f"flips and shifts: only pictures can be mirrored and moved, and this tokenizer reads {self.spec.modality}")
+        if self.spec.modality is not Modality.IMAGE and config.flips != "none":
+            raise DataError(f"flips: only pictures can be mirrored, and this tokenizer reads {self.spec.modality}")
+        if self.spec.modality is Modality.VIDEO and config.shifts:
+            raise DataError(f"shifts: only pictures and sounds can be moved, and this tokenizer reads {self.spec.modality}")
         for task, medium in WRITTEN.items():
             if task in config.tasks and self.spec.modality is not medium:
                 raise DataError(f"task {task}: is for {medium}, and this tokenizer reads {self.spec.modality}")
@@ -206,7 +212,7 @@ class ShardMaker:
         size, fit, max_pixels = self.config.size, self.config.fit, self.config.max_pixels
         match self.spec.modality:
             case Modality.AUDIO:
-                return decode_sound(media, sample_rate=self.spec.sample_rate)[0], {}
+                return decode_sound(media, sample_rate=self.spec.sample_rate, max_seconds=self.config.max_seconds)[0], {}
             case Modality.VIDEO:
                 video = decode_video(media, size=size, fit=fit, frame_rate=self.spec.sample_rate, max_pixels=max_pixels)
                 return video.frames, {"frame_rate": video.frame_rate}
@@ -230,15 +236,15 @@ class ShardMaker:
                         outcomes[decoded.place] = error
 
     def _moved(self, decoded: _Decoded, number: int) -> Tensor:
-        """The medium itself as number 0, else a picture moved by an amount that its key and the number decide."""
+        """The medium itself as number 0, else a picture or sound moved by an amount that its key and the number decide."""
+        medium = decoded.medium
         if number == 0:
-            return decoded.medium
+            return medium
         draw = random.Random(f"{decoded.sample.key} {number}")
-        rows, columns = (
-            (torch.arange(size) - draw.randint(-(cell // 2), cell // 2)).clamp(0, size - 1)
-            for size, cell in zip(decoded.medium.shape[1:], self.spec.downsampling, strict=True)
-        )
-        return decoded.medium[:, rows][:, :, columns]
+        for axis, cell in enumerate(self.spec.downsampling, start=1):
+            size = medium.shape[axis]
+            medium = medium.index_select(axis, (torch.arange(size) - draw.randint(-(cell // 2), cell // 2)).clamp(0, size - 1))
+        return medium
 
     def _bodies(self, media: list[Tensor]) -> Iterator[Segment | DecodeError]:
         """The codes or vectors of media of one shape, or why they have none."""

@@ -7,6 +7,7 @@ token budget, and nothing else. So training goes on exactly where it stopped, on
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from mmtp.data.manifest import Manifest, ShardRecord, Totals, read_journals
 from mmtp.data.shards import Row, Shard, check_hash, config_hash
 from mmtp.stream.grammar import GrammarError, StreamGrammar
 from mmtp.stream.packing import PackDocument, collate_rows, pack
-from mmtp.stream.vocab import VocabLayout
+from mmtp.stream.vocab import VocabLayout, VocabMismatch
 from mmtp.types import Batch
 
 WINDOW = 4096
@@ -34,15 +35,21 @@ class ShardDataset(Sequence):  # not Sequence[Row]: checkers of types would read
     Args:
         folder: of the data set.
         check: compare each shard with its hash when it is first read.
+        layout: read the documents as ids of this vocabulary, which knows the data set's tokenizers; None takes the data set's own.
 
     Raises:
         DataError: it is no data set, unfinished or damaged.
+        VocabMismatch: the layout lacks a tokenizer of the data set.
     """
 
-    def __init__(self, folder: str | Path, check: bool = True) -> None:
+    def __init__(self, folder: str | Path, check: bool = True, layout: VocabLayout | None = None) -> None:
         self.folder = Path(folder)
         self.check = check
         self.manifest = Manifest.read(self.folder)
+        self.layout = layout or self.manifest.layout
+        if VocabLayout.joined({"the vocabulary": self.layout, str(folder): self.manifest.layout}) != self.layout:
+            raise VocabMismatch(f"{folder}: has tokenizers or dims that the vocabulary lacks, which it is to be read by")
+        self._ids = None if self.layout == self.manifest.layout else self.layout.ids_of(self.manifest.layout)
         self._records = _all_records(self.folder, self.manifest)
         self._starts = np.cumsum([0, *(record.rows for record in self._records)])
         self._shards: dict[int, Shard] = {}
@@ -58,14 +65,15 @@ class ShardDataset(Sequence):  # not Sequence[Row]: checkers of types would read
         """
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        number, row = self.locate(index)
-        return self._shard(number)[row]
+        number, place = self.locate(index)
+        row = self._shard(number)[place]
+        return row if self._ids is None else replace(row, tokens=self._ids[row.tokens])
 
     def __iter__(self) -> Iterator[Row]:
         return (self[i] for i in range(len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "check": self.check}  # memory maps do not travel; workers open their own
+        return {"folder": self.folder, "check": self.check, "layout": self.layout}  # memory maps do not travel; workers open their own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
@@ -97,9 +105,13 @@ class ShardDataset(Sequence):  # not Sequence[Row]: checkers of types would read
         """Names of every document; reads that column only."""
         return [key for number in range(len(self._records)) for key in self._shard(number).keys]
 
-    @property
-    def layout(self) -> VocabLayout:
-        return self.manifest.layout
+    def over(self, layout: VocabLayout) -> "ShardDataset":
+        """The same documents as ids of another vocabulary, which knows the data set's tokenizers.
+
+        Raises:
+            VocabMismatch: it does not.
+        """
+        return self if layout == self.layout else ShardDataset(self.folder, self.check, layout)
 
     @property
     def totals(self) -> Totals:
@@ -115,7 +127,7 @@ class ShardDataset(Sequence):  # not Sequence[Row]: checkers of types would read
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that stand for every byte of the data."""
-        return config_hash({"layout": self.layout.hash, "shards": [record.xxh3 for record in self._records]})
+        return config_hash({"layout": self.manifest.layout.hash, "shards": [record.xxh3 for record in self._records]})
 
     def _shard(self, number: int) -> Shard:
         if number not in self._shards:
@@ -124,6 +136,15 @@ class ShardDataset(Sequence):  # not Sequence[Row]: checkers of types would read
                 check_hash(self.folder / record.file, record.xxh3)
             self._shards[number] = Shard(self.folder / record.file)
         return self._shards[number]
+
+
+def joined_layout(datasets: Sequence[ShardDataset]) -> VocabLayout:
+    """The vocabulary over the tokenizers of all data sets.
+
+    Raises:
+        VocabMismatch: two of them have different tokenizers of one kind.
+    """
+    return VocabLayout.joined({str(dataset.folder): dataset.layout for dataset in datasets})
 
 
 def open_rows(path: str | Path) -> tuple[ShardDataset | Shard, VocabLayout]:
@@ -142,7 +163,7 @@ class PackedBatches:
     step takes the next ``rows`` rows, across windows and epochs. A process takes an equal part of them, in order of rank.
 
     Args:
-        datasets: one, or several over the same vocabulary.
+        datasets: one, or several; where they know different tokenizers, they are read by the vocabulary over all.
         rows: rows of a batch over all processes.
         budget: tokens per row.
         seed: of the order.
@@ -150,9 +171,11 @@ class PackedBatches:
         rank: which of them this is.
         weights: part of the documents that comes from each data set; None takes all documents of all.
         window: documents packed together.
+        layout: vocabulary of the batches, which knows all tokenizers; None takes that over the data sets.
 
     Raises:
-        DataError: the vocabularies differ, a document is longer than a row, or the numbers do not fit.
+        VocabMismatch: two data sets, or one and the layout, have different tokenizers of one kind.
+        DataError: a document is longer than a row, or the numbers do not fit.
     """
 
     def __init__(
@@ -166,14 +189,15 @@ class PackedBatches:
         rank: int = 0,
         weights: Sequence[float] | None = None,
         window: int = WINDOW,
+        layout: VocabLayout | None = None,
     ) -> None:
-        self.datasets = [datasets] if isinstance(datasets, ShardDataset) else list(datasets)
+        chosen = [datasets] if isinstance(datasets, ShardDataset) else list(datasets)
+        self.layout = layout or joined_layout(chosen)
+        self.datasets = [dataset.over(self.layout) for dataset in chosen]
         self.rows, self.budget, self.seed, self.world_size, self.rank, self.window = rows, budget, seed, world_size, rank, window
         if rows < 1 or rows % world_size or not 0 <= rank < world_size:
             raise DataError(f"{rows} rows over {world_size} processes (rank {rank}): the number of processes must divide the rows")
-        for dataset in self.datasets[1:]:
-            self.datasets[0].layout.check_same(dataset.layout, str(dataset.folder))
-        self.grammar = StreamGrammar(self.datasets[0].layout)
+        self.grammar = StreamGrammar(self.layout)
         self._lengths = np.concatenate([dataset.lengths for dataset in self.datasets])
         self._firsts = np.cumsum([0, *map(len, self.datasets)])
         self._counts = _counts([len(dataset) for dataset in self.datasets], weights)

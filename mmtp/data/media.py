@@ -152,7 +152,7 @@ def decode_sound(
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             if file.frames > max_seconds * file.samplerate:
-                raise DecodeError(Reason.TOO_LARGE, f"{file.frames / file.samplerate:.0f} s of sound; at most {max_seconds:.0f} s are read")
+                raise DecodeError(Reason.TOO_LARGE, f"{file.frames / file.samplerate:g} s of sound; at most {max_seconds:g} s are read")
             rate, frames = file.samplerate, file.frames
             samples = file.read(dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:

@@ -14,11 +14,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mmtp.data.errors import DataError
-from mmtp.data.loader import ShardDataset
+from mmtp.data.loader import ShardDataset, joined_layout
 from mmtp.data.shards import Row, config_hash
 from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.packing import PackDocument, collate_rows, pack
-from mmtp.stream.vocab import Special
+from mmtp.stream.vocab import Special, VocabLayout
 from mmtp.types import Batch
 
 
@@ -66,21 +66,30 @@ class PairBatches:
         pairs: of a batch.
         budget: tokens per row.
         seed: of the order.
+        layout: vocabulary of the batches, which knows all tokenizers; None takes that over the data sets.
 
     Raises:
-        DataError: the vocabularies differ, two data sets share no key, or a document is longer than a row.
+        VocabMismatch: two data sets, or one and the layout, have different tokenizers of one kind.
+        DataError: two data sets share no key, or a document is longer than a row.
     """
 
-    def __init__(self, chosen: Sequence[ShardDataset], rejected: Sequence[ShardDataset], *, pairs: int, budget: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        chosen: Sequence[ShardDataset],
+        rejected: Sequence[ShardDataset],
+        *,
+        pairs: int,
+        budget: int,
+        seed: int = 0,
+        layout: VocabLayout | None = None,
+    ) -> None:
         if not chosen or len(chosen) != len(rejected):
             raise DataError(
                 f"{len(chosen)} data sets of chosen and {len(rejected)} of rejected documents: as many, and one at least, are wanted"
             )
-        self.datasets = list(zip(chosen, rejected, strict=True))
         self.size, self.budget, self.seed = pairs, budget, seed
-        self.layout = chosen[0].layout
-        for dataset in (*chosen[1:], *rejected):
-            self.layout.check_same(dataset.layout, str(dataset.folder))
+        self.layout = layout or joined_layout([*chosen, *rejected])
+        self.datasets = [(good.over(self.layout), bad.over(self.layout)) for good, bad in zip(chosen, rejected, strict=True)]
         self.grammar = StreamGrammar(self.layout)
         self._pairs = [(number, *rows) for number, (good, bad) in enumerate(self.datasets) for rows in _matched(good, bad)]
         for number, *rows in self._pairs:

@@ -223,6 +223,42 @@ class VocabLayout(Config):
                 raise VocabError(f"{name!r}: there is another text tokenizer, {text.name!r}; keep one")
         return cls(text, tuple(sorted(media, key=lambda e: (e.modality.index, e.continuous))), max_dim)
 
+    @classmethod
+    def joined(cls, layouts: Mapping[str, "VocabLayout"]) -> "VocabLayout":
+        """The vocabulary over the tokenizers of several, which may know different media.
+
+        Where the first knows all that the others do, it is the first itself.
+
+        Args:
+            layouts: what each belongs to, for messages -> the layout.
+
+        Raises:
+            VocabMismatch: two of them have different tokenizers of one kind; names both.
+        """
+        found: dict[str, tuple[str, TextEntry | MediaEntry]] = {}
+        for where, layout in layouts.items():
+            for kind, entry in layout._entries().items():
+                owner, known = found.setdefault(kind, (where, entry))
+                if known != entry:
+                    raise VocabMismatch(_differs(where, kind, entry, known) + f", as in {owner}")
+        first = next(iter(layouts.values()))
+        max_dim = max(layout.max_dim for layout in layouts.values())
+        if len(first._entries()) == len(found) and first.max_dim == max_dim:
+            return first
+        entries = [entry for _, entry in found.values()]
+        media = sorted((e for e in entries if isinstance(e, MediaEntry)), key=lambda e: (e.modality.index, e.continuous))
+        return cls(next((e for e in entries if isinstance(e, TextEntry)), None), tuple(media), max_dim)
+
+    def ids_of(self, part: "VocabLayout") -> Int[np.ndarray, " ids"]:
+        """What the ids of a layout are called in this one, which knows all its tokenizers (see :meth:`joined`); unused ids become <pad>."""
+        table = np.zeros(part.size, dtype=np.int64)
+        table[:NUM_SPECIALS] = np.arange(NUM_SPECIALS)
+        ranges = [(part.text_range, self.text_range), (part.dim_range, self.dim_range)]
+        ranges += [(own, self._code_ranges[key]) for key, own in part._code_ranges.items()]
+        for (lo, hi), (start, _) in ranges:
+            table[lo:hi] = np.arange(start, start + hi - lo)
+        return table
+
     @cached_property
     def hash(self) -> str:
         """16 hex digits; equal exactly where the layouts are."""
@@ -348,7 +384,7 @@ class VocabLayout(Config):
         for kind in [*mine, *(k for k in others if k not in mine)]:
             here, there = mine.get(kind), others.get(kind)
             if here != there:
-                raise VocabMismatch(f"{where}: {kind} tokenizer is {_entry_words(there)}, but {_entry_words(here)} is wanted")
+                raise VocabMismatch(_differs(where, kind, there, here))
         if self.max_dim != other.max_dim:
             raise VocabMismatch(f"{where}: max_dim is {other.max_dim}, but {self.max_dim} is wanted")
         raise VocabMismatch(f"{where}: tokenizers stand in the order {other._names()}, but {self._names()} is wanted")
@@ -428,6 +464,10 @@ def _merge(ranges: Iterable[Range]) -> tuple[Range, ...]:
         else:
             merged.append((lo, hi))
     return tuple(merged)
+
+
+def _differs(where: str, kind: str, found: TextEntry | MediaEntry | None, wanted: TextEntry | MediaEntry | None) -> str:
+    return f"{where}: {kind} tokenizer is {_entry_words(found)}, but {_entry_words(wanted)} is wanted"
 
 
 def _entry_words(entry: TextEntry | MediaEntry | None) -> str:

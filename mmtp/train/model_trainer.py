@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtp.config import Config, ConfigError, from_dict
-from mmtp.data.loader import PackedBatches, ShardDataset
+from mmtp.data.loader import PackedBatches, ShardDataset, joined_layout
 from mmtp.hub import from_pretrained, read_config, save_pretrained
 from mmtp.models.embed import codebook_embeddings
 from mmtp.models.heads.base import BELOW
@@ -19,7 +19,7 @@ from mmtp.models.loss import LossConfig, LossOutput
 from mmtp.models.presets import preset
 from mmtp.models.unified import UnifiedModel
 from mmtp.nn.block import Block
-from mmtp.stream.vocab import VocabLayout, VocabMismatch
+from mmtp.stream.vocab import MediaEntry, VocabLayout, VocabMismatch
 from mmtp.train.distributed import World, joined, processes, rank, whole_state
 from mmtp.train.log import RunLog
 from mmtp.train.losses.uncertainty import Uncertainty
@@ -34,7 +34,8 @@ class ModelData(Config):
     """What a model is trained on.
 
     Attributes:
-        shards: data sets of ``mmtp tokenize``, relative to the data root; all over one vocabulary.
+        shards: data sets of ``mmtp tokenize``, relative to the data root. They may hold different media: the model's vocabulary is that
+            over all their tokenizers, of which there may be one of a kind.
         weights: part of the documents that comes from each; empty takes all documents of all.
         budget: tokens per packed row; ``run.batch`` is the number of rows.
     """
@@ -50,8 +51,9 @@ class ModelChoice(Config):
 
     Attributes:
         preset: a named size (see :mod:`mmtp.models.presets`); empty where training goes on from ``start``.
-        start: a saved model to go on from; its vocabulary must be that of the shards. Where they hold continuous features and the model
-            reads none, it gets an untrained projection for them, and its vocabulary may lack their tokenizer.
+        start: a saved model to go on from, over the same tokenizers as far as both know them. Media of the shards that are new to it join
+            its vocabulary, untrained; media that only it knows stay as they are. Where the shards hold continuous features and the model
+            reads none, it gets an untrained projection for them.
         backbone: values of the backbone that differ from the preset's.
         head: a head's configuration (``type`` and values) in place of the preset's or of ``start``'s. Beside ``start`` the new head
             begins untrained, the rest keeps what it has learnt: so draft heads are added to a model that has none.
@@ -63,8 +65,9 @@ class ModelChoice(Config):
         train: ``head`` freezes everything but the head (frozen-backbone heads as in Medusa-1, arXiv 2401.10774, section 2.2), ``features``
             everything but the projection of continuous features (feature alignment, the first stage of LLaVA, arXiv 2304.08485,
             section 4.2).
-        codebook_init: let the embeddings of codes start from the codebooks of their tokenizers, so that codes which look alike
-            begin alike; needs the tokenizers that the shards name (zoo entries, or folders of that name).
+        codebook_init: let the embeddings of codes (beside ``start``: of media that are new to it) start from the codebooks of their
+            tokenizers, so that codes which look alike begin alike; needs the tokenizers that the shards name (zoo entries, or folders of
+            that name).
         activation_checkpointing: let every block keep its input alone for the backward pass, and compute the rest once more there: less
             memory, a third more arithmetic, the same gradients.
         compile: let torch.compile fuse the forward and backward pass; needs a C++ compiler and a minute, and rounds differently.
@@ -82,16 +85,26 @@ class ModelChoice(Config):
     activation_checkpointing: bool = False
     compile: bool = False
 
+    def layout(self, found: VocabLayout) -> VocabLayout:
+        """The model's vocabulary.
+
+        Args:
+            found: that over the shards.
+
+        Raises:
+            VocabMismatch: ``start`` was trained over another tokenizer of one kind; names both.
+        """
+        return VocabLayout.joined({self.start: read_config(self.start).layout, "the shards": found}) if self.start else found
+
     def config(self, layout: VocabLayout, feature_width: int = 0) -> UnifiedModel.Config:
         """The model's configuration over a vocabulary.
 
         Args:
-            layout: of the shards.
+            layout: see :meth:`layout`.
             feature_width: width of the continuous features that they hold; 0 for none.
 
         Raises:
             ConfigError: neither or both of ``preset`` and ``start`` are given, or an override does not fit.
-            VocabMismatch: ``start`` was trained over another vocabulary; names the tokenizer that differs.
         """
         if bool(self.preset) == bool(self.start):
             raise ConfigError("model: give either 'preset' or 'start'")
@@ -118,11 +131,14 @@ class ModelChoice(Config):
             model = from_pretrained(self.start)
             fresh = ("head.",) if self.head else ()
             fresh += ("embedding.features.",) if config.feature_width != model.config.feature_width else ()
-            model = rebuilt(model, config, fresh) if fresh else model
+            known = model.config.layout
+            model = rebuilt(model, config, fresh) if fresh or config.layout != known else model
+            if self.codebook_init:
+                start_from_codebooks(model, [entry for entry in config.layout.media if entry not in known.media])
         else:
             model = config.build()
             if self.codebook_init:
-                start_from_codebooks(model)
+                start_from_codebooks(model, config.layout.media)
         if self.train == "head":
             if not model.head.mtp_depth:
                 raise ConfigError("model: train = 'head', but this head has nothing to learn; give 'head' a type that drafts")
@@ -138,41 +154,42 @@ class ModelChoice(Config):
         return model
 
     def _started(self, layout: VocabLayout, feature_width: int) -> UnifiedModel.Config:
-        """The saved model's configuration, with a new head or a new connector where they are wanted."""
-        if self.backbone or self.flow or self.codebook_init or self.tie_embeddings is not None:
-            fields = "'backbone', 'flow', 'tie_embeddings' and 'codebook_init'"
-            raise ConfigError(f"model: {fields} belong to a preset; {self.start} has its own")
+        """The saved model's configuration, with a new head, new media or a new connector where they are wanted."""
+        if self.backbone or self.flow or self.tie_embeddings is not None:
+            raise ConfigError(f"model: 'backbone', 'flow' and 'tie_embeddings' belong to a preset; {self.start} has its own")
         known: UnifiedModel.Config = read_config(self.start)
-        changes: dict[str, Any] = {"head": self.head} if self.head else {}
+        changes: dict[str, Any] = {"layout": layout.to_dict()} | ({"head": self.head} if self.head else {})
         if feature_width and not known.feature_width:
-            changes |= {"layout": layout.to_dict(), "feature_width": feature_width}
-            changes |= {"connector": self.connector} if self.connector else {}
-            if not any(entry.continuous for entry in known.layout.media):
-                layout = replace(layout, media=tuple(entry for entry in layout.media if not entry.continuous))
+            changes |= {"feature_width": feature_width} | ({"connector": self.connector} if self.connector else {})
         elif self.connector:
             raise ConfigError(f"model: 'connector' is for shards with vectors and a model that reads none yet; {self.start} has its own")
-        layout.check_same(known.layout, self.start)
         return UnifiedModel.Config.from_dict(known.to_dict() | changes, "model")
 
 
 def rebuilt(model: UnifiedModel, config: UnifiedModel.Config, fresh: tuple[str, ...]) -> UnifiedModel:
-    """The same model by another configuration: with another head, or with a connector for continuous features, which begin untrained.
+    """The same model by another configuration: with another head, further media, or a connector, which begin untrained.
 
     Args:
         model: whose weights are taken over.
-        config: of the new model.
+        config: of the new model, whose vocabulary knows the tokenizers of the old one.
         fresh: how the names of the weights begin that are not taken over.
 
     Raises:
         ConfigError: the head that is kept was made for fewer media.
     """
     other = config.build()
-    kept = {name: value for name, value in model.state_dict().items() if not name.startswith(fresh)}
-    own = {name: value for name, value in other.state_dict().items() if name.startswith(fresh)}
-    for name, value in other.state_dict().items():
-        if name in kept and kept[name].shape != value.shape:
+    state, used = other.state_dict(), model.config.layout.used
+    ids = torch.from_numpy(config.layout.ids_of(model.config.layout)[:used])
+    for name, value in model.state_dict().items():
+        if name.startswith(fresh):
+            continue
+        if name in ("embedding.table.weight", "unembedding.weight") and config.layout != model.config.layout:
+            state[name][ids] = value[:used]
+        elif state[name].shape != value.shape:
             raise ConfigError(f"model: {name} of the model's head is for fewer media; give 'head', which then begins untrained")
-    other.load_state_dict(kept | own)
+        else:
+            state[name] = value
+    other.load_state_dict(state)
     return other
 
 
@@ -182,14 +199,18 @@ and what many codes have in common should not be lost to the noise of few occurr
 
 
 @torch.no_grad()
-def start_from_codebooks(model: UnifiedModel) -> None:
-    """Sets the embeddings and unembeddings of all codes from their tokenizers' codebooks.
+def start_from_codebooks(model: UnifiedModel, media: Iterable[MediaEntry]) -> None:
+    """Sets the embeddings and unembeddings of codes from their tokenizers' codebooks.
+
+    Args:
+        model: over these media and others.
+        media: whose codes begin anew.
 
     Raises:
         VocabMismatch: a tokenizer of that name is not the one that the vocabulary was made with.
     """
     layout = model.config.layout
-    for entry in layout.media:
+    for entry in media:
         if entry.continuous:
             continue
         tokenizer = from_pretrained(entry.name)
@@ -304,7 +325,7 @@ def metrics(output: LossOutput) -> dict[str, float]:
 
 
 def feature_width(datasets: Sequence[ShardDataset]) -> int:
-    """Width of the continuous features of data sets over one vocabulary; 0 where they hold none."""
+    """Width of the continuous features of data sets, which share a tokenizer of them; 0 where they hold none."""
     return next((width for dataset in datasets if (width := dataset.feature_width)), 0)
 
 
@@ -322,9 +343,10 @@ def train_model(recipe: Recipe, folder: Path, *, data_root: Path, progress: bool
         weights=data.weights or None,
         world_size=processes(),
         rank=rank(),
+        layout=choice.layout(joined_layout(datasets)),
     )
     width = feature_width(datasets)
-    config = choice.config(datasets[0].layout, width)
+    config = choice.config(batches.layout, width)
     if config.flow is not None and processes() > 1:
         raise ConfigError("model: flow heads are trained by one process; their error is not yet that of the whole batch")
     with joined(recipe.run.parallel) as world:
@@ -343,7 +365,7 @@ def train_model(recipe: Recipe, folder: Path, *, data_root: Path, progress: bool
             )
             check_memory(estimate, available)
         torch.manual_seed(recipe.run.seed)
-        model = choice.model(datasets[0].layout, width)
+        model = choice.model(batches.layout, width)
         if choice.activation_checkpointing:
             recompute_blocks(model)
         if world.size == 1:

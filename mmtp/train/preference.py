@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmtp.config import Config, ConfigError, from_dict
-from mmtp.data.loader import ShardDataset
+from mmtp.data.loader import ShardDataset, joined_layout
 from mmtp.data.pairs import PairBatch, PairBatches
 from mmtp.hub import from_pretrained, save_pretrained
 from mmtp.models.loss import check_modalities, plan_targets
@@ -36,7 +36,7 @@ class PreferenceData(Config):
     """``[data]`` of preference learning.
 
     Attributes:
-        chosen: data sets of ``mmtp tokenize``, relative to the data root; all over one vocabulary.
+        chosen: data sets of ``mmtp tokenize``, relative to the data root; they may hold different media.
         rejected: as many; the documents of each are paired by key with those of ``chosen`` at its place.
         budget: tokens per packed row; ``run.batch`` is the number of pairs.
     """
@@ -178,7 +178,7 @@ def train_preference(recipe: Recipe, folder: Path, *, data_root: Path, progress:
 
     Raises:
         ConfigError: the recipe asks for what this stage cannot do.
-        VocabMismatch: model, reference or a data set has another vocabulary than the first data set.
+        VocabMismatch: model or data sets have different tokenizers of one kind, or the reference has another vocabulary than the model.
     """
     data = PreferenceData.from_dict(recipe.data, "data")
     choice = ModelChoice.from_dict(recipe.model, "model")
@@ -190,7 +190,8 @@ def train_preference(recipe: Recipe, folder: Path, *, data_root: Path, progress:
             "model: preferences move next-token predictions, over batches of changing shape; leave out train = 'head' and 'compile'"
         )
     chosen, rejected = ([ShardDataset(data_root / path) for path in paths] for paths in (data.chosen, data.rejected))
-    batches = PairBatches(chosen, rejected, pairs=recipe.run.batch, budget=data.budget, seed=recipe.run.seed)
+    layout = choice.layout(joined_layout([*chosen, *rejected]))
+    batches = PairBatches(chosen, rejected, pairs=recipe.run.batch, budget=data.budget, seed=recipe.run.seed, layout=layout)
     torch.manual_seed(recipe.run.seed)
     model = choice.model(batches.layout, feature_width(chosen))
     reference = from_pretrained(loss.reference) if loss.reference else copy.deepcopy(model)

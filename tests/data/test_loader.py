@@ -17,31 +17,38 @@ from mmtp.data.manifest import MANIFEST, Manifest, ShardRecord
 from mmtp.data.plan import Plan
 from mmtp.data.shards import ShardBuilder, ShardHead
 from mmtp.data.storage import Journal, digest
-from mmtp.stream.template import EncodedDocument, SegmentRecord
-from mmtp.stream.vocab import Special, TextEntry, VocabLayout, VocabMismatch
-from mmtp.types import Modality
+from mmtp.stream.template import EncodedDocument, SegmentRecord, encode_document
+from mmtp.stream.vocab import MediaEntry, Special, TextEntry, VocabLayout, VocabMismatch
+from mmtp.types import Modality, Segment
 
 LAYOUT = VocabLayout(TextEntry("t", 300, "aa"), (), 16)
 
 
-def text_dataset(folder: Path, lengths: list[int], layout: VocabLayout = LAYOUT, shard_rows: int = 40, broken: int = -1) -> ShardDataset:
-    """A data set of text documents of given lengths; the first token of each tells which it is."""
+def write_dataset(folder: Path, documents: list[EncodedDocument], layout: VocabLayout, shard_rows: int = 40) -> ShardDataset:
     folder.mkdir(parents=True)
-    plan = Plan("lengths", pa.table({"key": [str(i) for i in range(len(lengths))]}), shard_rows)
+    plan = Plan("documents", pa.table({"key": [str(i) for i in range(len(documents))]}), shard_rows)
     records = []
     for shard in range(plan.num_shards):
         lo, hi = plan.range(shard)
         builder = ShardBuilder(layout)
         for i in range(lo, hi):
-            words = np.full(lengths[i] - 2, 32 + i % 300)
-            tokens = np.array([Special.BOS, *words, Special.EOI if i == broken else Special.EOS])
-            builder.add(str(i), EncodedDocument(tokens, (SegmentRecord(Modality.TEXT, lengths[i], (1,), True),)), {"input": i})
+            builder.add(str(i), documents[i], {"input": i})
         data = builder.to_bytes(ShardHead(layout, {}, {}, (lo, hi)))
         (folder / f"shard-{shard:05d}.arrow").write_bytes(data)
         records.append(ShardRecord(shard, digest(data), len(data), hi - lo, hi - lo, builder.num_tokens))
         Journal(folder / "journal.jsonl").append(vars(records[-1]))
     Manifest.of(plan, {}, {}, layout).finished(records, b"").write(folder)
     return ShardDataset(folder)
+
+
+def text_dataset(folder: Path, lengths: list[int], layout: VocabLayout = LAYOUT, shard_rows: int = 40, broken: int = -1) -> ShardDataset:
+    """A data set of text documents of given lengths; the first token of each tells which it is."""
+    documents = []
+    for i, length in enumerate(lengths):
+        words = np.full(length - 2, 32 + i % 300)
+        tokens = np.array([Special.BOS, *words, Special.EOI if i == broken else Special.EOS])
+        documents.append(EncodedDocument(tokens, (SegmentRecord(Modality.TEXT, length, (1,), True),)))
+    return write_dataset(folder, documents, layout, shard_rows)
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +205,36 @@ def test_wrong_requests(dataset: ShardDataset, tmp_path: Path) -> None:
     stranger = text_dataset(tmp_path / "d", [10], VocabLayout(TextEntry("t", 300, "bb"), (), 16))
     with pytest.raises(VocabMismatch, match=r"text tokenizer is .*bb.*, but .*aa.* is wanted"):
         PackedBatches([dataset, stranger], rows=6, budget=128)
+    with pytest.raises(VocabMismatch, match="has tokenizers or dims that the vocabulary lacks"):
+        PackedBatches(dataset, rows=6, budget=128, layout=VocabLayout(LAYOUT.text, (), 15))
+
+
+def test_data_sets_of_different_media_are_read_by_one_vocabulary(tmp_path: Path) -> None:
+    """Sound stands behind pictures in it, so its ids move."""
+    media = {name: MediaEntry(Modality(name), name, "", (size,)) for name, size in (("image", 40), ("audio", 30))}
+    datasets, said = [], []
+    for name, entry in media.items():
+        layout = VocabLayout(LAYOUT.text, (entry,), 16)
+        grid = (2, 3) if name == "image" else (6,)
+        words = Segment(Modality.TEXT, torch.arange(5))
+        documents = [encode_document(layout, (words, Segment(entry.modality, torch.full((1, *grid), i)))) for i in range(30)]
+        datasets.append(write_dataset(tmp_path / name, documents, layout))
+        said.append([[layout.describe(token) for token in document.tokens.tolist()] for document in documents])
+    batches = PackedBatches(datasets, rows=4, budget=64)
+    joined = VocabLayout(LAYOUT.text, tuple(media.values()), 16)
+    assert batches.layout == joined
+    seen = 0
+    for step in range(2):
+        batch = batches.batch(step)
+        for row, members in enumerate(batches.documents(step)):
+            for number, index in enumerate(members):
+                tokens = batch.tokens[row][batch.document_ids[row] == number]
+                assert [joined.describe(token) for token in tokens.tolist()] == said[index // 30][index % 30]
+                seen += 1
+    assert seen > 20
+    copy = pickle.loads(pickle.dumps(datasets[1].over(joined)))
+    assert copy[3].tokens.tolist() == datasets[1].over(joined)[3].tokens.tolist() != datasets[1][3].tokens.tolist()
+    assert copy.fingerprint == datasets[1].fingerprint
 
 
 def test_a_stream_that_breaks_the_grammar_is_named(tmp_path: Path) -> None:

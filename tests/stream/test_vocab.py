@@ -134,6 +134,27 @@ def test_another_vocabulary_is_refused_by_name(other, message):
         FULL.check_same(other, "shard")
 
 
+@QUICK
+@given(PARTS, st.sets(st.sampled_from(["text", "image", "audio", "video", "patches"])), st.integers(1, 12))
+def test_a_joined_vocabulary_calls_every_id_what_its_parts_do(parts, chosen, max_dim):
+    whole = layout_of(*parts)
+    media = tuple(e for e in whole.media if ("patches" if e.continuous else str(e.modality)) in chosen)
+    part = VocabLayout(whole.text if "text" in chosen else None, media, max_dim)
+    joined = VocabLayout.joined({"part": part, "whole": whole})
+    assert VocabLayout.joined({"joined": joined, "part": part, "whole": whole}) is joined
+    assert joined.max_dim == max(max_dim, whole.max_dim) and joined._entries().keys() == whole._entries().keys()
+    for each in (part, whole):
+        ids = joined.ids_of(each)
+        assert [joined.describe(token) for token in ids[: each.used].tolist()] == [each.describe(token) for token in range(each.used)]
+        assert not ids[each.used :].any()
+
+
+def test_vocabularies_of_different_tokenizers_are_not_joined():
+    other = layout_of(None, {"audio": (7,)})
+    with pytest.raises(VocabMismatch, match=r"b: audio tokenizer is 'my-audio' .*sizes \[7\]\), but .*sizes \[6\]\) is wanted, as in a$"):
+        VocabLayout.joined({"a": FULL, "b": other})
+
+
 @dataclass
 class Fake:
     spec: TokenizerSpec

@@ -12,14 +12,16 @@ import torch
 from mmtp.config import ConfigError
 from mmtp.data.encode import TokenizeConfig
 from mmtp.data.job import tokenize
+from mmtp.data.loader import PackedBatches, ShardDataset
 from mmtp.decode.engine import Engine
 from mmtp.decode.sample import Sampling
-from mmtp.hub import from_pretrained
+from mmtp.hub import from_pretrained, read_config, save_pretrained
 from mmtp.models.unified import UnifiedModel
-from mmtp.stream.vocab import VocabMismatch
+from mmtp.stream.vocab import MediaEntry, TextEntry, VocabLayout, VocabMismatch
 from mmtp.testing.fakes import BlockTokenizer
 from mmtp.train.model_trainer import ModelChoice
 from mmtp.train.recipe import Recipe, run_recipe
+from mmtp.types import Modality
 
 RECIPE = {
     "task": "model",
@@ -127,8 +129,39 @@ def test_refuses_a_model_of_another_vocabulary(root: Path, uninterrupted: Path, 
     other = BlockTokenizer(BlockTokenizer.Config(levels=4))
     tokenize(root / "pictures", tmp_path / "shards", tokenizer=other, config=TokenizeConfig(max_dim=8))
     started = recipe(model={"preset": "", "start": str(uninterrupted / "result")})
-    with pytest.raises(VocabMismatch, match=r"result: image tokenizer is 'BlockTokenizer' \(fingerprint [0-9a-f]{16}, sizes \[5, 5, 5\]\)"):
+    with pytest.raises(
+        VocabMismatch, match=r"the shards: image tokenizer is .*sizes \[4, 4, 4\]\), but .*sizes \[5, 5, 5\]\) is wanted, as in .*result$"
+    ):
         run_recipe(started, tmp_path / "run", data_root=tmp_path, progress=False)
+
+
+def test_a_model_learns_a_medium_that_is_new_to_it_and_keeps_what_it_knows(root: Path, uninterrupted: Path) -> None:
+    before = from_pretrained(uninterrupted / "result").eval()
+    known = before.config.layout
+    speech = MediaEntry(Modality.AUDIO, "speech", "f", (40, 40))
+    choice = ModelChoice(start=str(uninterrupted / "result"), head={"type": "synchronized", "mtp_depth": 2})
+    layout = choice.layout(VocabLayout(TextEntry("words", 50, "t"), (speech,), 12))
+    assert [entry.name for entry in layout.media] == [known.media[0].name, "speech"] and (layout.text.size, layout.max_dim) == (50, 12)
+    after = choice.model(layout).eval()
+    ids = torch.from_numpy(layout.ids_of(known)[: known.used])
+    assert not torch.equal(ids, torch.arange(known.used))
+    for table in ("embedding.table.weight", "unembedding.weight"):
+        old, new = (net.state_dict()[table] for net in (before, after))
+        assert torch.equal(new[ids], old[: known.used])
+    batches = [PackedBatches(ShardDataset(root / "shards"), rows=2, budget=64, layout=over).batch(0) for over in (known, layout)]
+    states = [net(batch, drafts=False)[0] for net, batch in zip((before, after), batches, strict=True)]
+    assert torch.equal(states[0], states[1])
+
+
+def test_trains_on_a_part_of_the_media_that_a_model_knows(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    wide = ModelChoice(start=str(uninterrupted / "result"), head={"type": "next"})
+    speech = VocabLayout(None, (MediaEntry(Modality.AUDIO, "speech", "f", (40,)),))
+    save_pretrained(wide.model(wide.layout(speech)), tmp_path / "wide")
+    run_recipe(
+        recipe(model={"preset": "", "start": str(tmp_path / "wide")}, run={"steps": 2}), tmp_path / "run", data_root=root, progress=False
+    )
+    assert from_pretrained(tmp_path / "run" / "result").config.layout == read_config(tmp_path / "wide").layout
+    assert losses(tmp_path / "run")[1] < losses(uninterrupted)[2]
 
 
 @pytest.mark.parametrize(
