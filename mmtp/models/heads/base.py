@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from mmtp.config import Config
+from mmtp.models.backbone import BackboneConfig
 from mmtp.nn.attention import LayerCache
 
 BELOW = -1
@@ -46,6 +47,26 @@ class DraftConfig(HeadConfig):
     def __post_init__(self) -> None:
         if self.mtp_depth < 1:
             raise ValueError(f"mtp_depth {self.mtp_depth} is below 1; for no drafts use head type 'next'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig(DraftConfig):
+    """What the configurations of all heads that are made of the backbone's blocks have.
+
+    Attributes:
+        mlp_width: of the blocks' feed-forward part; 0 takes the backbone's. One shared block may so have the parameters of several.
+    """
+
+    mlp_width: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mlp_width < 0:
+            raise ValueError(f"mlp_width {self.mlp_width} is below 0; 0 takes the backbone's")
+
+    def sizes(self, backbone: BackboneConfig) -> BackboneConfig:
+        """Those of the head's blocks."""
+        return replace(backbone, mlp_width=self.mlp_width or backbone.mlp_width)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import DraftConfig, Places, gather
+from mmtp.models.heads.base import BlockConfig, Places, gather
 from mmtp.nn.attention import LayerCache
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Rope
@@ -28,17 +28,18 @@ class ParallelHead(nn.Module):
     Of the tokens in between a block knows the rotary position alone, which the grammar gives.
 
     Args:
-        config: ``mtp_depth``.
-        backbone: sizes of the blocks, those of the backbone.
+        config: ``mtp_depth``, and the width of the blocks where it is not the backbone's.
+        backbone: sizes of the blocks.
         modalities: of the vocabulary.
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(DraftConfig):
+    class Config(BlockConfig):
         """How many blocks there are."""
 
     def __init__(self, config: Config, backbone: BackboneConfig, modalities: Sequence[Modality]) -> None:
         super().__init__()
+        backbone = config.sizes(backbone)
         self.config = config
         self.rope = Rope(backbone.head_dim, backbone.rope_theta)
         self.offsets = nn.ModuleList(_Offset(backbone) for _ in range(config.mtp_depth))

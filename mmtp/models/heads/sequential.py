@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import DraftConfig, Places, gather
+from mmtp.models.heads.base import BlockConfig, Places, gather
 from mmtp.nn.attention import LayerCache
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Rope
@@ -32,16 +32,17 @@ class SequentialHead(nn.Module):
     """D modules of one transformer block each, causal over the anchors, sharing the model's embedding and unembedding.
 
     Args:
-        config: ``mtp_depth``.
-        backbone: sizes of the blocks, those of the backbone.
+        config: ``mtp_depth``, and the width of the blocks where it is not the backbone's.
+        backbone: sizes of the blocks.
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(DraftConfig):
+    class Config(BlockConfig):
         """How many modules there are."""
 
     def __init__(self, config: Config, backbone: BackboneConfig, modalities: Sequence[Modality]) -> None:
         super().__init__()
+        backbone = config.sizes(backbone)
         self.config = config
         self.rope = Rope(backbone.head_dim, backbone.rope_theta)
         self.depths = nn.ModuleList(_Depth(backbone) for _ in range(self.num_modules))

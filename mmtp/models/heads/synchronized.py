@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import BELOW, DraftConfig, Places, gather
+from mmtp.models.heads.base import BELOW, BlockConfig, Places, gather
 from mmtp.nn.attention import LayerCache, attend
 from mmtp.nn.mlp import SwiGLU
 from mmtp.nn.norm import RMSNorm
@@ -37,15 +37,15 @@ class SynchronizedHead(nn.Module):
     for the code one row below it: so all but the last code of a row are drafted before it starts.
 
     Args:
-        config: ``mtp_depth`` and what is exchanged.
-        backbone: sizes of the block, those of the backbone.
+        config: ``mtp_depth``, what is exchanged, and the width of the block where it is not the backbone's.
+        backbone: sizes of the block.
         modalities: of the vocabulary; each has a bank.
     """
 
     places: Int[Tensor, " m"]
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(DraftConfig):
+    class Config(BlockConfig):
         """
         Attributes:
             vertical: most codes of the row below that may follow the ``mtp_depth`` drafts of a pass; 0 predicts none.
@@ -63,6 +63,7 @@ class SynchronizedHead(nn.Module):
 
     def __init__(self, config: Config, backbone: BackboneConfig, modalities: Sequence[Modality]) -> None:
         super().__init__()
+        backbone = config.sizes(backbone)
         self.config = config
         width, eps, heads = backbone.width, backbone.norm_eps, backbone.num_heads
         self.head_dim, self.num_kv_heads = backbone.head_dim, backbone.num_kv_heads
