@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from mmtp.cli.measure import Measured
     from mmtp.cli.tables import Step
 
-What = Literal["vqa", "draw", "captions", "pictures", "tokenizer", "probe", "text", "parser"]
+What = Literal["vqa", "draw", "captions", "pictures", "speech", "tokenizer", "probe", "text", "parser"]
 
 
 def eval(
@@ -47,6 +47,7 @@ def eval(
     commonest answer. draw: all colours and shapes drawn from words, judged by a parser. parser: that parser on real pictures.
     captions: words for held-out pictures, by token F1, beside those for another picture, of the nearest known picture, and the best
     constant. pictures: drawings of held-out captions, judged by a classifier of real pictures, beside real and reconstructed ones.
+    speech: word errors of what a model writes down of held-out recordings and, with --words, of what Whisper hears it say.
     tokenizer: pictures, videos or recordings, as the tokenizer wants, through it and back. probe: labels of held-out pictures, read from
     what a continuous picture tokenizer gives, beside the same tokenizer untrained and its teachers. text: texts through a text tokenizer
     and back.
@@ -54,7 +55,7 @@ def eval(
     The exit code is 1 where the figure stays below --at-least.
 
     Args:
-        what: vqa, draw, captions, pictures, parser, tokenizer, probe or text.
+        what: vqa, draw, captions, pictures, speech, parser, tokenizer, probe or text.
         name: zoo entry, folder or Hub id of the model or tokenizer; none for parser.
         data: what to measure on: easy-vqa:test, a folder, *.tar, ...; a tokenizer of sound or videos needs one; for text: a source with
             captions or questions, or python:MODULE. May be given several times: all of them together.
@@ -74,7 +75,8 @@ def eval(
             Codec2.
         features: perceptual and Fréchet distance of pictures in the features of this network: efficientnet-lite0 or -lite2, timm:NAME, or
             timm:NAME:FILE with a local file of weights; of captions and pictures: the network that finds the nearest, or judges.
-        words: word errors of Whisper tiny.en on recordings with an English text: original, reconstruction, and codecs where asked for.
+        words: word errors of Whisper tiny.en on recordings with an English text: original, reconstruction, and codecs where asked for; of
+            speech: on what the model says as well.
         bank: of probe, captions and pictures: labelled pictures to compare with and to fit on, sources as for --data.
         label: of probe and pictures: which label of the pictures (group, caption); for pictures it may be given several times.
         caption: of pictures: how prompts are worded, with labels in braces ("{caption}, {style} style").
@@ -84,9 +86,9 @@ def eval(
             first recordings, to this HTML file.
         batch_size: questions at a time.
         json: write the figures to this file.
-        at_least: threshold: share of right answers, pictures, labels or exact texts (0.98), mean token F1 of captions, mean PSNR in dB for
-            tokenizers of pictures and videos, mean STOI (0 to 1) for those of sound; with --usage the share of its entries that the
-            least used codebook uses.
+        at_least: threshold: share of right answers, pictures, labels or exact texts (0.98), mean token F1 of captions, share of words
+            without error that a model says (with --words) or hears, mean PSNR in dB for tokenizers of pictures and videos, mean STOI (0
+            to 1) for those of sound; with --usage the share of its entries that the least used codebook uses.
 
     Examples:
         mmtp eval vqa vqa-s --at-least 0.98
@@ -101,6 +103,7 @@ def eval(
         mmtp eval probe runs/vit-distilled/result --bank emoji-train.tar --data emoji-val.tar --label group
         mmtp eval captions runs/emoji/result --bank emoji-train.tar --data emoji-val.tar
         mmtp eval pictures runs/emoji/result --bank emoji-train.tar --data emoji-val.tar --label group
+        mmtp eval speech runs/speech/result --data prompts-en-val.tar --words
         mmtp eval text text-bpe-4k --data python:pydoc_data.topics
     """
     from mmtp.cli import CHECK_FAILED, measure, measure_tokenizer
@@ -120,12 +123,13 @@ def eval(
         "pictures": lambda bar: measure.pictures(
             known, bank, data, label, caption, size, limit, features, sampling, candidates, max_tokens, bar
         ),
+        "speech": lambda bar: measure.speech(known, data, limit, words, sampling, batch_size, bar),
         "parser": lambda bar: measure.parser(data or [measure.EASY_VQA], limit, bar),
         "tokenizer": lambda bar: measure_tokenizer.tokenizer(known, how, bar),
         "probe": lambda bar: measure.probe(known, bank, data, label, size, limit, teachers, bar),
         "text": lambda bar: measure.text(known, data or [measure.EASY_VQA], limit),
     }
-    with progress_bar(f"eval {what}", {"vqa": "answers", "tokenizer": "items"}.get(what, "pictures")) as bar:
+    with progress_bar(f"eval {what}", {"vqa": "answers", "tokenizer": "items", "speech": "recordings"}.get(what, "pictures")) as bar:
         measured = measures[what](bar)
     show(*(table.rich() for table in measured.tables))
     if json is not None:

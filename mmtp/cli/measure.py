@@ -180,6 +180,30 @@ def pictures(
     return Measured(result.shares["drawn"][labels[0]], [table], {**result.to_dict(), **settings}, shown)
 
 
+def speech(
+    name: str, data: list[str] | None, limit: int | None, words: bool, sampling: "Sampling", batch_size: int, bar: "Step"
+) -> Measured:
+    from mmtp.eval.inputs import Inputs
+    from mmtp.eval.speech import Recognizer
+    from mmtp.eval.spoken import MODEL, SPOKEN, evaluate_spoken
+    from mmtp.pipeline import Pipeline
+    from mmtp.types import MmtpError, Modality
+
+    if not data:
+        raise MmtpError("mmtp eval speech: name recordings with their words to measure on (--data)")
+    pipeline = Pipeline.from_pretrained(name)
+    tokenizer = pipeline.tokenizer(Modality.AUDIO)
+    inputs = Inputs(data, Modality.AUDIO, limit, bar)
+    recordings = [recording for recording in inputs.recordings(tokenizer.spec.sample_rate) if recording.text]
+    if not recordings:
+        raise MmtpError(f"{named(data)}: no recording has a text")
+    result = evaluate_spoken(pipeline, tokenizer, recordings, Recognizer() if words else None, sampling=sampling, batch_size=batch_size)
+    settings = {key: getattr(sampling, key) for key in ("temperature", "top_k", "top_p", "guidance", "seed")}
+    errors = (result.said[SPOKEN] if words else result.heard[MODEL]).rate
+    headline = None if errors is None else 1 - errors
+    return Measured(headline, result.tables(f"{name} on {named(data)}"), {**result.to_dict(), **settings, **inputs.counts()})
+
+
 def text(name: str, data: list[str], limit: int | None) -> Measured:
     from itertools import chain, islice
 
