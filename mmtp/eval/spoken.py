@@ -113,12 +113,11 @@ def evaluate_spoken(
     with torch.no_grad():
         recoded = [tokenizer.decode(tokenizer.encode([sound]))[0] for sound in sounds]
 
-    def written(some: Sequence[Any]) -> list[str]:
-        return ["" if sound is None else listen(sound, sample_rate) for sound in some]
-
-    real, said = written(sounds), written(spoken)
+    real, said, recoded_words = (
+        ["" if sound is None else listen(sound, sample_rate) for sound in some] for some in (sounds, spoken, recoded)
+    )
     heard[RECOGNISER] = _errors(real, texts)
-    ways = {SPOKEN: said, OTHER_WORDS: elsewhere(said), RECODED: written(recoded), REAL: real}
+    ways = {SPOKEN: said, OTHER_WORDS: elsewhere(said), RECODED: recoded_words, REAL: real}
     return SpokenResult(heard, {of: _errors(some, texts) for of, some in ways.items()}, sum(sound is None for sound in spoken), texts)
 
 
