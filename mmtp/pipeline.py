@@ -1,16 +1,18 @@
 """Text, pictures and sound in and out: the only place where tokenizers meet a model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mmtp.decode.constrain import Constrainer, Constraint
 from mmtp.decode.engine import Engine
 from mmtp.decode.sample import Sampling
 from mmtp.decode.stats import Generation
@@ -41,6 +43,20 @@ Sound = Float[Tensor, "c _"]
 
 class PipelineError(MmtpError):
     """A request that the model or its tokenizers cannot serve."""
+
+
+class Form(TypedDict, total=False):
+    """What a text answer must look like; one of these at most (see :class:`mmtp.decode.constrain.Constrainer`).
+
+    Attributes:
+        json_schema: JSON that this schema, or its text, describes.
+        regex: text that this regular expression matches as a whole.
+        choices: one of these texts.
+    """
+
+    json_schema: Mapping[str, Any] | str
+    regex: str
+    choices: Sequence[str]
 
 
 class Pipeline:
@@ -124,8 +140,36 @@ class Pipeline:
         """Stream up to where the assistant begins; it writes ``<boi>``, dims and codes itself."""
         return draw_prompt(self.layout, self.encode_text, caption).tolist()
 
+    @cached_property
+    def constrainer(self) -> Constrainer:
+        """Compiles constraints for this model's text.
+
+        Raises:
+            PipelineError: the model has no text tokenizer.
+            ConstraintError: llguidance is not installed.
+        """
+        words = self.tokenizer(Modality.TEXT)
+        return Constrainer(self.layout, words.token_bytes, words.encode_bytes)
+
+    def constraint(self, **form: Unpack[Form]) -> Constraint | None:
+        """What :meth:`reply` and its like hold an answer to; None where no form is given. Compile once what many requests share.
+
+        Raises:
+            PipelineError: several forms are given.
+            ConstraintError: the form cannot be met.
+        """
+        if len(form) > 1:
+            raise PipelineError(f"{' and '.join(form)} are given; an answer takes one form")
+        return next((getattr(self.constrainer, name)(value) for name, value in form.items()), None)
+
     def answer(
-        self, pictures: Sequence[Picture | Segment | None], questions: Sequence[str], *, batch_size: int = 64, max_new_tokens: int = 16
+        self,
+        pictures: Sequence[Picture | Segment | None],
+        questions: Sequence[str],
+        *,
+        batch_size: int = 64,
+        max_new_tokens: int = 16,
+        **form: Unpack[Form],
     ) -> list[str]:
         """Answers each question about its picture, greedily.
 
@@ -134,37 +178,55 @@ class Pipeline:
             questions: as many.
             batch_size: rows decoded at a time.
             max_new_tokens: limit of an answer.
+            form: what the answers must look like, such as ``choices=["yes", "no"]``.
+
+        Raises:
+            ConstraintError: the form cannot be met.
+            PipelineError: an answer did not get its form within the limit; names the question.
         """
+        constraint = self.constraint(**form)
         segments = self._segments(pictures)
         prompts = [self.vqa_prompt(s, q) for s, q in zip(segments, questions, strict=True)]
         vectors = [self._vectors([s] if s is not None else []) for s in segments]
         answers: list[str] = []
         for start in range(0, len(prompts), batch_size):
             part = prompts[start : start + batch_size]
-            greedy = [Sampling(temperature=0.0)] * len(part)
             # Plain: a batch of one-word answers has nothing to draft.
             for generation in self.engine.generate_batch(
-                part, greedy, max_new_tokens, speculative=False, stop=(Special.END,), vectors=vectors[start : start + batch_size]
+                part,
+                [Sampling(temperature=0.0)] * len(part),
+                max_new_tokens,
+                speculative=constraint is not None,
+                stop=(Special.END,),
+                vectors=vectors[start : start + batch_size],
+                constraints=[constraint] * len(part),
             ):
+                _check_form(generation, constraint, repr(questions[len(answers)]))
                 answers.append(self.text(generation))
         return answers
 
-    def caption(self, media: Sequence[Picture | Segment], *, batch_size: int = 64, max_new_tokens: int = 64) -> list[str]:
+    def caption(
+        self, media: Sequence[Picture | Segment], *, batch_size: int = 64, max_new_tokens: int = 64, **form: Unpack[Form]
+    ) -> list[str]:
         """What the model says each picture shows or, given sounds as segments, what is said in each; greedily.
 
         Args:
             media: pictures, or codes from :meth:`encode_pictures` or :meth:`encode_sounds`.
             batch_size: rows decoded at a time.
             max_new_tokens: limit of a caption.
+            form: what the captions must look like, as in :meth:`answer`, with its errors.
         """
+        constraint = self.constraint(**form)
         said: list[str] = []
         segments = self._segments(media)
         for start in range(0, len(segments), batch_size):
             part = segments[start : start + batch_size]
             prompts = [caption_prompt(self.layout, segment).tolist() for segment in part if segment is not None]
             vectors = [self._vectors([segment]) for segment in part if segment is not None]
-            greedy = [Sampling(temperature=0.0)] * len(prompts)
-            said += map(self.text, self.engine.generate_batch(prompts, greedy, max_new_tokens, speculative=False, vectors=vectors))
+            greedy, same, drafts = [Sampling(temperature=0.0)] * len(prompts), [constraint] * len(prompts), constraint is not None
+            for generation in self.engine.generate_batch(prompts, greedy, max_new_tokens, drafts, vectors=vectors, constraints=same):
+                _check_form(generation, constraint, f"caption {len(said)}")
+                said.append(self.text(generation))
         return said
 
     def draw(
@@ -291,17 +353,23 @@ class Pipeline:
         sampling: Sampling | None = None,
         max_new_tokens: int = 4352,
         speculative: bool = True,
+        **form: Unpack[Form],
     ) -> Generation:
         """The assistant's turn after a person's: pictures, sounds, then words. What it holds, :meth:`text`, :meth:`pictures` and
         :meth:`sounds` tell.
 
+        With a form (``json_schema=…``, ``regex=…``, ``choices=…``) the turn is text of that form; where the limit ended it before,
+        ``cut`` is set and what there is lacks its end.
+
         Raises:
             TemplateError: a picture is larger than the vocabulary can say.
+            ConstraintError: the form cannot be met.
         """
+        constraint = self.constraint(**form)
         media = self.encode_pictures(pictures) + self.encode_sounds(sounds)
         turn = Turn("user", (*media, text_segment(self.encode_text, words, target=False)))
-        prompt = encode_prompt(self.layout, (turn,)).tolist()
-        return self.engine.generate(prompt, sampling, max_new_tokens, speculative, stop=(Special.END,), vectors=self._vectors(media))
+        prompt, vectors = encode_prompt(self.layout, (turn,)).tolist(), self._vectors(media)
+        return self.engine.generate(prompt, sampling, max_new_tokens, speculative, (Special.END,), vectors, constraint)
 
     def text(self, generation: Generation) -> str:
         """The words among the new tokens."""
@@ -413,3 +481,15 @@ class Pipeline:
         distinct = {id(p): p for p in pictures if isinstance(p, Tensor)}
         coded = dict(zip(distinct, self.encode_pictures(list(distinct.values())) if distinct else [], strict=True))
         return [coded[id(p)] if isinstance(p, Tensor) else p for p in pictures]
+
+
+def _check_form(generation: Generation, constraint: Constraint | None, what: str) -> None:
+    """Refuses an answer that lacks the end of its form.
+
+    Raises:
+        PipelineError: names what was asked.
+    """
+    if constraint is not None and generation.failure:
+        raise PipelineError(f"{what}: {generation.failure}")
+    if constraint is not None and generation.cut:
+        raise PipelineError(f"{what}: {len(generation.new_tokens)} tokens do not complete {constraint.name}; raise max_new_tokens")

@@ -9,6 +9,7 @@ import torch
 from mmtp.data.encode import TokenizeConfig
 from mmtp.data.job import tokenize
 from mmtp.data.loader import PackedBatches, ShardDataset
+from mmtp.decode.constrain import ConstraintError
 from mmtp.decode.rows import FeaturesError
 from mmtp.decode.sample import Sampling
 from mmtp.models.connector import Projector, Resampler
@@ -218,3 +219,36 @@ def test_sounds_as_vectors_from_files_to_a_prompt(tmp_path):
     assert span.modality is Modality.AUDIO and span.grid == grid
     silent = pipeline.reply("which tone", sounds=[0 * wave], sampling=Sampling(temperature=0.0), max_new_tokens=0)
     assert silent.tokens == reply.tokens[: reply.prompt_length]
+
+
+def test_answers_take_a_form(pipeline):
+    pytest.importorskip("llguidance")
+    media = [picture(0), picture(1)]
+    answers = pipeline.answer(media, ["red?", "round?"], choices=["yes", "no"])
+    assert set(answers) <= {"yes", "no"}
+    assert [pipeline.answer([m], [q], regex="yes|no")[0] for m, q in zip(media, ["red?", "round?"], strict=True)] == answers
+    flags = {"type": "array", "items": {"type": "boolean"}, "maxItems": 3}
+    assert set(json.loads(pipeline.caption(media[:1], json_schema=flags)[0])) <= {True, False}
+    reply = pipeline.reply("draw", json_schema='{"const": "a red circle"}', sampling=Sampling(seed=1))
+    assert pipeline.text(reply) == '"a red circle"' and not reply.cut
+    assert reply.stats.passes < len(reply.new_tokens)
+
+
+def test_answers_without_the_end_of_their_form_are_refused_by_name(pipeline):
+    pytest.importorskip("llguidance")
+    with pytest.raises(PipelineError, match=r"'red\?': 4 tokens do not complete regex 'a\{40\}'; raise max_new_tokens"):
+        pipeline.answer([None], ["red?"], regex="a{40}", max_new_tokens=4)
+    with pytest.raises(PipelineError, match="caption 0: 3 tokens do not complete choices"):
+        pipeline.caption([picture(0)], choices=["yes and no, but no and yes"], max_new_tokens=3)
+    assert pipeline.reply("draw", regex="a{40}", max_new_tokens=4).cut
+    with pytest.raises(PipelineError, match="regex and choices are given; an answer takes one form"):
+        pipeline.reply("draw", regex="a", choices=["a"])
+    with pytest.raises(ConstraintError, match="regex '.': unclosed character class"):
+        pipeline.reply("draw", regex="[")
+
+
+def test_a_form_needs_a_tokenizer_of_text(tokenizers):
+    del tokenizers["words"]
+    wordless = Pipeline(preset("tiny", VocabLayout.of(tokenizers, 4)).build(), tokenizers)
+    with pytest.raises(PipelineError, match="this model has no text tokenizer; it has blocks"):
+        wordless.constraint(regex="a")

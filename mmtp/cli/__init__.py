@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("mmtp.cli.generate:generate", "Answer a question about a picture, or draw one from words."),
     "eval": ("mmtp.cli.eval:eval", "Measure a tokenizer or a model."),
     "bench": ("mmtp.cli.bench:bench", "Time plain and speculative decoding side by side."),
+    "doctor": ("mmtp.cli.doctor:doctor", "Find out what may be wrong with a model on this machine."),
     "zoo": ("mmtp.cli.zoo:zoo", "List, show and check the trained tokenizers and models that come along."),
 }
 

@@ -16,6 +16,7 @@ def bench(
     exact: bool = True,
     threads: int | None = None,
     json: Path | None = None,
+    report: Path | None = None,
     at_least: float | None = None,
 ) -> int:
     """Time plain and speculative decoding side by side, and compare their output token for token.
@@ -36,11 +37,13 @@ def bench(
             only so is output promised to be equal bit for bit.
         threads: cores to use; by default all.
         json: write the figures to this file.
+        report: write speeds and the share of drafts accepted, by modality, offset and direction, to this HTML file, with plots.
         at_least: least ratio of speeds on pictures.
 
     Examples:
         mmtp bench decode vqa-s
         mmtp bench decode vqa-s --prompts 20 --temperature 1 --no-exact
+        mmtp bench decode vqa-s --prompts 40 --report bench.html
         mmtp bench decode vqa-s --threads 2 --at-least 1.8 --json bench.json
     """
     import torch
@@ -50,6 +53,7 @@ def bench(
     from mmtp.cli.tables import progress_bar, show
     from mmtp.decode.sample import Sampling
     from mmtp.eval.decoding import compare, easy_vqa_prompts
+    from mmtp.eval.report import write_report
     from mmtp.pipeline import Pipeline
 
     if threads is not None:
@@ -75,6 +79,9 @@ def bench(
             "device": str(pipeline.engine.device),
         }
         write_json(json, {"bench": what, **settings, "picture_speedup": round(ratio, 3), **result.to_dict()})
+    if report is not None:
+        settings = f"{torch.get_num_threads()} threads, {kernels}, guidance {guidance:g}"
+        print(write_report(report, f"{model}: plain and speculative decoding", result.sections(), settings))
     if exact and not result.all_equal:
         print("speculative output differs from plain output")
         return CHECK_FAILED

@@ -1,5 +1,6 @@
 """``mmtp generate``: ask a model in words, pictures and sound; it answers in any of them."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ def generate(
     plain: bool = False,
     exact: bool = False,
     report: bool = False,
+    json_schema: str | None = None,
+    regex: str | None = None,
 ) -> int:
     """Ask a model in words, pictures and sound; it answers in any of them.
 
@@ -48,20 +51,24 @@ def generate(
         plain: one token per pass, without drafts; the output is the same.
         exact: run plain and speculative decoding on equal shapes, so that they agree bit for bit.
         report: print tokens per pass and the share of drafts accepted, by medium and offset.
+        json_schema: the answer is JSON that this schema describes; a file that ends in .json, or the schema itself.
+        regex: the answer is text that this regular expression matches as a whole.
 
     Examples:
         mmtp generate vqa-s "draw a blue circle" --out circle.png
         mmtp generate vqa-s "draw a red triangle" --n 9 --out triangles.png --report
         mmtp generate vqa-s "what color is the shape?" --image circle.png --temperature 0
+        mmtp generate vqa-s "what shape is it?" --image circle.png --regex "circle|triangle|rectangle"
         mmtp generate runs/speech-s/result "say please enter your password" --out password.wav
     """
     import torch
 
+    from mmtp.cli import CHECK_FAILED
     from mmtp.cli.tokenize import parse_size
     from mmtp.data.media import contact_sheet, encode_png, read_image, read_sound, write_wav
     from mmtp.decode.sample import Sampling
     from mmtp.decode.stats import Generation
-    from mmtp.pipeline import Pipeline
+    from mmtp.pipeline import Form, Pipeline
     from mmtp.types import MmtpError, Modality
 
     if n < 1:
@@ -73,10 +80,15 @@ def generate(
     pipeline = Pipeline.from_pretrained(model, exact=exact)
     rate = int(pipeline.tokenizer(Modality.AUDIO).spec.sample_rate or 0) if audio or (out and out.suffix.lower() == ".wav") else 0
     sounds = [read_sound(path, sample_rate=rate)[0] for path in audio or []]
+    form = Form()
+    if json_schema is not None:
+        form["json_schema"] = Path(json_schema).read_text(encoding="utf-8") if json_schema.endswith(".json") else json_schema
+    if regex is not None:
+        form["regex"] = regex
     drawn, said, replies = [], [], list[Generation]()
     for i in range(n):
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed + i)
-        reply = pipeline.reply(prompt, pictures, sounds, sampling=sampling, max_new_tokens=max_new_tokens, speculative=not plain)
+        reply = pipeline.reply(prompt, pictures, sounds, sampling=sampling, max_new_tokens=max_new_tokens, speculative=not plain, **form)
         replies.append(reply)
         drawn += pipeline.drawn(reply)
         said += pipeline.sounds(reply.tokens, reply.prompt_length)
@@ -97,6 +109,10 @@ def generate(
         print(out)
     if report:
         _report(replies)
+    if form and (broken := [reply for reply in replies if reply.cut or reply.failure]):
+        why = broken[0].failure or f"cut at {max_new_tokens} tokens; raise --max-new-tokens"
+        print(f"mmtp: {len(broken)} of {n} answers lack the end of their form: {why}", file=sys.stderr)
+        return CHECK_FAILED
     return 0
 
 

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmtp.decode.cache import BLOCK, KVCache
+from mmtp.decode.constrain import Constraint
 from mmtp.decode.rows import Choice, Lane, Row
 from mmtp.decode.sample import Sampling, choose, gaussian
 from mmtp.decode.stats import Generation
@@ -35,6 +36,9 @@ from mmtp.stream.vocab import Special
 from mmtp.types import MmtpError
 
 MIN_EXACT_WIDTH = 4  # from four rows on, matrix kernels give each row the same result whatever the number of rows
+
+
+FORCED_DRAFTS = 16  # tokens without a choice that may follow the drafts of a pass
 
 
 class DecodeError(MmtpError):
@@ -65,6 +69,7 @@ class Engine:
         speculative: bool = True,
         stop: Collection[int] = (),
         vectors: Float[Tensor, "n d"] | None = None,
+        constraint: Constraint | None = None,
     ) -> Generation:
         """Goes on from a prefix until a stop token, the end of the document, or the limit.
 
@@ -75,13 +80,16 @@ class Engine:
             speculative: draft with the model's head; the output is the same, sooner.
             stop: ids after which to end.
             vectors: what the ``<feature>`` tokens of the prefix stand for, in order, in the model's width.
+            constraint: what the new tokens must meet. They are text then, up to the token that ends the turn (or the document, outside
+                of turns), and the row ends with it. The limit may cut them before; ``cut`` tells.
 
         Raises:
             GrammarError: the prefix breaks the grammar; names the offset.
             DecodeError: the prefix is empty or a limit is negative.
             FeaturesError: the prefix has other places for vectors.
+            ConstraintError: no text may follow the prefix, or the constraint was compiled for another vocabulary.
         """
-        return self.generate_batch([prefix], [sampling or Sampling()], max_new_tokens, speculative, stop, [vectors])[0]
+        return self.generate_batch([prefix], [sampling or Sampling()], max_new_tokens, speculative, stop, [vectors], [constraint])[0]
 
     @torch.inference_mode()
     def generate_batch(
@@ -92,6 +100,7 @@ class Engine:
         speculative: bool = True,
         stop: Collection[int] = (),
         vectors: Sequence[Float[Tensor, "_ d"] | None] | None = None,
+        constraints: Sequence[Constraint | None] | None = None,
     ) -> list[Generation]:
         """As :meth:`generate` for several rows of any lengths; each ends, and accepts drafts, by itself."""
         if max_new_tokens < 0:
@@ -102,26 +111,31 @@ class Engine:
         begun = time.perf_counter()
         guided = [i for i, sampling in enumerate(samplings) if sampling.guidance != 1]
         branch_index = {i: len(prefixes) + n for n, i in enumerate(guided)}
+        nothing = [None] * len(prefixes)
         rows = [
-            Row(self.grammar, i, p, s, max_new_tokens, branch_index.get(i, -1), v)
-            for i, (p, s, v) in enumerate(zip(prefixes, samplings, vectors or [None] * len(prefixes), strict=True))
+            Row(self.grammar, i, p, s, max_new_tokens, branch_index.get(i, -1), v, c)
+            for i, (p, s, v, c) in enumerate(zip(prefixes, samplings, vectors or nothing, constraints or nothing, strict=True))
         ]
         lanes: list[Lane] = [*rows, *(row.branch for row in rows if row.branch is not None)]
         depth = self.model.head.mtp_depth if speculative else 0
         window = 1 + self.model.head.mtp_depth + vertical(self.model.head)
         width = max(MIN_EXACT_WIDTH, window) if self.exact else 0
-        capacity = max((len(p) for p in prefixes), default=0) + max_new_tokens + max(window, width)
+        forced = max(window, width) - 1 + (0 if self.exact else FORCED_DRAFTS) if speculative else 0
+        capacity = max((len(p) for p in prefixes), default=0) + max_new_tokens + max(window, width, 1 + forced)
         if self.model.flow is not None and self.model.flow.block:
             capacity += max_new_tokens  # rows that rest stand in the passes of a block as well, wherever they are
         cache = self._cache(self.model.config.backbone.depth, len(lanes), capacity)
         drafter = Drafter(self, self._cache(self.model.head.num_caches, len(lanes), capacity), depth) if depth else None
         while not all(row.done for row in rows):
             self._round(rows, lanes, cache, drafter, width, stop)
+            for row in rows:
+                if not row.done:
+                    row.draft_forced(forced)
         seconds = time.perf_counter() - begun
         for row in rows:
             row.stats.seconds = seconds
         return [
-            Generation(row.tokens, len(p), row.stats, torch.stack(row.written) if row.written else None)
+            Generation(row.tokens, len(p), row.stats, torch.stack(row.written) if row.written else None, row.cut, row.failure)
             for row, p in zip(rows, prefixes, strict=True)
         ]
 
@@ -157,7 +171,7 @@ class Engine:
         for row in rows:
             for j, state in enumerate([] if row.done else row.draft_states):
                 guide = None if row.branch is None else row.branch.guide(j, last[row.branch.index] + j)
-                wanted.append(Choice(row, last[row.index] + j, state.slot, len(row.tokens) + j, guide))
+                wanted.append(Choice(row, last[row.index] + j, state.slot, len(row.tokens) + j, guide, row.answer(j)))
         chosen = iter(self.pick(self.model.backbone.norm, hidden, wanted, self.exact))
         choices = {(choice.row.index, choice.place): choice for choice in wanted}
         writing: list[Choice] = []
@@ -195,7 +209,7 @@ class Engine:
         tokens = [0] * len(wanted)
         by_slot: dict[int, list[int]] = defaultdict(list)
         for i, choice in enumerate(wanted):
-            if (forced := self.slots[choice.slot].forced) is None:
+            if (forced := self.slots[choice.slot].forced if choice.answer is None else choice.answer.forced) is None:
                 by_slot[choice.slot].append(i)
             else:
                 tokens[i] = forced
@@ -209,6 +223,9 @@ class Engine:
             if guided:
                 scale = torch.tensor([[wanted[members[n]].row.sampling.guidance] for n in guided], device=logits.device, dtype=logits.dtype)
                 logits[guided] = torch.lerp(logits[len(members) : len(at)], logits[guided], scale)
+            for n, i in enumerate(members):
+                if (answer := wanted[i].answer) is not None:
+                    logits[n, ~self.logits.among(slot, answer.legal).to(logits.device)] = float("-inf")
             each = iter(logits.split(1))
             for row, group in groupby(members, key=lambda i: wanted[i].row):
                 own = list(group)
@@ -418,7 +435,7 @@ class Drafter:
         """The place of draft k. Guided where the branch has an anchor; a draft may do without, it is verified with guidance."""
         anchors = 0 if row.branch is None else counts[row.branch.index]
         guide = row.branch.guide(k - 1, anchors - 1) if row.branch is not None and anchors else None
-        return Choice(row, counts[row.index] - 1, row.draft_states[-1].slot, len(row.tokens) + k - 1, guide)
+        return Choice(row, counts[row.index] - 1, row.draft_states[-1].slot, len(row.tokens) + k - 1, guide, row.answer(-1))
 
 
 def _identity(states: Tensor) -> Tensor:

@@ -7,8 +7,10 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from mmtp.decode.constrain import AnswerState, Constraint, ConstraintError
 from mmtp.decode.sample import Noise, Sampling
 from mmtp.decode.stats import DecodeStats
+from mmtp.models.heads.base import FORCED
 from mmtp.stream.grammar import GrammarState, StreamGrammar
 from mmtp.stream.vocab import Special
 from mmtp.types import MmtpError
@@ -119,9 +121,11 @@ class Row(Lane):
         limit: new tokens at most.
         branch_index: row of the batch that carries the unconditional branch, where the sampling is guided.
         vectors: what the ``<feature>`` tokens of the prefix stand for, in order.
+        constraint: what the new tokens must meet.
 
     Attributes:
         offsets: at which each draft was made; ``BELOW`` from the row above it.
+        cut: whether the limit ended the row.
     """
 
     def __init__(
@@ -133,6 +137,7 @@ class Row(Lane):
         limit: int,
         branch_index: int,
         vectors: Float[Tensor, "n d"] | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         super().__init__(index, grammar.begin())
         self.sampling = sampling
@@ -145,8 +150,11 @@ class Row(Lane):
             if self.branch is not None:
                 self.branch.follow(token)
         self._take_inputs(grammar, vectors)
+        if constraint is not None:
+            self._constrain(grammar, constraint)
         self.end = len(prefix) + limit
         self.done = limit == 0 or self.state.done
+        self.cut = not self.state.done
         self.forget_drafts()
 
     def forget_drafts(self) -> None:
@@ -166,12 +174,32 @@ class Row(Lane):
             runs = vectors.split([body.stop - body.start for body in bodies])
             self.vectors = {body.start: run for body, run in zip(bodies, runs, strict=True)}
 
+    def _constrain(self, grammar: StreamGrammar, constraint: Constraint) -> None:
+        """From here on, tokens are those of an answer that meets a constraint."""
+        if constraint.layout != grammar.layout:
+            raise ConstraintError(f"row {self.index}: {constraint.name} was compiled for another vocabulary")
+        if self.state.slot not in (grammar.turn, grammar.doc):
+            raise ConstraintError(f"row {self.index}: {constraint.name} needs a prefix after which text may stand")
+        self.state = AnswerState(self.state, constraint.follow())
+
+    def answer(self, ahead: int) -> AnswerState | None:
+        """Where the constrained answer stands after so many drafts; None where nothing constrains what comes next."""
+        state = self.draft_states[ahead]
+        return state if isinstance(state, AnswerState) and not state.done else None
+
+    @property
+    def failure(self) -> str:
+        """Why a constrained answer could not go on; empty where it could."""
+        return self.state.failure if isinstance(self.state, AnswerState) else ""
+
     def push(self, token: int, stop: Collection[int]) -> None:
         """Keeps a token for good, which may end the row."""
         self.append(token)
         if self.branch is not None:
             self.branch.follow(token)
-        self.done = token in stop or self.state.done or len(self.tokens) >= self.end
+        ended = token in stop or self.state.done
+        self.done = ended or len(self.tokens) >= self.end
+        self.cut = not ended
 
     def accept(self, truths: Sequence[int], stop: Collection[int]) -> int:
         """Keeps true choices up to the first that differs from its draft; returns how many drafts stood."""
@@ -216,6 +244,15 @@ class Row(Lane):
         self.offsets.append(offset)
         return True
 
+    def draft_forced(self, most: int) -> None:
+        """Adds the tokens about which the constraint leaves no choice; they cost no pass of a head.
+
+        Args:
+            most: drafts in all.
+        """
+        while self.room and len(self.drafts) < most and (answer := self.answer(-1)) is not None and answer.forced is not None:
+            self.take_draft(answer.forced, FORCED)
+
     @property
     def room(self) -> bool:
         """Whether a further draft could stand: the stream goes on, and the limit leaves room for the token that verification adds."""
@@ -231,6 +268,7 @@ class Choice(NamedTuple):
         slot: what the grammar allows there.
         place: in the stream.
         guide: lane of the branch and index into the pass of its state; None where nothing guides.
+        answer: what a constraint allows there; None where nothing constrains.
     """
 
     row: Row
@@ -238,3 +276,4 @@ class Choice(NamedTuple):
     slot: int
     place: int
     guide: tuple[int, int] | None = None
+    answer: AnswerState | None = None

@@ -47,12 +47,16 @@ class Generation:
         prompt_length: where the new tokens begin.
         stats: of this row; ``seconds`` are those of its batch.
         vectors: those of the new ``<feature>`` tokens, in order; None where there are none.
+        cut: whether the limit ended it, in the midst of what it wrote.
+        failure: why a constrained answer could not go on; empty where it could.
     """
 
     tokens: list[int]
     prompt_length: int
     stats: DecodeStats
     vectors: Float[Tensor, "n c"] | None = None
+    cut: bool = False
+    failure: str = ""
 
     @property
     def new_tokens(self) -> list[int]:

@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmtp.nn.attention import LayerCache
@@ -46,6 +46,7 @@ class SlotLogits:
     def __init__(self, layout: VocabLayout, unembedding: Float[Tensor, "v d"]) -> None:
         self._weights: list[Tensor] = []
         self._ids: list[list[int] | int] = []
+        self._index: dict[int, Tensor] = {}
         for slot in layout.slots:
             ranges = slot.generable
             # One range, as for all codes, is a view of the table: nothing is copied, and ids are a shift.
@@ -56,6 +57,12 @@ class SlotLogits:
 
     def __call__(self, states: Float[Tensor, "m d"], slot: int) -> Float[Tensor, "m n"]:
         return F.linear(states, self._weights[slot])
+
+    def among(self, slot: int, legal: Bool[Tensor, " ids"]) -> Bool[Tensor, " n"]:
+        """Which of a text slot's ids are legal, of all vocabulary ids up to the last of text."""
+        if slot not in self._index:
+            self._index[slot] = torch.tensor(self._ids[slot])
+        return legal[self._index[slot]]
 
     def token(self, slot: int, local: int) -> int:
         """Vocabulary id of a local one."""

@@ -13,12 +13,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from mmtp.decode.sample import Sampling
 from mmtp.decode.stats import DecodeStats, Generation
-from mmtp.eval.report import Figure, Table, bars
+from mmtp.eval.report import Figure, Heading, Section, Table, Text, Tiles, bars
 from mmtp.eval.shapes import COLOURS, SHAPES
 from mmtp.eval.vqa import easy_vqa_samples
-from mmtp.models.heads.base import offset_name
+from mmtp.models.heads.base import BELOW, FORCED, offset_name
 from mmtp.pipeline import Pipeline
 from mmtp.stream.vocab import Special
+from mmtp.types import Modality
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all."""
@@ -140,12 +141,42 @@ class DecodingResult:
         columns = ["decodes", "temperature", "prompts", "equal", "tokens / pass", "plain tokens / s", "MTP tokens / s", "speed"]
         return Table(columns, rows, caption)
 
+    def equal_streams(self, modality: str, offset: int) -> tuple[int, int]:
+        """Of the streams with such drafts: how many equal plain decoding, and how many there are."""
+        streams = [pair.equal for pair in self.pairs if pair.speculative.drafted.get((modality, offset))]
+        return sum(streams), len(streams)
+
     def acceptance_table(self, caption: str = "") -> Table:
-        rows = [
-            [modality, offset_name(offset), drafted, accepted, f"{100 * accepted / drafted:.1f} %" if drafted else None]
-            for (modality, offset), (accepted, drafted) in self.acceptance().items()
+        """Share of drafts that were accepted, by modality, offset and direction, and whether the output stayed that of plain decoding."""
+        rows = []
+        for (modality, offset), (accepted, drafted) in self.acceptance().items():
+            equal, streams = self.equal_streams(modality, offset)
+            share = f"{100 * accepted / drafted:.1f} %" if drafted else None
+            told = "yes" if equal == streams else f"no: {equal} of {streams}"
+            rows.append([modality, offset_name(offset), direction(modality, offset), drafted, accepted, share, told])
+        return Table(["modality", "offset", "direction", "drafted", "accepted", "share", "output equal"], rows, caption)
+
+    def sections(self) -> list[Section]:
+        """What a report shows of it."""
+        equal = sum(pair.equal for pair in self.pairs)
+        tiles = [(f"{equal} of {len(self.pairs)}", "streams equal plain decoding", "token for token")]
+        tiles += [
+            (f"{part.tokens_per_pass:.2f}", f"tokens per pass, {kind}", f"temperature {temperature:g}; speed {part.speedup:.2f} ×")
+            for kind, temperature in self.groups()
+            for part in [self.of(kind, temperature)]
         ]
-        return Table(["modality", "offset", "drafted", "accepted", "share"], rows, caption)
+        found: list[Section] = [Tiles(tiles), Heading("Speed"), self.table(), Heading("Drafts accepted")]
+        for temperature in dict.fromkeys(pair.temperature for pair in self.pairs):
+            part = self.of(temperature=temperature)
+            found += [
+                Heading(f"Temperature {temperature:g}", 3),
+                part.acceptance_table(),
+                part.acceptance_figure("share of drafts that stood"),
+            ]
+        words = (
+            "A draft counts as accepted where it and all before it stood. In pictures and videos offsets +1, +2, … go along the row and "
+        )
+        return [*found, Text(f"{words}'below' comes from the row above; 'forced' are tokens about which a constraint leaves no choice.")]
 
     def acceptance_figure(self, caption: str = "") -> Figure:
         """Share of drafts that were accepted, per offset, one series per modality."""
@@ -176,10 +207,25 @@ class DecodingResult:
                 for part in [self.of(kind, temperature)]
             ],
             "acceptance": [
-                {"modality": m, "offset": offset_name(o), "accepted": accepted, "drafted": drafted}
+                {
+                    "modality": m,
+                    "offset": offset_name(o),
+                    "direction": direction(m, o),
+                    "accepted": accepted,
+                    "drafted": drafted,
+                    "equal": equal == streams,
+                }
                 for (m, o), (accepted, drafted) in self.acceptance().items()
+                for equal, streams in [self.equal_streams(m, o)]
             ],
         }
+
+
+def direction(modality: str, offset: int) -> str:
+    """Which way a draft lies from its anchor: along the row or below it in pictures and videos, ahead in time elsewhere."""
+    if modality not in (Modality.IMAGE, Modality.VIDEO) or offset == FORCED:
+        return "ahead"
+    return "vertical" if offset == BELOW else "horizontal"
 
 
 def compare(

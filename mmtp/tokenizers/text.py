@@ -55,8 +55,8 @@ class TextTokenizer:
         self._backend.no_padding()
         self._bytes = _bytes_of_tokens(backend)
         # Control tokens are left out, for text must not become one; of equal tokens the last is the one that is no byte fallback.
-        control = {token["id"] for token in json.loads(backend.to_str())["added_tokens"]}
-        self._ids = {data: id_ for id_, data in self._bytes.items() if id_ not in control}
+        self._control = {token["id"] for token in json.loads(backend.to_str())["added_tokens"]}
+        self._ids = {data: id_ for id_, data in self.token_bytes.items()}
         if missing := [byte for byte in range(256) if bytes([byte]) not in self._ids]:
             raise TextTokenizerError(
                 f"{config.file}: has no token for {len(missing)} of the 256 bytes (the first is 0x{missing[0]:02x}), so some "
@@ -102,6 +102,11 @@ class TextTokenizer:
     @property
     def spec(self) -> TokenizerSpec:
         return self._spec
+
+    @property
+    def token_bytes(self) -> dict[int, bytes]:
+        """What every id stands for, but for control tokens, which no text becomes."""
+        return {id_: data for id_, data in self._bytes.items() if id_ not in self._control}
 
     def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of a text is its number of tokens, which only encoding tells."""

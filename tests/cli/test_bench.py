@@ -5,8 +5,10 @@ from mmtp import cli
 
 def test_decode_times_both_ways_and_finds_them_equal(little_zoo, tmp_path, capsys):
     path = tmp_path / "bench.json"
-    assert cli.run(["bench", "decode", "vqa-s", "--prompts", "2", "--temperature", "1", "--json", str(path)]) == 0
+    argv = ["bench", "decode", "vqa-s", "--prompts", "2", "--temperature", "1", "--json", str(path), "--report", str(tmp_path / "a.html")]
+    assert cli.run(argv) == 0
     shown = capsys.readouterr().out
+    assert "Drafts accepted" in (tmp_path / "a.html").read_text() and str(tmp_path / "a.html") in shown
     assert shown.count("1 of 1") == 2
     assert "drafts accepted" in shown
     values = json.loads(path.read_text())

@@ -5,6 +5,7 @@ import pytest
 from mmtp.decode.sample import Sampling
 from mmtp.decode.stats import DecodeStats, Generation
 from mmtp.eval.decoding import DecodingResult, Prompt, compare
+from mmtp.eval.report import render
 from mmtp.models.heads.base import BELOW
 
 
@@ -59,10 +60,15 @@ def test_result_counts_equality_speed_and_acceptance():
     table = result.table()
     assert [row[0] for row in table.rows] == ["picture", "answer"]
     assert table.rows[0][table.columns.index("equal")] == "6 of 6"
-    assert result.acceptance_table().rows[:2] == [["image", "below", 16, 8, "50.0 %"], ["image", "+1", 80, 64, "80.0 %"]]
+    assert result.acceptance_table().rows[:2] == [
+        ["image", "below", "vertical", 16, 8, "50.0 %", "yes"],
+        ["image", "+1", "horizontal", 80, 64, "80.0 %", "yes"],
+    ]
     assert "svg" in result.acceptance_figure("c").svg
     plain = result.to_dict()
     assert [found["offset"] for found in plain["acceptance"]] == ["below", "+1", "+2", "+1"]
+    assert [found["direction"] for found in plain["acceptance"]] == ["vertical", "horizontal", "horizontal", "ahead"]
+    assert all(found["equal"] for found in plain["acceptance"])
     assert plain["all_equal"] and [g["kind"] for g in plain["groups"]] == ["picture", "answer"]
 
 
@@ -71,6 +77,9 @@ def test_one_differing_token_shows():
     assert not result.all_equal
     assert sum(not p.equal for p in result.pairs) == 2
     assert result.of("answer").all_equal and not result.of("picture").all_equal
+    assert {row[-1] for row in result.acceptance_table().rows} == {"no: 14 of 16"}
+    page = render("decoding", result.sections())
+    assert "14 of 16" in page and "no: 7 of 8" in page and page.count("<svg") == 2 and "vertical" in page
 
 
 def test_nothing_asked_gives_nothing():

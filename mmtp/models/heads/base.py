@@ -19,10 +19,13 @@ from mmtp.nn.attention import LayerCache
 BELOW = -1
 """Stands among offsets for the prediction of the row below: from a code, that of the same column and codebook one row further down."""
 
+FORCED = 0
+"""Stands among offsets for drafts that no head made: tokens about which a constraint leaves no choice."""
+
 
 def offset_name(offset: int) -> str:
-    """An offset in words: ``+2``, ``below``."""
-    return "below" if offset == BELOW else f"+{offset}"
+    """An offset in words: ``+2``, ``below``, ``forced``."""
+    return {BELOW: "below", FORCED: "forced"}.get(offset, f"+{offset}")
 
 
 class HeadConfig(Config):
