@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "decode": ("mmtp.cli.decode:decode", "Turn shards of tokens back into pictures and text."),
     "inspect": ("mmtp.cli.inspect:inspect", "Show what a shard, a data set or a saved folder holds."),
     "verify": ("mmtp.cli.verify:verify", "Check every byte of a data set."),
+    "teach": ("mmtp.cli.teach:teach", "Ask frozen models about a data set, and keep what they say for training."),
     "train": ("mmtp.cli.train:train", "Train a tokenizer or a model from a recipe."),
     "generate": ("mmtp.cli.generate:generate", "Answer a question about a picture, or draw one from words."),
     "eval": ("mmtp.cli.eval:eval", "Measure a tokenizer or a model."),

@@ -66,7 +66,7 @@ class ShardDataset(Sequence):  # not Sequence[Row]: checkers of types would read
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         number, place = self.locate(index)
-        row = self._shard(number)[place]
+        row = self.shard(number)[place]
         return row if self._ids is None else replace(row, tokens=self._ids[row.tokens])
 
     def __iter__(self) -> Iterator[Row]:
@@ -103,7 +103,7 @@ class ShardDataset(Sequence):  # not Sequence[Row]: checkers of types would read
     @cached_property
     def keys(self) -> list[str]:
         """Names of every document; reads that column only."""
-        return [key for number in range(len(self._records)) for key in self._shard(number).keys]
+        return [key for number in range(len(self._records)) for key in self.shard(number).keys]
 
     def over(self, layout: VocabLayout) -> "ShardDataset":
         """The same documents as ids of another vocabulary, which knows the data set's tokenizers.
@@ -129,7 +129,12 @@ class ShardDataset(Sequence):  # not Sequence[Row]: checkers of types would read
         """16 hex digits that stand for every byte of the data."""
         return config_hash({"layout": self.manifest.layout.hash, "shards": [record.xxh3 for record in self._records]})
 
-    def _shard(self, number: int) -> Shard:
+    def shard(self, number: int) -> Shard:
+        """One of its shards.
+
+        Raises:
+            DataError: it is damaged.
+        """
         if number not in self._shards:
             record = self._records[number]
             if self.check:
@@ -243,6 +248,16 @@ class PackedBatches:
             finally:
                 for future in coming:
                     future.cancel()
+
+    def placed(self, step: int) -> Iterator[tuple[int, int, int]]:
+        """Where the documents of this process's rows of a step stand: data set, document in it, and flat place of its first token."""
+        share = self.rows // self.world_size
+        for r, row in enumerate(self.documents(step)[self.rank * share : (self.rank + 1) * share]):
+            place = r * self.budget
+            for index in row:
+                number = bisect_right(self._firsts, index) - 1
+                yield number, index - int(self._firsts[number]), place
+                place += int(self._lengths[index])
 
     def documents(self, step: int) -> list[list[int]]:
         """Documents of every row of a step's whole batch, as indices into the data sets laid end to end."""

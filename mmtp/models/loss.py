@@ -112,6 +112,7 @@ class LossOutput:
         divergence: of drafts, where ``mtp_distill`` is not 0: KL from the model's own distribution, summed, in nats, likewise.
         overlap: of drafts, likewise: 1 - TV between both distributions, summed; their mean is what speculation accepts at temperature 1.
         flow: mean flow-matching error of written vectors, by modality.
+        states: those that predict the next token, after the final norm, for further losses on them.
     """
 
     total: Float[Tensor, ""]
@@ -123,6 +124,7 @@ class LossOutput:
     divergence: dict[tuple[Modality, int], float] = field(default_factory=dict)
     overlap: dict[tuple[Modality, int], float] = field(default_factory=dict)
     flow: dict[Modality, float] = field(default_factory=dict)
+    states: Float[Tensor, "b s d"] | None = None
 
 
 def unified_loss(
@@ -186,6 +188,7 @@ def unified_loss(
         grads={key: math.sqrt(squares[key]) / parts for key in found if squares[key]},
         divergence={key: divergence[key] for key in distilled},
         overlap={key: overlap[key] for key in distilled},
+        states=states[0],
     )
 
 
@@ -263,7 +266,7 @@ def plan_targets(
             slot = layout.slots[index]
             if slot.size == 1:
                 continue  # a forced id: probability 1, nothing to learn
-            local = _local(targets, slot.generable)
+            local = local_ids(targets, slot.generable)
             chosen = ((slots == index) & (local >= 0)).nonzero(as_tuple=True)[0]  # what is input only is no target
             if not len(chosen):
                 continue
@@ -271,7 +274,7 @@ def plan_targets(
     return items
 
 
-def _local(ids: Int[Tensor, " n"], ranges: tuple[tuple[int, int], ...]) -> Int[Tensor, " n"]:
+def local_ids(ids: Int[Tensor, " n"], ranges: tuple[tuple[int, int], ...]) -> Int[Tensor, " n"]:
     """Place of each id among the ids of the ranges; -1 outside."""
     local, base = torch.full_like(ids, -1), 0
     for low, high in ranges:

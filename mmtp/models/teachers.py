@@ -1,6 +1,6 @@
 """Frozen vision models as maps of features: what a student is distilled from, and measured against."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmtp.config import Config, ConfigError
-from mmtp.hub import from_pretrained
+from mmtp.hub import fingerprint, from_pretrained
 from mmtp.nn.features import check_network, load_stages, resized
 from mmtp.types import Modality
 
@@ -53,6 +53,11 @@ class TeacherConfig(Config):
         return self.network.partition(":")[2] or self.network
 
 
+def last_name(network: str) -> str:
+    """What a network is called, wherever its files lie."""
+    return Path(network.partition(":")[2] or network).name
+
+
 class Teacher:
     """A frozen model that gives a map of features. It is no module, so that it belongs neither into checkpoints nor to what trains.
 
@@ -78,6 +83,13 @@ class Teacher:
             raise ConfigError(f"network {config.network!r}: gives no map of features; a picture tokenizer on a grid is wanted")
         self._model.to(device).requires_grad_(False)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that decides its features."""
+        prefix, colon, _ = self.config.network.partition(":")
+        network = prefix + colon + last_name(self.config.network) if colon else prefix
+        return fingerprint(replace(self.config, network=network, weights="", weight=1.0), self._model.state_dict())
+
     @torch.no_grad()
     def map(self, pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c r s"]:
         """Features of pictures in [-1, 1], at the teacher's own resolution.
@@ -99,7 +111,12 @@ class Teacher:
 
     def features(self, pictures: Float[Tensor, "b 3 h w"], grid: tuple[int, int]) -> Float[Tensor, "b n c"]:
         """Features of pictures in [-1, 1], brought to a grid (bilinear, antialiased), in reading order and float32."""
-        found = self.map(pictures).float()
-        if found.shape[2:] != grid:
-            found = F.interpolate(found, grid, mode="bilinear", antialias=True)
-        return rearrange(found, "b c r s -> b (r s) c")
+        return on_grid(self.map(pictures), grid)
+
+
+def on_grid(features: Float[Tensor, "b c r s"], grid: tuple[int, int]) -> Float[Tensor, "b n c"]:
+    """A map of features brought to a grid (bilinear, antialiased), in reading order and float32."""
+    features = features.float()
+    if features.shape[2:] != grid:
+        features = F.interpolate(features, grid, mode="bilinear", antialias=True)
+    return rearrange(features, "b c r s -> b (r s) c")

@@ -53,10 +53,8 @@ class TextTokenizer:
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._bytes = _bytes_of_tokens(backend)
-        # Control tokens are left out, for text must not become one; of equal tokens the last is the one that is no byte fallback.
-        self._control = {token["id"] for token in json.loads(backend.to_str())["added_tokens"]}
-        self._ids = {data: id_ for id_, data in self.token_bytes.items()}
+        self._bytes = bytes_of_tokens(backend)
+        self._ids = ids_of_bytes(backend)
         if missing := [byte for byte in range(256) if bytes([byte]) not in self._ids]:
             raise TextTokenizerError(
                 f"{config.file}: has no token for {len(missing)} of the 256 bytes (the first is 0x{missing[0]:02x}), so some "
@@ -104,9 +102,14 @@ class TextTokenizer:
         return self._spec
 
     @property
+    def vocabulary(self) -> Mapping[bytes, int]:
+        """The id of every byte string that is a token; control tokens are left out."""
+        return self._ids
+
+    @property
     def token_bytes(self) -> dict[int, bytes]:
-        """What every id stands for, but for control tokens, which no text becomes."""
-        return {id_: data for id_, data in self._bytes.items() if id_ not in self._control}
+        """The same from the ids' side: what every id stands for that a text becomes."""
+        return {id_: data for data, id_ in self._ids.items()}
 
     def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of a text is its number of tokens, which only encoding tells."""
@@ -143,8 +146,16 @@ class TextTokenizer:
         Raises:
             TextTokenizerError: an id is none of this tokenizer's.
         """
+        return b"".join(self.pieces(ids))
+
+    def pieces(self, ids: Iterable[int]) -> list[bytes]:
+        """The bytes of every id.
+
+        Raises:
+            TextTokenizerError: an id is none of this tokenizer's.
+        """
         try:
-            return b"".join([self._bytes[int(i)] for i in ids])
+            return [self._bytes[int(i)] for i in ids]
         except KeyError as error:
             raise TextTokenizerError(f"{self.config.file}: id {error.args[0]} is no token; they go to {max(self._bytes)}") from error
 
@@ -199,7 +210,7 @@ class TextTokenizer:
         return [self._ids[data]] if data in self._ids else [self._ids[bytes([byte])] for byte in data]
 
 
-def _bytes_of_tokens(backend: Tokenizer) -> dict[int, bytes]:
+def bytes_of_tokens(backend: Tokenizer) -> dict[int, bytes]:
     """What every id stands for, in order of ids. Control tokens stand for their own name."""
     description = json.loads(backend.to_str())
     added = {token["id"]: token["content"].encode() for token in description["added_tokens"]}
@@ -216,6 +227,15 @@ def _bytes_of_tokens(backend: Tokenizer) -> dict[int, bytes]:
         else:
             out[id_] = token.replace("▁", " ").encode()
     return out
+
+
+def ids_of_bytes(backend: Tokenizer) -> dict[bytes, int]:
+    """The id of every byte string that is a token.
+
+    Control tokens are left out, for text must not become one; of equal tokens the last is the one that is no byte fallback.
+    """
+    control = {token["id"] for token in json.loads(backend.to_str())["added_tokens"]}
+    return {data: id_ for id_, data in bytes_of_tokens(backend).items() if id_ not in control}
 
 
 def _byte_chars() -> dict[int, str]:

@@ -20,8 +20,10 @@ from mmtp.models.presets import preset
 from mmtp.models.unified import UnifiedModel
 from mmtp.nn.block import Block
 from mmtp.stream.vocab import MediaEntry, VocabLayout, VocabMismatch
+from mmtp.train.distill import TaughtBatch, TaughtBatches, Teachers
 from mmtp.train.distributed import World, joined, processes, rank, whole_state
 from mmtp.train.log import RunLog
+from mmtp.train.losses.teachers import TeachersConfig
 from mmtp.train.losses.uncertainty import Uncertainty
 from mmtp.train.memory import available_memory, check_memory, estimate_memory, recompute_blocks, surely_fits
 from mmtp.train.recipe import Recipe
@@ -166,6 +168,22 @@ class ModelChoice(Config):
         return UnifiedModel.Config.from_dict(known.to_dict() | changes, "model")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelLossConfig(LossConfig):
+    """``[loss]`` of a model: that of the data, and what frozen teachers add to it.
+
+    Attributes:
+        distill: the teachers; None for none.
+    """
+
+    distill: TeachersConfig | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.distill and self.uncertainty_lr:
+            raise ConfigError("loss: uncertainty_lr learns weights of the data's loss beside fixed ones; leave it out, or 'distill'")
+
+
 def rebuilt(model: UnifiedModel, config: UnifiedModel.Config, fresh: tuple[str, ...]) -> UnifiedModel:
     """The same model by another configuration: with another head, further media, or a connector, which begin untrained.
 
@@ -302,6 +320,54 @@ class UncertaintyTask(ModelTask):
         return self.criterion(self._losses, self.config.modality_weights), {}
 
 
+class DistillTask(ModelTask):
+    """The same with frozen teachers, whose adapter is a criterion's parameters: of the result it is no part.
+
+    The model moves against the data's loss and the teachers' together; the adapter follows, on the states of the same step.
+
+    Args:
+        model: to train.
+        batches: packed batches by step, with what teachers have said.
+        loss: weights of the loss's parts, teachers among them.
+        optim: of the model; the adapter follows its schedule.
+        compiled: run the forward pass through torch.compile.
+        world: a single process.
+    """
+
+    def __init__(
+        self,
+        model: UnifiedModel,
+        batches: TaughtBatches,
+        loss: ModelLossConfig,
+        optim: OptimConfig,
+        compiled: bool = False,
+        world: World | None = None,
+    ) -> None:
+        assert loss.distill is not None
+        super().__init__(model, batches.batches, loss, compiled, world)
+        self.taught = batches
+        self.criterion = Teachers(loss.distill, model.config.backbone.width, batches).to(self.world.device)
+        rate = loss.distill.image.lr if loss.distill.image else optim.lr
+        self.criterion_optim = OptimConfig(lr=rate, betas=optim.betas, clip=optim.clip)
+        self._states = torch.zeros(0)
+
+    def batch(self, step: int) -> Any:
+        return self.taught.batch(step).to(self.world.device)
+
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+        output = self.model.loss(batch.rows, self.config)
+        assert output.states is not None
+        self._states = output.states.detach()
+        said, numbers = self.criterion(output.states, self.model.unembedding.weight, batch, self.model.config.layout, self.config)
+        return output.total + said, self.numbers(output, batch.rows) | numbers
+
+    def criterion_loss(self, batch: TaughtBatch, step: int) -> tuple[Tensor, dict[str, float]] | None:
+        if not batch.seen or not len(batch.seen.places):
+            return None
+        assert self.criterion.reader is not None
+        return self.criterion.reader(self._states.flatten(0, 1)[batch.seen.places], batch.seen.features)[0], {}
+
+
 def metrics(output: LossOutput) -> dict[str, float]:
     """Mean cross-entropy in nats, its share of an even guess's, top-1 accuracy and norm of the gradient, by modality and draft offset.
 
@@ -333,7 +399,13 @@ def train_model(recipe: Recipe, folder: Path, *, data_root: Path, progress: bool
     """Trains a unified model as a recipe says; see :func:`mmtp.train.recipe.run_recipe`."""
     data = ModelData.from_dict(recipe.data, "data")
     choice = ModelChoice.from_dict(recipe.model, "model")
-    loss = from_dict(LossConfig, recipe.loss, "loss")
+    loss = from_dict(ModelLossConfig, recipe.loss, "loss")
+    if loss.distill and choice.train == "head":
+        raise ConfigError("loss.distill: teachers speak to the backbone, and train = 'head' freezes it; leave out one of the two")
+    if loss.distill and processes() > 1:
+        raise ConfigError(
+            "loss.distill: models with teachers are trained by one process; their losses are not yet those of the whole batch"
+        )
     datasets = [ShardDataset(data_root / path) for path in data.shards]
     batches = PackedBatches(
         datasets,
@@ -345,6 +417,7 @@ def train_model(recipe: Recipe, folder: Path, *, data_root: Path, progress: bool
         rank=rank(),
         layout=choice.layout(joined_layout(datasets)),
     )
+    taught = TaughtBatches(batches, loss.distill) if loss.distill else None
     width = feature_width(datasets)
     config = choice.config(batches.layout, width)
     if config.flow is not None and processes() > 1:
@@ -370,8 +443,10 @@ def train_model(recipe: Recipe, folder: Path, *, data_root: Path, progress: bool
             recompute_blocks(model)
         if world.size == 1:
             model.to(world.device)
-        if loss.uncertainty_lr:
-            task: ModelTask = UncertaintyTask(model, batches, loss, recipe.optim, choice.compile, world)
+        if taught:
+            task: ModelTask = DistillTask(model, taught, loss, recipe.optim, choice.compile, world)
+        elif loss.uncertainty_lr:
+            task = UncertaintyTask(model, batches, loss, recipe.optim, choice.compile, world)
         else:
             task = ModelTask(model, batches, loss, choice.compile, world)
         trainer = Trainer(task, recipe.optim, recipe.run, folder, progress=progress, world=world)

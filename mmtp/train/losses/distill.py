@@ -67,8 +67,16 @@ class Statistics(NamedTuple):
     def of(features: Float[Tensor, "b n c"]) -> "Statistics":
         """Those of some features, over pictures and positions. A channel that never moves is only centred."""
         flat = features.flatten(0, 1).double()
-        std = flat.std(0, correction=0)
-        return Statistics(flat.mean(0).float(), torch.where(std > 1e-6, std, 1.0).float())
+        return Statistics._of(flat.mean(0), flat.std(0, correction=0))
+
+    @staticmethod
+    def of_moments(mean: Float[Tensor, " c"], square: Float[Tensor, " c"]) -> "Statistics":
+        """Those of features whose mean and mean square are known."""
+        return Statistics._of(mean, (square - mean.square()).clamp(min=0).sqrt())
+
+    @staticmethod
+    def _of(mean: Tensor, std: Tensor) -> "Statistics":
+        return Statistics(mean.float(), torch.where(std > 1e-6, std, 1.0).float())
 
 
 class Distiller(nn.Module):
@@ -89,7 +97,7 @@ class Distiller(nn.Module):
         super().__init__()
         self.config = config
         self.token = nn.Parameter(0.02 * torch.randn(width))
-        self.adapters = nn.ModuleList(_adapter(width, len(found.mean)) for found in statistics)
+        self.adapters = nn.ModuleList(adapter(width, len(found.mean)) for found in statistics)
         for i, found in enumerate(statistics):
             self.register_buffer(f"mean{i}", found.mean)
             self.register_buffer(f"std{i}", found.std)
@@ -109,10 +117,8 @@ class Distiller(nn.Module):
             mask: True at patches that the student did not see.
         """
         config, metrics, total = self.config, {}, values.new_zeros((), dtype=torch.float32)
-        for teacher, adapter, target in zip(config.teachers, self.adapters, targets, strict=True):
-            output = adapter(values).float()
-            cosine = F.cosine_similarity(output, target, dim=2)
-            error = config.cosine * (1 - cosine) + config.smooth_l1 * F.smooth_l1_loss(output, target, reduction="none").mean(2)
+        for teacher, reader, target in zip(config.teachers, self.adapters, targets, strict=True):
+            error, cosine = feature_error(reader(values), target, config.cosine, config.smooth_l1)
             loss = weighted_mean(error, torch.where(mask, config.masked, config.visible))
             total = total + teacher.weight * loss
             metrics |= {teacher.name: loss.item(), f"{teacher.name}.cosine": weighted_mean(cosine, ~mask).item()}
@@ -121,8 +127,25 @@ class Distiller(nn.Module):
         return total, metrics
 
 
-def _adapter(width: int, outputs: int) -> nn.Sequential:
+def adapter(width: int, outputs: int) -> nn.Sequential:
+    """What reads a teacher's features from a student's states."""
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, outputs))
+
+
+def feature_error(
+    output: Float[Tensor, "*b c"], target: Float[Tensor, "*b c"], cosine: float, smooth_l1: float
+) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b"]]:
+    """Error of some features, position by position, and their cosine with the target.
+
+    Args:
+        output: of a student.
+        target: standardised features of a teacher.
+        cosine: weight of one less the cosine.
+        smooth_l1: weight of the smooth L1 error, a mean over channels.
+    """
+    output = output.float()
+    found = F.cosine_similarity(output, target, dim=-1)
+    return cosine * (1 - found) + smooth_l1 * F.smooth_l1_loss(output, target, reduction="none").mean(-1), found
 
 
 def weighted_mean(values: Float[Tensor, "b n"], weights: Tensor) -> Float[Tensor, ""]:
