@@ -237,7 +237,11 @@ class Pipeline:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
         guidance: float = 1.0,
+        guidance_end: float | None = None,
+        per_modality: Mapping[str, Mapping[str, Any]] | None = None,
+        verification: str = "coupling",
         speculative: bool = True,
         max_new_tokens: int = 4352,
         batch_size: int = 24,
@@ -251,8 +255,12 @@ class Pipeline:
             temperature: of sampling; 0 takes the most probable code every time.
             top_k: sample among so many of the most probable codes; 0 among all.
             top_p: sample among the most probable codes that make up this share.
+            min_p: sample among codes at least so many times as probable as the most probable one.
             guidance: scale of classifier-free guidance; above 1 the words weigh more, 1 is off. It doubles the work of a pass.
-            speculative: several codes per pass; the output is the same.
+            guidance_end: scale at the last code, to which it goes in equal steps; None keeps it.
+            per_modality: settings for one medium, as of :class:`mmtp.decode.sample.Sampling`. Opener and dims of a picture are text.
+            verification: how drafts are judged, likewise.
+            speculative: several codes per pass; the output is the same, with ``rejection`` its distribution.
             max_new_tokens: limit of a drawing.
             batch_size: drawings decoded at a time.
             candidates: draw so many of each caption and keep the one in which the model itself best reads the caption
@@ -262,7 +270,11 @@ class Pipeline:
             PipelineError: the model ended its turn without a picture, or the limit cut it off; names the caption.
         """
         seeds = seeds or range(len(captions))
-        samplings = [Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed) for seed in seeds]
+        base = Sampling(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, guidance=guidance, guidance_end=guidance_end,
+            per_modality=per_modality or {}, verification=verification,
+        )  # fmt: skip
+        samplings = [replace(base, seed=seed) for seed in seeds]
         drawn: list[Picture] = []
         for picture, caption, seed in zip(
             self.try_draw(

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from mmtp.decode.stats import Generation
@@ -18,10 +18,13 @@ def generate(
     out: Path | None = None,
     n: int = 1,
     seed: int = 0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    guidance: float = 1.0,
+    temperature: list[str] | None = None,
+    top_k: list[str] | None = None,
+    top_p: list[str] | None = None,
+    min_p: list[str] | None = None,
+    guidance: list[str] | None = None,
+    repetition_penalty: float = 1.0,
+    verification: Literal["coupling", "rejection"] = "coupling",
     max_new_tokens: int = 4352,
     size: str | None = None,
     plain: bool = False,
@@ -34,6 +37,8 @@ def generate(
 
     Words are printed; pictures are written to --out, several as a grid; so is sound, several one after another.
 
+    Settings of sampling may be given once for all media and once for each: --temperature 0.7 --temperature image=1.
+
     Args:
         model: a zoo entry, a folder or a Hub id.
         prompt: what the person says.
@@ -42,13 +47,17 @@ def generate(
         out: PNG file for drawn pictures, or WAV file for sound.
         n: number of variants; they take the seeds from SEED on.
         seed: equal seeds give equal output.
-        temperature: 0 takes the most probable token every time.
-        top_k: choose among so many of the most probable tokens; 0 among all.
+        temperature: 0 takes the most probable token every time; 1 without it.
+        top_k: choose among so many of the most probable tokens; 0, as without it, among all.
         top_p: choose among the most probable tokens that make up this share.
-        guidance: scale of classifier-free guidance inside pictures; above 1 the words weigh more, 1 is off.
+        min_p: choose among tokens at least so many times as probable as the most probable one.
+        guidance: scale of classifier-free guidance inside pictures; above 1 the words weigh more, 1 is off. FIRST:LAST goes from one
+            to the other in equal steps over a picture.
+        repetition_penalty: makes words that stand in the stream already less probable; 1 is off.
+        verification: how drafts are judged: coupling gives the tokens of plain decoding, rejection others of the same distribution.
         max_new_tokens: limit of the answer.
         size: bring given pictures to WIDTHxHEIGHT, or to a square.
-        plain: one token per pass, without drafts; the output is the same.
+        plain: one token per pass, without drafts; the output is the same, with rejection its distribution.
         exact: run plain and speculative decoding on equal shapes, so that they agree bit for bit.
         report: print tokens per pass and the share of drafts accepted, by medium and offset.
         json_schema: the answer is JSON that this schema describes; a file that ends in .json, or the schema itself.
@@ -57,13 +66,17 @@ def generate(
     Examples:
         mmtp generate vqa-s "draw a blue circle" --out circle.png
         mmtp generate vqa-s "draw a red triangle" --n 9 --out triangles.png --report
+        mmtp generate vqa-s "draw a blue circle" --temperature text=0 --guidance 1:4 --out circle.png
         mmtp generate vqa-s "what color is the shape?" --image circle.png --temperature 0
         mmtp generate vqa-s "what shape is it?" --image circle.png --regex "circle|triangle|rectangle"
         mmtp generate runs/speech-s/result "say please enter your password" --out password.wav
     """
+    from dataclasses import replace
+
     import torch
 
     from mmtp.cli import CHECK_FAILED
+    from mmtp.cli.sampling import sampling_settings
     from mmtp.cli.tokenize import parse_size
     from mmtp.data.media import contact_sheet, encode_png, read_image, read_sound, write_wav
     from mmtp.decode.sample import Sampling
@@ -75,6 +88,8 @@ def generate(
         raise MmtpError(f"--n {n}: at least 1 is wanted")
     if out is not None and out.suffix.lower() not in (".png", ".wav"):
         raise MmtpError(f"--out {out}: pictures are written as PNG and sound as WAV; give a name that ends in .png or .wav")
+    given = sampling_settings(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, guidance=guidance)
+    base = Sampling(repetition_penalty=repetition_penalty, verification=verification, **given)
     bounds = parse_size(size) if size is not None else None
     pictures = [read_image(path, size=bounds) for path in image or []]
     pipeline = Pipeline.from_pretrained(model, exact=exact)
@@ -87,7 +102,7 @@ def generate(
         form["regex"] = regex
     drawn, said, replies = [], [], list[Generation]()
     for i in range(n):
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed + i)
+        sampling = replace(base, seed=seed + i)
         reply = pipeline.reply(prompt, pictures, sounds, sampling=sampling, max_new_tokens=max_new_tokens, speculative=not plain, **form)
         replies.append(reply)
         drawn += pipeline.drawn(reply)

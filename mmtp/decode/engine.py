@@ -4,7 +4,8 @@ A round reads a window per row: the token chosen last, and the drafts that the h
 gives the true choice after each of them; drafts are kept as long as they equal it (Leviathan et al. 2023, section 2, with
 equality in place of the ratio, since draft and target are drawn with the same noise), and the first true choice that differs is
 kept as well. So each round yields at least one token, and the stream is the one that plain decoding gives. Plain decoding is the
-same loop with no drafts.
+same loop with no drafts. A request may have its drafts judged by rejection sampling instead: then the choice after a draft depends
+on it (:func:`mmtp.decode.sample.judge`), the rest of the round is the same, and the stream has plain decoding's distribution.
 
 Rounding can differ between matrix kernels for one row and for several. In *exact* mode every pass is padded to one width, plain
 or speculative, so both run the same kernels on the same shapes and the promise holds bit for bit. Outside of it plain decoding
@@ -16,7 +17,7 @@ and drafts. Both sides are mixed before any choice, of drafts as of true tokens:
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from mmtp.decode.cache import BLOCK, KVCache
 from mmtp.decode.constrain import Constraint
 from mmtp.decode.rows import Choice, Lane, Row
-from mmtp.decode.sample import Sampling, choose, gaussian
+from mmtp.decode.sample import Draft, Sampling, choose, gaussian, penalize, propose
 from mmtp.decode.stats import Generation
 from mmtp.decode.step import SlotLogits, Step
 from mmtp.models.heads.base import BELOW, Places, vertical
@@ -50,7 +51,8 @@ class Engine:
 
     Args:
         model: in evaluation mode.
-        exact: pad every pass to one width, so that plain and speculative output are equal bit for bit.
+        exact: pad every pass to one width, so that plain and speculative output are equal bit for bit, and rows of a batch equal those
+            decoded alone.
     """
 
     def __init__(self, model: Step, *, exact: bool = False) -> None:
@@ -109,7 +111,7 @@ class Engine:
             if not prefix:
                 raise DecodeError(f"row {i}: the prefix is empty; a stream starts with <bos>")
         begun = time.perf_counter()
-        guided = [i for i, sampling in enumerate(samplings) if sampling.guidance != 1]
+        guided = [i for i, sampling in enumerate(samplings) if sampling.guided]
         branch_index = {i: len(prefixes) + n for n, i in enumerate(guided)}
         nothing = [None] * len(prefixes)
         rows = [
@@ -171,7 +173,9 @@ class Engine:
         for row in rows:
             for j, state in enumerate([] if row.done else row.draft_states):
                 guide = None if row.branch is None else row.branch.guide(j, last[row.branch.index] + j)
-                wanted.append(Choice(row, last[row.index] + j, state.slot, len(row.tokens) + j, guide, row.answer(j)))
+                draft = row.proposals[j] if j < len(row.proposals) else None
+                place = len(row.tokens) + j
+                wanted.append(Choice(row, last[row.index] + j, state.slot, place, guide, row.weight(state), draft, row.answer(j)))
         chosen = iter(self.pick(self.model.backbone.norm, hidden, wanted, self.exact))
         choices = {(choice.row.index, choice.place): choice for choice in wanted}
         writing: list[Choice] = []
@@ -195,24 +199,55 @@ class Engine:
             else:
                 self._write(hidden, some)
         if drafter is not None and not all(row.done for row in rows):
-            drafter.propose(rows, lanes, hidden[:, : max(counts)], counts)
+            # What rejection makes of a draft depends on the very q, so its rounding counts as well.
+            least = MIN_EXACT_WIDTH if self.exact and any(row.sampling.verification == "rejection" for row in rows) else 0
+            drafter.propose(rows, lanes, hidden[:, : max(least, *counts)], counts, least)
 
     def pick(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[int]:
-        """Chooses a token at every wanted place; logits are taken over each slot's legal ids alone.
+        """Chooses a token at every wanted place.
 
         Args:
             norm: applied to the states first.
             hidden: states of the pass.
             wanted: where.
-            exact: take at least as many rows at a time as make the kernels agree; drafts need not.
+            exact: take at least as many rows at a time as make the kernels agree.
         """
-        tokens = [0] * len(wanted)
+        tokens = [self._forced(choice) or 0 for choice in wanted]
+        for row, slot, own, scores in self.scores(norm, hidden, wanted, exact):
+            settings, places = row.sampling.of(self.slots[slot].modality), [wanted[i].place for i in own]
+            drafts = [None if (d := wanted[i].draft) is None else d._replace(token=self.logits.local(slot, d.token)) for i in own]
+            for i, local in zip(own, choose(scores, settings, row.noise, places, drafts), strict=True):
+                tokens[i] = self.logits.token(slot, local)
+        return tokens
+
+    def propose(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[Draft]:
+        """Drafts a token at every wanted place; arguments are those of :meth:`pick`."""
+        proposed = [Draft(self._forced(choice) or 0) for choice in wanted]
+        for row, slot, own, scores in self.scores(norm, hidden, wanted, exact):
+            withheld = [self.logits.local(slot, token) for token in row.withheld if self.slots[slot].generates(token)]
+            settings, places = row.sampling.of(self.slots[slot].modality), [wanted[i].place for i in own]
+            for i, draft in zip(own, propose(scores, settings, row.noise, places, len(row.tokens), withheld), strict=True):
+                proposed[i] = draft._replace(token=self.logits.token(slot, draft.token))
+        return proposed
+
+    def _forced(self, choice: Choice) -> int | None:
+        """The one id that grammar and constraint leave at a place, if they leave only one."""
+        return self.slots[choice.slot].forced if choice.answer is None else choice.answer.forced
+
+    def scores(
+        self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool
+    ) -> Iterator[tuple[Row, int, list[int], Float[Tensor, "m n"]]]:
+        """Logits at the wanted places, after guidance and penalty, over each slot's legal ids alone.
+
+        Places with only one legal id are left out.
+
+        Yields:
+            A row, a slot, indices of the row's places of that slot, and their logits.
+        """
         by_slot: dict[int, list[int]] = defaultdict(list)
         for i, choice in enumerate(wanted):
-            if (forced := self.slots[choice.slot].forced if choice.answer is None else choice.answer.forced) is None:
+            if self._forced(choice) is None:
                 by_slot[choice.slot].append(i)
-            else:
-                tokens[i] = forced
         for slot, members in by_slot.items():
             at = [(wanted[i].row.index, wanted[i].column) for i in members]
             guided = [n for n, i in enumerate(members) if wanted[i].guide is not None]
@@ -221,7 +256,7 @@ class Engine:
             missing = max(0, MIN_EXACT_WIDTH - len(at)) if exact else 0
             logits = self.logits(torch.nn.functional.pad(states, (0, 0, 0, missing)), slot)
             if guided:
-                scale = torch.tensor([[wanted[members[n]].row.sampling.guidance] for n in guided], device=logits.device, dtype=logits.dtype)
+                scale = torch.tensor([[wanted[members[n]].weight] for n in guided], device=logits.device, dtype=logits.dtype)
                 logits[guided] = torch.lerp(logits[len(members) : len(at)], logits[guided], scale)
             for n, i in enumerate(members):
                 if (answer := wanted[i].answer) is not None:
@@ -230,9 +265,10 @@ class Engine:
             for row, group in groupby(members, key=lambda i: wanted[i].row):
                 own = list(group)
                 scores = torch.cat([next(each) for _ in own])
-                for i, local in zip(own, choose(scores, row.sampling, row.noise, [wanted[i].place for i in own]), strict=True):
-                    tokens[i] = self.logits.token(slot, local)
-        return tokens
+                if row.sampling.repetition_penalty != 1 and (text := self.logits.text(slot)).stop:
+                    seen = row.seen([wanted[i].place for i in own]).to(scores.device)
+                    scores[:, text] = penalize(scores[:, text], seen, row.sampling.repetition_penalty)
+                yield row, slot, own, scores
 
     def _write(self, hidden: Float[Tensor, "b s d"], choices: list[Choice]) -> None:
         """Draws the vectors of new ``<feature>`` tokens from the states before them."""
@@ -240,9 +276,9 @@ class Engine:
         guides = [choice.guide or (choice.row.index, choice.column) for choice in choices]
         states = norm(hidden[[choice.row.index for choice in choices], [choice.column for choice in choices]])
         unguided = norm(hidden[[lane for lane, _ in guides], [column for _, column in guides]])
-        samplings = [choice.row.sampling for choice in choices]
+        samplings = [choice.row.sampling.of(self.slots[choice.slot].modality) for choice in choices]
         noise = [s.temperature * gaussian(s.seed, choice.place, width) for s, choice in zip(samplings, choices, strict=True)]
-        scale = torch.tensor([s.guidance for s in samplings], device=self.device, dtype=states.dtype)
+        scale = torch.tensor([choice.weight for choice in choices], device=self.device, dtype=states.dtype)
         vectors, embedded = self.model.write(states, torch.stack(noise).to(states), unguided, scale)
         for choice, vector, read in zip(choices, vectors, embedded.split(1), strict=True):
             choice.row.take_vector(vector, read)
@@ -265,9 +301,12 @@ class Engine:
         sizes = {row.index: len(row.tokens) - firsts[row.index] for row in rows}
         width, dim = max(sizes.values()), self.model.config.feature_width
         noise = torch.zeros(len(rows), width, dim)
+        weights = torch.ones(len(rows), width, 1)
         for i, row in enumerate(rows):
-            places = range(firsts[row.index], len(row.tokens))
-            noise[i, : len(places)] = row.sampling.temperature * torch.stack([gaussian(row.sampling.seed, p, dim) for p in places])
+            places, settings = range(firsts[row.index], len(row.tokens)), row.sampling.of(self.slots[row.slots[-1]].modality)
+            noise[i, : len(places)] = settings.temperature * torch.stack([gaussian(settings.seed, p, dim) for p in places])
+            weights[i, : len(places), 0] = torch.tensor([settings.weight(p) for p in torch.linspace(0, 1, len(places)).tolist()])
+        weights = weights.to(self.device, self.dtype)
         positions = self.tensor([[(0, 0, 0)] * width] * len(cache.lengths))
         for row in rows:
             for lane in row.lanes:
@@ -285,8 +324,8 @@ class Engine:
             states = self.model.backbone.norm(self.model.extend(embedded, positions, mask, cache.layers))
             found = self.model.flow(states)
             moves = [
-                found[row.index] if row.branch is None else torch.lerp(found[row.branch.index], found[row.index], row.sampling.guidance)
-                for row in rows
+                found[row.index] if row.branch is None else torch.lerp(found[row.branch.index], found[row.index], weight)
+                for row, weight in zip(rows, weights, strict=True)
             ]
             return torch.stack(moves)
 
@@ -348,7 +387,7 @@ class Drafter:
         width = engine.model.config.backbone.width if self.vertical else 0
         self._below = torch.zeros(*shape, width, dtype=engine.dtype, device=engine.device)
 
-    def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int]) -> None:
+    def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
         """Fills ``drafts`` of every lane that goes on.
 
         Args:
@@ -356,10 +395,12 @@ class Drafter:
             lanes: the rows, and the branches of those that are guided.
             hidden: states of the anchors that the last pass added, padded at the end.
             counts: how many anchors each lane has added.
+            least: width of passes and rows of logits at least, where the very probabilities of drafts count; else 0.
         """
-        engine, model = self.engine, self.engine.model
+        engine, model, exact = self.engine, self.engine.model, least > 0
         if not model.head.num_caches:
             hidden, counts = self._newest(hidden, counts)
+            hidden = torch.nn.functional.pad(hidden, (0, 0, 0, max(0, least - 1)))
         mask = self.cache.begin(hidden.shape[1])
         for lane, count in zip(lanes, counts, strict=True):
             first = self.cache.lengths[lane.index]
@@ -378,11 +419,11 @@ class Drafter:
             if not open_rows:
                 break
             wanted = [self._choice(row, counts, k) for row in open_rows]
-            picked = engine.pick(_identity, out, wanted)
-            open_rows = [row for row, token in zip(open_rows, picked, strict=True) if row.take_draft(token, k)]
+            proposed = engine.propose(_identity, out, wanted, exact)
+            open_rows = [row for row, draft in zip(open_rows, proposed, strict=True) if row.take_draft(draft, k)]
         self.cache.commit(counts)
         if self.vertical:
-            self._draft_rows(open_rows)
+            self._draft_rows(open_rows, exact)
 
     def _read(self, k: int, lanes: list[Lane], counts: list[int], mask: Tensor) -> tuple[Float[Tensor, "b s d"], Places]:
         """Embeddings and places of x[t+k] at the new anchors t, drafts included."""
@@ -402,19 +443,20 @@ class Drafter:
         embedded = self.engine.embed(tensor(tokens), lanes, [length + k for length in self.cache.lengths])
         return embedded, Places(tensor(positions), tensor(modalities), banks, mask)
 
-    def _draft_rows(self, open_rows: list[Row]) -> None:
+    def _draft_rows(self, open_rows: list[Row], exact: bool) -> None:
         """Goes on with the codes that the row above has predicted, as far as its anchors are known."""
         wanted, distances = [], []
         for row in open_rows:
             above, place = row.draft_states[-1].above, len(row.tokens) + len(row.drafts)
             known = self.cache.lengths[row.index]
             for anchor in range(place - above, min(place - above + self.vertical, known) if above else 0):
-                wanted.append(Choice(row, anchor, row.slots[anchor], anchor + above, self._guide(row, anchor)))
+                weight = row.weight(row.draft_states[-1], anchor + above - place)
+                wanted.append(Choice(row, anchor, row.slots[anchor], anchor + above, self._guide(row, anchor), weight))
                 distances.append(above)
-        for choice, above, token in zip(wanted, distances, self.engine.pick(_identity, self._below, wanted), strict=True):
+        for choice, above, draft in zip(wanted, distances, self.engine.propose(_identity, self._below, wanted, exact), strict=True):
             # What was chosen past the end of the span, or of a video's frame, has no row above it.
             if choice.row.draft_states[-1].above == above and choice.row.room:
-                choice.row.take_draft(token, BELOW)
+                choice.row.take_draft(draft, BELOW)
 
     def _guide(self, row: Row, anchor: int) -> tuple[int, int] | None:
         """Where the branch has its state for the code below an anchor; a draft may do without."""
@@ -435,7 +477,9 @@ class Drafter:
         """The place of draft k. Guided where the branch has an anchor; a draft may do without, it is verified with guidance."""
         anchors = 0 if row.branch is None else counts[row.branch.index]
         guide = row.branch.guide(k - 1, anchors - 1) if row.branch is not None and anchors else None
-        return Choice(row, counts[row.index] - 1, row.draft_states[-1].slot, len(row.tokens) + k - 1, guide, row.answer(-1))
+        state = row.draft_states[-1]
+        place = len(row.tokens) + k - 1
+        return Choice(row, counts[row.index] - 1, state.slot, place, guide, row.weight(state), answer=row.answer(-1))
 
 
 def _identity(states: Tensor) -> Tensor:

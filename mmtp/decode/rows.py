@@ -4,11 +4,12 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmtp.decode.constrain import AnswerState, Constraint, ConstraintError
-from mmtp.decode.sample import Noise, Sampling
+from mmtp.decode.sample import Draft, Noise, Sampling
 from mmtp.decode.stats import DecodeStats
 from mmtp.models.heads.base import FORCED
 from mmtp.stream.grammar import GrammarState, StreamGrammar
@@ -85,13 +86,14 @@ class Branch(Lane):
     def open(self) -> bool:
         return self.state.in_span
 
-    def opens(self, token: int) -> bool:
-        """Whether a token opens a span, and so starts the branch anew."""
-        return token in self.grammar.rules
+    @property
+    def openers(self) -> Collection[int]:
+        """Ids that open a span, and so start the branch anew."""
+        return self.grammar.rules.keys()
 
     def follow(self, token: int) -> None:
         """Takes a token of the row for good."""
-        if self.opens(token):
+        if token in self.openers:
             self.begin(self.grammar.begin())
             self.append(Special.BOS)
             self.fresh = True
@@ -124,6 +126,7 @@ class Row(Lane):
         constraint: what the new tokens must meet.
 
     Attributes:
+        proposals: the drafts, as they were drawn.
         offsets: at which each draft was made; ``BELOW`` from the row above it.
         cut: whether the limit ended the row.
     """
@@ -144,9 +147,13 @@ class Row(Lane):
         self.noise = Noise(sampling.seed)
         self.stats = DecodeStats()
         self.written: list[Float[Tensor, " c"]] = []
-        self.branch = Branch(branch_index, grammar) if sampling.guidance != 1 else None
+        self.branch = Branch(branch_index, grammar) if sampling.guided else None
+        first, last = grammar.layout.text_range
+        self._first_text = first
+        self._written_text = torch.zeros(last - first, dtype=torch.bool)
         for token in prefix:
             self.append(token)
+            self._note(token)
             if self.branch is not None:
                 self.branch.follow(token)
         self._take_inputs(grammar, vectors)
@@ -159,6 +166,7 @@ class Row(Lane):
 
     def forget_drafts(self) -> None:
         super().forget_drafts()
+        self.proposals: list[Draft] = []
         self.offsets: list[int] = []
 
     def _take_inputs(self, grammar: StreamGrammar, vectors: Float[Tensor, "n d"] | None) -> None:
@@ -195,11 +203,16 @@ class Row(Lane):
     def push(self, token: int, stop: Collection[int]) -> None:
         """Keeps a token for good, which may end the row."""
         self.append(token)
+        self._note(token)
         if self.branch is not None:
             self.branch.follow(token)
         ended = token in stop or self.state.done
         self.done = ended or len(self.tokens) >= self.end
         self.cut = not ended
+
+    def _note(self, token: int) -> None:
+        if 0 <= token - self._first_text < len(self._written_text):
+            self._written_text[token - self._first_text] = True
 
     def accept(self, truths: Sequence[int], stop: Collection[int]) -> int:
         """Keeps true choices up to the first that differs from its draft; returns how many drafts stood."""
@@ -229,18 +242,35 @@ class Row(Lane):
         """The row, and its branch where it is guided."""
         return [self] if self.branch is None else [self, self.branch]
 
-    def take_draft(self, token: int, offset: int) -> bool:
-        """Adds a draft of an offset; whether a further one makes sense. Vectors are not drafted.
+    def weight(self, state: GrammarState, ahead: int = 0) -> float:
+        """Scale of guidance at the place that follows a state, or at the code so many further on."""
+        return self.sampling.of(state.span_modality).weight(state.progress(ahead))
 
-        A guided row does not draft an opener: the branch starts there, and its first choice could not be verified in the same pass.
+    def seen(self, places: Sequence[int]) -> Bool[Tensor, "m n"]:
+        """Which text tokens stand before some places, drafts among them."""
+        seen = self._written_text.repeat(len(places), 1)
+        for row, place in zip(seen, places, strict=True):
+            for token in self.drafts[: place - len(self.tokens)]:
+                if 0 <= token - self._first_text < len(row):
+                    row[token - self._first_text] = True
+        return seen
+
+    @property
+    def withheld(self) -> Collection[int]:
+        """Ids that are not drafted: a guided row drafts no opener, for the branch starts there, and its first choice could not be verified
+        in the same pass.
         """
-        if token == Special.FEATURE:
+        return () if self.branch is None else self.branch.openers
+
+    def take_draft(self, draft: Draft, offset: int) -> bool:
+        """Adds a draft of an offset; whether a further one makes sense. Vectors are not drafted, nor what is withheld."""
+        token = draft.token
+        if token == Special.FEATURE or token in self.withheld:
             return False
         if self.branch is not None:
-            if self.branch.opens(token):
-                return False
             self.branch.follow_draft(token)
         self.draft(token)
+        self.proposals.append(draft)
         self.offsets.append(offset)
         return True
 
@@ -251,7 +281,7 @@ class Row(Lane):
             most: drafts in all.
         """
         while self.room and len(self.drafts) < most and (answer := self.answer(-1)) is not None and answer.forced is not None:
-            self.take_draft(answer.forced, FORCED)
+            self.take_draft(Draft(answer.forced), FORCED)
 
     @property
     def room(self) -> bool:
@@ -268,6 +298,8 @@ class Choice(NamedTuple):
         slot: what the grammar allows there.
         place: in the stream.
         guide: lane of the branch and index into the pass of its state; None where nothing guides.
+        weight: scale of guidance.
+        draft: what was proposed there, where a choice is to judge it.
         answer: what a constraint allows there; None where nothing constrains.
     """
 
@@ -276,4 +308,6 @@ class Choice(NamedTuple):
     slot: int
     place: int
     guide: tuple[int, int] | None = None
+    weight: float = 1.0
+    draft: Draft | None = None
     answer: AnswerState | None = None

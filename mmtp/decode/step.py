@@ -1,5 +1,6 @@
 """What decoding needs of a model, and what it knows of a vocabulary: ids, slots, logits over the legal ids."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -47,6 +48,7 @@ class SlotLogits:
         self._weights: list[Tensor] = []
         self._ids: list[list[int] | int] = []
         self._index: dict[int, Tensor] = {}
+        self._text, self._slots = layout.text_range, layout.slots
         for slot in layout.slots:
             ranges = slot.generable
             # One range, as for all codes, is a view of the table: nothing is copied, and ids are a shift.
@@ -68,3 +70,13 @@ class SlotLogits:
         """Vocabulary id of a local one."""
         ids = self._ids[slot]
         return ids + local if isinstance(ids, int) else ids[local]
+
+    def text(self, slot: int) -> slice:
+        """Local ids of all text tokens; empty where the slot allows none."""
+        lo, hi = self._text
+        return slice(self.local(slot, lo), self.local(slot, hi - 1) + 1) if self._slots[slot].generates(lo) else slice(0)
+
+    def local(self, slot: int, token: int) -> int:
+        """Local id of a vocabulary one that the slot allows."""
+        ids = self._ids[slot]
+        return token - ids if isinstance(ids, int) else bisect_left(ids, token)

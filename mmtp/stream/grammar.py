@@ -160,6 +160,24 @@ class GrammarState:
         return self._k if self._phase == _BODY else -1
 
     @property
+    def span_modality(self) -> Modality:
+        """The medium of the open span, text where none is; its dims count as text in :attr:`modality`."""
+        return self._rule.modality if self.in_span else Modality.TEXT
+
+    def progress(self, ahead: int = 0) -> float:
+        """How far the next token is through the body of its span: 0 at the first cell, 1 at the last.
+
+        0 before the body, and in sounds, whose length shows only at their end.
+
+        Args:
+            ahead: ask for the code so many further on.
+        """
+        if self._phase != _BODY or not self._grid:
+            return 1.0 if self._phase == _CLOSE and self._grid else 0.0
+        last = self._frames + self._rule.pattern.max_delay - 1
+        return min(1.0, (self._step + (self._k + ahead) // self._rule.pattern.num_codebooks) / max(1, last))
+
+    @property
     def coordinate(self) -> Triple:
         """(time, row, column) of the next token in its grid, -1 where no code is due. Where a sound may end: as if it went on."""
         return self._cell() if self._phase == _BODY else _NOWHERE

@@ -161,6 +161,10 @@ class Slot:
     def __contains__(self, token: int) -> bool:
         return any(lo <= token < hi for lo, hi in self.ranges)
 
+    def generates(self, token: int) -> bool:
+        """Whether a model may write a token here."""
+        return any(lo <= token < hi for lo, hi in self.generable)
+
 
 @dataclass(frozen=True)
 class VocabLayout(Config):

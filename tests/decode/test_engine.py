@@ -1,10 +1,13 @@
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtp.decode.engine import DecodeError, Engine
-from mmtp.decode.sample import Sampling, choose
+from mmtp.decode.sample import Noise, Sampling, choose, warp
 from mmtp.models.heads.base import BELOW
 from mmtp.models.heads.synchronized import SynchronizedHead
 from mmtp.models.loss import LossConfig
@@ -12,10 +15,11 @@ from mmtp.models.unified import UnifiedModel
 from mmtp.stream.grammar import GrammarError
 from mmtp.stream.packing import collate
 from mmtp.stream.vocab import Special
-from mmtp.types import Batch
+from mmtp.types import Batch, Modality
 from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, document, model
 
 PICTURE = [Special.BOS, Special.USER, 40, 41, Special.END, Special.ASSISTANT, Special.BOI, LAYOUT.dim(5), LAYOUT.dim(6)]
+ROW = [*PICTURE[:7], LAYOUT.dim(4), LAYOUT.dim(5), *(LAYOUT.code_range(Modality.IMAGE)[0] + code for code in range(5))]
 TEXT = [Special.BOS, Special.USER, 40, 41, 50, Special.END, Special.ASSISTANT]
 
 
@@ -60,26 +64,38 @@ def next_logits(net: UnifiedModel, tokens: list[int], ids: torch.Tensor) -> torc
         return net(packed)[0][0, -1] @ net.unembedding.weight[ids].T
 
 
+def guided_logits(net: UnifiedModel, tokens: list[int], ids: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """The same, mixed with those of the span alone where it is guided."""
+    logits = next_logits(net, tokens, ids)
+    if not sampling.guided or not GRAMMAR.begin(tokens).in_span:
+        return logits
+    opened = len(tokens) - 1 - tokens[::-1].index(Special.BOI)
+    alone, own, done = next_logits(net, [Special.BOS, *tokens[opened:]], ids), sampling.of("image"), len(tokens) - opened - 3
+    rows, columns = (token - LAYOUT.dim_range[0] + 1 for token in [*tokens, 0, 0][opened + 1 : opened + 3])
+    progress = done / max(1, rows * columns - 1) if done > 0 else 0.0
+    weight = own.guidance + progress * ((own.guidance if own.guidance_end is None else own.guidance_end) - own.guidance)
+    return alone + weight * (logits - alone)
+
+
 def reference(net: UnifiedModel, prefix: list[int], sampling: Sampling, limit: int) -> list[int]:
     """Decoding as on a blackboard: the whole stream through the training path for every token, twice where it is guided."""
-    from mmtp.decode.sample import Noise
-
     tokens, noise = list(prefix), Noise(sampling.seed)
     for _ in range(limit):
         state = GRAMMAR.begin(tokens)
-        slot = LAYOUT.slots[state.slot]
+        slot, own = LAYOUT.slots[state.slot], sampling.of(state.modality)
         if state.done:
             break
         if slot.forced is not None:
             tokens.append(slot.forced)
             continue
         ids = torch.tensor([i for lo, hi in slot.generable for i in range(lo, hi)])
-        logits = next_logits(net, tokens, ids)
-        if sampling.guidance != 1 and state.in_span:
-            opened = len(tokens) - 1 - tokens[::-1].index(Special.BOI)
-            alone = next_logits(net, [Special.BOS, *tokens[opened:]], ids)
-            logits = alone + sampling.guidance * (logits - alone)
-        tokens.append(int(ids[choose(logits[None], sampling, noise, [len(tokens)])[0]]))
+        logits = guided_logits(net, tokens, ids, sampling)
+        logits = torch.where(
+            torch.tensor([i in tokens and LAYOUT.text_range[0] <= i < LAYOUT.text_range[1] for i in ids.tolist()]),
+            torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty),
+            logits,
+        )
+        tokens.append(int(ids[choose(logits[None], own, noise, [len(tokens)])[0]]))
     return tokens
 
 
@@ -93,6 +109,19 @@ def test_plain_and_speculative_equal_the_blackboard(trained: UnifiedModel, prefi
         engine = Engine(trained, exact=exact)
         assert engine.generate(prefix, sampling, 40, speculative=False).tokens == wanted
         assert engine.generate(prefix, sampling, 40, speculative=True).tokens == wanted
+
+
+MIXED = {"text": {"temperature": 0.0}, "image": {"temperature": 1.5, "min_p": 0.02, "guidance": 1.0, "guidance_end": 4.0}}
+
+
+@pytest.mark.parametrize("prefix", [PICTURE, TEXT], ids=["picture", "text"])
+def test_settings_of_media_schedule_and_penalty_equal_the_blackboard(trained: UnifiedModel, prefix: list[int]) -> None:
+    sampling = Sampling(seed=5, repetition_penalty=0.2, per_modality=MIXED)
+    wanted = reference(trained, prefix, sampling, 44)
+    for speculative in (False, True):
+        assert Engine(trained, exact=True).generate(prefix, sampling, 44, speculative).tokens == wanted
+    for other in (replace(sampling, repetition_penalty=1.0), replace(sampling, per_modality={})):
+        assert Engine(trained, exact=True).generate(prefix, other, 44).tokens != wanted
 
 
 @settings(max_examples=25, deadline=None)
@@ -171,6 +200,80 @@ def test_rows_of_a_batch_draft_from_their_own_pictures(vertical: UnifiedModel) -
     together = engine.generate_batch(prefixes, samplings, 40)
     for prefix, sampling, row in zip(prefixes, samplings, together, strict=True):
         assert row.tokens == engine.generate(prefix, sampling, 40, speculative=False).tokens
+
+
+def sampled(net: UnifiedModel, prefix: list[int], sampling: Sampling, count: int, length: int) -> Counter[tuple[int, ...]]:
+    """How often each continuation comes, over so many seeds, with drafts of every offset that the head has."""
+    engine, found, accepted = Engine(net), Counter[tuple[int, ...]](), Counter[int]()
+    for start in range(0, count, 400):
+        samplings = [replace(sampling, seed=start + i) for i in range(min(400, count - start))]
+        rows = engine.generate_batch([prefix] * len(samplings), samplings, length)
+        found.update(tuple(row.new_tokens) for row in rows)
+        for row in rows:
+            accepted.update({offset: number for (_, offset), number in row.stats.accepted.items()})
+    assert all(accepted[offset] for offset in ([1, 2, BELOW] if isinstance(net.head, SynchronizedHead) else [1, 2]))
+    return found
+
+
+def probabilities(net: UnifiedModel, prefix: list[int], sampling: Sampling, length: int) -> dict[tuple[int, ...], float]:
+    """Of every continuation of so many tokens."""
+    found = {(): 1.0}
+    for _ in range(length):
+        longer = {}
+        for tokens, probability in found.items():
+            stream = [*prefix, *tokens]
+            ids = torch.tensor([i for lo, hi in LAYOUT.slots[GRAMMAR.begin(stream).slot].generable for i in range(lo, hi)])
+            logits = guided_logits(net, stream, ids, sampling)
+            for i, p in zip(ids.tolist(), warp(logits[None], sampling).softmax(1)[0].tolist(), strict=True):
+                if p > 0:
+                    longer[*tokens, i] = probability * p
+        found = longer
+    return found
+
+
+def deviation(found: Counter[tuple[int, ...]], wanted: dict[tuple[int, ...], float]) -> float:
+    """Chi-square of the last two tokens over its 0.999 quantile (Wilson and Hilferty 1931); rare pairs count as one."""
+    assert set(found) <= set(wanted)
+    seen, expected = Counter[tuple[int, ...]](), Counter[tuple[int, ...]]()
+    for tokens, p in wanted.items():
+        seen[tokens[-2:]] += found[tokens]
+        expected[tokens[-2:]] += p * sum(found.values())
+    common = [pair for pair, number in expected.items() if number >= 8]
+    cells = [(seen[pair], expected[pair]) for pair in common]
+    rest = seen.total() - sum(s for s, _ in cells), expected.total() - sum(e for _, e in cells)
+    cells += [rest] if rest[1] >= 8 else []
+    freedom = len(cells) - 1
+    quantile = freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3
+    return sum((s - e) ** 2 / e for s, e in cells) / quantile
+
+
+REJECTION = Sampling(verification="rejection", top_k=3, temperature=5.0)  # so that drafts are often refused
+
+
+@pytest.mark.parametrize("place", ["text", "guided rows"])
+def test_rejection_samples_from_the_models_distribution(
+    trained: UnifiedModel, vertical: UnifiedModel, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, prefix, guidance, length = (trained, TEXT, 1.0, 4) if place == "text" else (vertical, ROW, 2.0, 5)
+    sampling = replace(REJECTION, guidance=guidance)
+    wanted = probabilities(net, prefix, sampling, length)
+    assert deviation(sampled(net, prefix, sampling, 800, length), wanted) < 1
+    if place == "text":  # Where a sample of p, not of the residual, takes the place of a refused draft, it shows at once.
+        monkeypatch.setattr("mmtp.decode.sample.residual", lambda p, q: p)
+        assert deviation(sampled(net, prefix, sampling, 800, length), wanted) > 1.5
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([0.0, 0.7, 1.5]), st.sampled_from([1.0, 2.0]))
+def test_rejection_does_not_depend_on_the_batch(vertical: UnifiedModel, seed: int, temperature: float, guidance: float) -> None:
+    engine, prefixes = Engine(vertical, exact=True), [PICTURE, TEXT, PICTURE[:7]]
+    samplings = [Sampling(seed=seed + i, temperature=temperature, guidance=guidance, verification="rejection") for i in range(3)]
+    together = engine.generate_batch(prefixes, samplings, 40)
+    for prefix, sampling, row in zip(prefixes, samplings, together, strict=True):
+        alone = engine.generate(prefix, sampling, 40)
+        assert alone.tokens == row.tokens and alone.stats.accepted == row.stats.accepted
+        if temperature == 0:
+            assert row.tokens == engine.generate(prefix, Sampling(temperature=0.0, guidance=guidance), 40, speculative=False).tokens
 
 
 def test_the_grammar_holds_whatever_the_model_says() -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmtp.decode.sample import Noise, Sampling, SamplingError, choose, warp
+from mmtp.decode.sample import Draft, Noise, Sampling, SamplingError, choose, penalize, propose, warp
 
 
 def test_noise_is_a_function_of_seed_and_place() -> None:
@@ -27,6 +27,53 @@ def test_samples_follow_the_distribution() -> None:
     assert chi_square < 18.47, f"chi-square {chi_square:.1f} with 4 degrees of freedom (p < 0.001 above 18.47)"
 
 
+TARGET = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5, 1.5])
+DRAFTER = torch.tensor([2.0, 1.0, 0.0, 0.5, -1.0, 1.5])
+
+
+def chi_square(picked: list[int], probabilities: torch.Tensor) -> float:
+    expected = probabilities * len(picked)
+    counts = torch.bincount(torch.tensor(picked), minlength=len(expected)).float()
+    possible = expected > 0
+    assert not counts[~possible].any()
+    return float(((counts - expected) ** 2 / expected)[possible].sum())
+
+
+@pytest.mark.parametrize("drafts", ["sampled", "withheld", "certain"])
+@pytest.mark.parametrize("settings_", [{}, {"temperature": 0.6, "top_k": 4}], ids=["all", "top-k"])
+def test_rejection_keeps_the_distribution(settings_: dict, drafts: str) -> None:
+    """Whatever the drafts are drawn from: another distribution, one without some of the ids, or none at all."""
+    draws, sampling = 3000, Sampling(verification="rejection", seed=11, **settings_)
+    places, noise = list(range(draws)), Noise(11)
+    if drafts == "certain":
+        proposed = [Draft(place % 6) for place in places]
+    else:
+        proposed = propose(DRAFTER.expand(draws, 6), sampling, noise, places, 3, (0, 2) if drafts == "withheld" else ())
+        drawn = propose(DRAFTER.expand(draws, 6), sampling, noise, places, 4)
+        assert [d.token for d in drawn] != [d.token for d in proposed]  # a place that is drafted again meets other noise
+    wanted = warp(TARGET[None], sampling)[0].softmax(0)
+    picked = choose(TARGET.expand(draws, 6), sampling, noise, places, proposed)
+    assert chi_square(picked, wanted) < 20.5  # 5 degrees of freedom: p < 0.001 above
+    stood = sum(token == draft.token for token, draft in zip(picked, proposed, strict=True)) / draws
+    if drafts == "sampled":
+        assert chi_square([d.token for d in proposed], warp(DRAFTER[None], sampling)[0].softmax(0)) < 20.5
+        overlap = torch.minimum(wanted, warp(DRAFTER[None], sampling)[0].softmax(0)).sum()
+        assert abs(stood - float(overlap)) < 0.03  # 1 - TV, the most there can be
+    elif drafts == "certain":
+        assert abs(stood - 1 / 6) < 0.03
+
+
+def test_without_drafts_or_at_temperature_zero_rejection_is_coupling() -> None:
+    logits, places = torch.randn(50, 9), list(range(50))
+    for temperature in (0.0, 1.0):
+        ways = [Sampling(temperature=temperature, verification=way) for way in ("coupling", "rejection")]
+        assert len({tuple(choose(logits, sampling, Noise(0), places)) for sampling in ways}) == 1
+    drafts = propose(torch.randn(50, 9), ways[1], Noise(0), places, 0)
+    greedy = Sampling(temperature=0.0, verification="rejection")
+    assert choose(logits, greedy, Noise(0), places, drafts) == logits.argmax(1).tolist()
+    assert choose(logits, ways[1], Noise(0), places, drafts) != choose(logits, ways[1], Noise(0), places)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 12), st.floats(0.05, 1.0), st.floats(0.1, 3.0), st.integers(0, 2**16))
 def test_warp_keeps_the_most_probable(top_k: int, top_p: float, temperature: float, seed: int) -> None:
@@ -40,6 +87,26 @@ def test_warp_keeps_the_most_probable(top_k: int, top_p: float, temperature: flo
     only_p = warp(logits, Sampling(temperature=temperature, top_p=top_p)).isfinite()
     mass = ((logits / temperature).softmax(1) * only_p).sum(1)
     assert (mass >= top_p - 1e-5).all()
+
+
+def test_min_p_keeps_what_is_probable_enough() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert warp(logits, Sampling(min_p=0.2)).isfinite().tolist() == [[True, True, True, False]]
+    assert warp(logits, Sampling(min_p=0.2, temperature=0.5)).isfinite().tolist() == [[True, True, False, False]]
+    assert warp(logits, Sampling(min_p=1.0)).isfinite().sum() == 1
+
+
+def test_penalty_makes_what_stands_less_probable() -> None:
+    seen = torch.tensor([[True, True, False]])
+    assert penalize(torch.tensor([[2.0, -2.0, 2.0]]), seen, 2.0).tolist() == [[1.0, -4.0, 2.0]]
+
+
+def test_media_have_settings_of_their_own() -> None:
+    sampling = Sampling(temperature=0.5, guidance=2.0, seed=3, per_modality={"image": {"top_k": 5, "guidance": 1.0, "guidance_end": 4.0}})
+    assert sampling.of("text") == sampling
+    assert sampling.of("image") == Sampling(temperature=0.5, top_k=5, guidance=1.0, guidance_end=4.0, seed=3)
+    assert [sampling.of("image").weight(part) for part in (0.0, 0.5, 1.0)] == [1.0, 2.5, 4.0] and sampling.weight(1.0) == 2.0
+    assert Sampling(per_modality={"image": {"guidance_end": 2.0}}).guided and not Sampling(per_modality={"audio": {"top_k": 1}}).guided
 
 
 def test_temperature_zero_takes_the_greatest() -> None:
@@ -58,6 +125,13 @@ def test_temperature_zero_takes_the_greatest() -> None:
         ({"guidance": -1.0}, "guidance -1.0"),
         ({"guidance": math.inf}, "guidance inf"),
         ({"seed": -1}, "seed -1"),
+        ({"min_p": 1.1}, "min_p 1.1"),
+        ({"guidance_end": -2.0}, "guidance_end -2.0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty 0.0"),
+        ({"per_modality": {"picture": {}}}, "per_modality 'picture': one of text, image, audio, video"),
+        ({"per_modality": {"image": {"seed": 1}}}, "image: 'seed' is not set per medium"),
+        ({"per_modality": {"image": {"top_p": 0.0}}}, "image: top_p 0.0: a number above 0"),
+        ({"verification": "typical"}, "verification 'typical': one of coupling, rejection"),
     ],
 )
 def test_refuses_settings_out_of_range(settings_: dict, words: str) -> None:

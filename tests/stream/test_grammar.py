@@ -340,3 +340,22 @@ def test_features_of_sound_lie_on_time_and_columns():
     assert info.positions[4:10].tolist() == [[4 + t, 4, 4 + f] for t in range(2) for f in range(3)]
     assert info.positions[10].tolist() == [7, 7, 7]
     assert {int(m) for m in info.modality[4:11]} == {Modality.AUDIO.index}
+
+
+def test_a_state_knows_its_span_and_how_far_it_is() -> None:
+    layout = layout_of(image_k=2)
+    grammar = StreamGrammar(layout)
+    state = grammar.begin([Special.BOS, Special.BOI])
+    assert (state.span_modality, state.modality, state.progress()) == (Modality.IMAGE, Modality.TEXT, 0.0)
+    for extent in (1, 3):
+        state.push(layout.dim(extent))
+    seen = []
+    for _ in range(3):
+        for k in range(2):
+            seen.append(state.progress())
+            assert state.progress(4 - len(seen)) == pytest.approx(0.5 * (3 // 2))  # the fourth code, from wherever
+            state.push(layout.code_range(Modality.IMAGE, k)[0])
+    assert seen == [0, 0, 0.5, 0.5, 1, 1] and state.progress() == 1.0
+    state.push(Special.EOI)
+    assert (state.span_modality, state.progress()) == (Modality.TEXT, 0.0)
+    assert grammar.begin([Special.BOS, Special.BOA, layout.code_range(Modality.AUDIO)[0]]).progress() == 0.0

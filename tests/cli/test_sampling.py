@@ -1,0 +1,30 @@
+import pytest
+
+from mmtp.cli.sampling import sampling_settings
+from mmtp.decode.sample import Sampling, SamplingError
+
+
+def test_settings_are_common_or_of_a_medium() -> None:
+    found = sampling_settings(temperature=["0.7", "image=1", "text=0"], top_k=["image=50"], guidance=["1:4"], top_p=None)
+    assert found == {
+        "temperature": 0.7,
+        "guidance": 1.0,
+        "guidance_end": 4.0,
+        "per_modality": {"image": {"temperature": 1.0, "top_k": 50}, "text": {"temperature": 0.0}},
+    }
+    assert Sampling(**found).of("image") == Sampling(temperature=1.0, top_k=50, guidance=1.0, guidance_end=4.0)
+    assert Sampling(**sampling_settings(temperature=None)) == Sampling()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"temperature": ["warm"]}, "--temperature warm: a number is wanted"),
+        ({"top_k": ["image=1.5"]}, "--top-k 1.5: a whole number"),
+        ({"guidance": ["1:2:3"]}, "--guidance 1:2:3: a number, or FIRST:LAST,"),
+        ({"min_p": ["picture=0.1"]}, "per_modality 'picture': one of text, image"),
+    ],
+)
+def test_refuses_what_is_no_setting(flags: dict, words: str) -> None:
+    with pytest.raises(SamplingError, match=words):
+        Sampling(**sampling_settings(**flags))
