@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmtp.decode.constrain import Constrainer, Constraint
+from mmtp.decode.drafts import Drafts
 from mmtp.decode.engine import Engine
 from mmtp.decode.sample import Sampling
 from mmtp.decode.stats import Generation
@@ -66,23 +67,26 @@ class Pipeline:
         model: in evaluation mode.
         tokenizers: by the names that the model's vocabulary gives them.
         exact: make speculative output equal plain output bit for bit (see :class:`mmtp.decode.engine.Engine`).
+        drafts: where drafts come from; the model's head where none are given.
 
     Raises:
         VocabMismatch: a tokenizer is not the one the model was trained with.
     """
 
-    def __init__(self, model: UnifiedModel, tokenizers: dict[str, Any], *, exact: bool = False) -> None:
+    def __init__(self, model: UnifiedModel, tokenizers: dict[str, Any], *, exact: bool = False, drafts: Drafts | None = None) -> None:
         self.model = model.eval()
         self.layout = model.config.layout
         self.tokenizers = tokenizers
         delays = {e.name: e.delays for e in self.layout.media}
         found = VocabLayout.of(tokenizers, self.layout.max_dim, delays, any(e.written for e in self.layout.media))
         self.layout.check_same(found, "the tokenizers given")
-        self.engine = Engine(model, exact=exact)
+        self.engine = Engine(model, exact=exact, drafts=drafts)
         self.grammar: StreamGrammar = self.engine.grammar
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, tokenizers: dict[str, Any] | None = None, exact: bool = False) -> "Pipeline":
+    def from_pretrained(
+        cls, name: str | Path, *, tokenizers: dict[str, Any] | None = None, exact: bool = False, drafts: Drafts | None = None
+    ) -> "Pipeline":
         """Loads a model and the tokenizers that it names.
 
         Args:
@@ -90,6 +94,7 @@ class Pipeline:
             tokenizers: objects, or names and folders to load, for the names in the vocabulary; what is missing is looked
                 for in the zoo.
             exact: see the class.
+            drafts: likewise.
 
         Raises:
             HubError: something is not found.
@@ -103,7 +108,7 @@ class Pipeline:
         loaded = {e.name: given.get(e.name, e.name) for e in entries}
         built = {n: from_pretrained(t) if isinstance(t, str | Path) else t for n, t in loaded.items()}
         try:
-            return cls(model, built, exact=exact)
+            return cls(model, built, exact=exact, drafts=drafts)
         except VocabMismatch as error:
             raise VocabMismatch(f"{name}: {error}; the model needs the tokenizers it was trained with") from error
 

@@ -27,6 +27,7 @@ def generate(
     verification: Literal["coupling", "rejection"] = "coupling",
     max_new_tokens: int = 4352,
     size: str | None = None,
+    drafts: str = "head",
     plain: bool = False,
     exact: bool = False,
     report: bool = False,
@@ -57,6 +58,8 @@ def generate(
         verification: how drafts are judged: coupling gives the tokens of plain decoding, rejection others of the same distribution.
         max_new_tokens: limit of the answer.
         size: bring given pictures to WIDTHxHEIGHT, or to a square.
+        drafts: where drafts come from: the model's head, lookup (of text, from the stream itself), or a smaller model over the same
+            vocabulary, by its name.
         plain: one token per pass, without drafts; the output is the same, with rejection its distribution.
         exact: run plain and speculative decoding on equal shapes, so that they agree bit for bit.
         report: print tokens per pass and the share of drafts accepted, by medium and offset.
@@ -76,7 +79,7 @@ def generate(
     import torch
 
     from mmtp.cli import CHECK_FAILED
-    from mmtp.cli.sampling import sampling_settings
+    from mmtp.cli.sampling import drafts_of, sampling_settings
     from mmtp.cli.tokenize import parse_size
     from mmtp.data.media import contact_sheet, encode_png, read_image, read_sound, write_wav
     from mmtp.decode.sample import Sampling
@@ -92,7 +95,7 @@ def generate(
     base = Sampling(repetition_penalty=repetition_penalty, verification=verification, **given)
     bounds = parse_size(size) if size is not None else None
     pictures = [read_image(path, size=bounds) for path in image or []]
-    pipeline = Pipeline.from_pretrained(model, exact=exact)
+    pipeline = Pipeline.from_pretrained(model, exact=exact, drafts=drafts_of(drafts))
     rate = int(pipeline.tokenizer(Modality.AUDIO).spec.sample_rate or 0) if audio or (out and out.suffix.lower() == ".wav") else 0
     sounds = [read_sound(path, sample_rate=rate)[0] for path in audio or []]
     form = Form()

@@ -1,9 +1,13 @@
-"""Settings of sampling on the command line: one value for all media, or one for each (``--temperature image=1 --temperature text=0``)."""
+"""Settings of decoding on the command line: of drafts, and of sampling, one for all media or for each (``--temperature image=1``)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmtp.decode.sample import SamplingError
+from mmtp.types import MmtpError
+
+if TYPE_CHECKING:
+    from mmtp.decode.drafts import Drafts
 
 
 def sampling_settings(**flags: Sequence[str] | None) -> dict[str, Any]:
@@ -22,6 +26,22 @@ def sampling_settings(**flags: Sequence[str] | None) -> dict[str, Any]:
             modality, value = words.rpartition("=")[::2]
             (per_modality.setdefault(modality, {}) if modality else common).update(_parse(name, value))
     return {**common, "per_modality": per_modality}
+
+
+def drafts_of(words: str) -> "Drafts":
+    """Where drafts come from: ``head``, ``lookup``, or a model's name, folder or Hub id."""
+    from mmtp.decode.draft_model import ModelDrafts
+    from mmtp.decode.drafts import HeadDrafts
+    from mmtp.decode.lookup import LookupDrafts
+    from mmtp.hub import from_pretrained
+    from mmtp.models.unified import UnifiedModel
+
+    if words in ("head", "lookup"):
+        return HeadDrafts() if words == "head" else LookupDrafts()
+    model = from_pretrained(words)
+    if not isinstance(model, UnifiedModel):
+        raise MmtpError(f"--drafts {words}: is a {type(model).__name__}, not a unified model; head, lookup or a model is wanted")
+    return ModelDrafts(model.eval())
 
 
 def _parse(name: str, value: str) -> dict[str, Any]:

@@ -218,13 +218,17 @@ class AnswerState(GrammarState):
         """Whether the answer has ended, well or not."""
         return self._closed or bool(self.failure)
 
+    def allows(self, token: int) -> bool:
+        """Whether a token may come next."""
+        return not self.done and token < len(self.legal) and bool(self.legal[token])
+
     def push(self, token: int) -> Triple:
         """Takes the next token and returns the position at which it stands.
 
         Raises:
             GrammarError: the constraint or the grammar does not allow it; the state is as before.
         """
-        if self.done or token >= len(self.legal) or not self.legal[token]:
+        if not self.allows(token):
             raise GrammarError(self.offset, "what the constraint allows", self._grammar.describe(token))
         position = super().push(token)
         self._closed = token == self._closer

@@ -25,13 +25,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmtp.decode.cache import BLOCK, KVCache
+from mmtp.decode.cache import KVCache
 from mmtp.decode.constrain import Constraint
+from mmtp.decode.drafts import Drafter, Drafts, HeadDrafts
 from mmtp.decode.rows import Choice, Lane, Row
 from mmtp.decode.sample import Draft, Sampling, choose, gaussian, penalize, propose
 from mmtp.decode.stats import Generation
 from mmtp.decode.step import SlotLogits, Step
-from mmtp.models.heads.base import BELOW, Places, vertical
 from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.vocab import Special
 from mmtp.types import MmtpError
@@ -53,11 +53,14 @@ class Engine:
         model: in evaluation mode.
         exact: pad every pass to one width, so that plain and speculative output are equal bit for bit, and rows of a batch equal those
             decoded alone.
+        drafts: where drafts come from; the model's head where none are given.
     """
 
-    def __init__(self, model: Step, *, exact: bool = False) -> None:
+    def __init__(self, model: Step, *, exact: bool = False, drafts: Drafts | None = None) -> None:
         self.model = model
         self.exact = exact
+        self.drafts = drafts or HeadDrafts()
+        self.window = 1 + self.drafts.length(model)
         self.grammar = StreamGrammar(model.config.layout)
         self.logits = SlotLogits(model.config.layout, model.unembedding.weight)
         self.slots = model.config.layout.slots
@@ -79,7 +82,7 @@ class Engine:
             prefix: the start of a legal stream, at least one token.
             sampling: how tokens are chosen; the default samples at temperature 1 with seed 0.
             max_new_tokens: limit.
-            speculative: draft with the model's head; the output is the same, sooner.
+            speculative: use drafts; the output is the same, sooner.
             stop: ids after which to end.
             vectors: what the ``<feature>`` tokens of the prefix stand for, in order, in the model's width.
             constraint: what the new tokens must meet. They are text then, up to the token that ends the turn (or the document, outside
@@ -119,15 +122,13 @@ class Engine:
             for i, (p, s, v, c) in enumerate(zip(prefixes, samplings, vectors or nothing, constraints or nothing, strict=True))
         ]
         lanes: list[Lane] = [*rows, *(row.branch for row in rows if row.branch is not None)]
-        depth = self.model.head.mtp_depth if speculative else 0
-        window = 1 + self.model.head.mtp_depth + vertical(self.model.head)
-        width = max(MIN_EXACT_WIDTH, window) if self.exact else 0
-        forced = max(window, width) - 1 + (0 if self.exact else FORCED_DRAFTS) if speculative else 0
-        capacity = max((len(p) for p in prefixes), default=0) + max_new_tokens + max(window, width, 1 + forced)
+        width = max(MIN_EXACT_WIDTH, self.window) if self.exact else 0
+        forced = max(self.window, width) - 1 + (0 if self.exact else FORCED_DRAFTS) if speculative else 0
+        capacity = max((len(p) for p in prefixes), default=0) + max_new_tokens + max(self.window, width, 1 + forced)
         if self.model.flow is not None and self.model.flow.block:
             capacity += max_new_tokens  # rows that rest stand in the passes of a block as well, wherever they are
-        cache = self._cache(self.model.config.backbone.depth, len(lanes), capacity)
-        drafter = Drafter(self, self._cache(self.model.head.num_caches, len(lanes), capacity), depth) if depth else None
+        cache = self.new_cache(self.model.config.backbone.depth, len(lanes), capacity)
+        drafter = self.drafts.begin(self, len(lanes), capacity) if speculative and self.window > 1 else None
         while not all(row.done for row in rows):
             self._round(rows, lanes, cache, drafter, width, stop)
             for row in rows:
@@ -141,19 +142,21 @@ class Engine:
             for row, p in zip(rows, prefixes, strict=True)
         ]
 
-    def _cache(self, layers: int, rows: int, capacity: int) -> KVCache:
+    def new_cache(self, layers: int, rows: int, capacity: int) -> KVCache:
+        """A cache for so many layers with keys and values of the backbone's shape."""
         backbone = self.model.config.backbone
         return KVCache(layers, rows, backbone.num_kv_heads, backbone.head_dim, capacity, self.device, self.dtype)
 
     def _round(
-        self, rows: list[Row], lanes: list[Lane], cache: KVCache, drafter: "Drafter | None", width: int, stop: Collection[int]
+        self, rows: list[Row], lanes: list[Lane], cache: KVCache, drafter: Drafter | None, width: int, stop: Collection[int]
     ) -> None:
         """One pass over the window of every lane."""
         for row in rows:
             if row.branch is not None and row.branch.fresh:
                 row.branch.fresh = False
-                for stale in (cache, drafter.cache) if drafter is not None else (cache,):
-                    stale.lengths[row.branch.index] = 0
+                cache.lengths[row.branch.index] = 0
+                if drafter is not None:
+                    drafter.restart(row.branch.index)
         resting = {row.index for row in rows if row.done}
         resting |= {row.branch.index for row in rows if row.branch is not None and (row.done or not row.branch.open)}
         windows = [[] if lane.index in resting else lane.tokens[cache.lengths[lane.index] :] + lane.drafts for lane in lanes]
@@ -360,127 +363,3 @@ class Engine:
 
     def tensor(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, device=self.device)
-
-
-class Drafter:
-    """Proposes tokens with the model's head.
-
-    Anchors are the positions whose hidden states are known. Depth k reads x[t+k] at every new anchor t; the newest anchor's state
-    then draws the draft. The head's own cache advances with the anchors; where a later token was drafted wrongly, depths beyond
-    the first keep what they read, which costs a little acceptance around a rejection and never the result.
-
-    Where the head predicts rows, its states for the codes below all anchors are kept, and after the last depth a row of the batch
-    drafts on with those of the row above, all at once, for none depends on another.
-
-    Args:
-        engine: gives model, logits and grammar.
-        cache: of the head's layers.
-        depth: tokens to propose at most.
-    """
-
-    def __init__(self, engine: Engine, cache: KVCache, depth: int) -> None:
-        self.engine, self.cache, self.depth = engine, cache, depth
-        self.vertical = vertical(engine.model.head)
-        shape = (len(cache.lengths), cache.limit + BLOCK)
-        self._banks = torch.zeros(shape, dtype=torch.long, device=engine.device)
-        self._modality = [slot.modality.index for slot in engine.slots]
-        width = engine.model.config.backbone.width if self.vertical else 0
-        self._below = torch.zeros(*shape, width, dtype=engine.dtype, device=engine.device)
-
-    def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
-        """Fills ``drafts`` of every lane that goes on.
-
-        Args:
-            rows: with the token chosen last as the end of ``tokens``.
-            lanes: the rows, and the branches of those that are guided.
-            hidden: states of the anchors that the last pass added, padded at the end.
-            counts: how many anchors each lane has added.
-            least: width of passes and rows of logits at least, where the very probabilities of drafts count; else 0.
-        """
-        engine, model, exact = self.engine, self.engine.model, least > 0
-        if not model.head.num_caches:
-            hidden, counts = self._newest(hidden, counts)
-            hidden = torch.nn.functional.pad(hidden, (0, 0, 0, max(0, least - 1)))
-        mask = self.cache.begin(hidden.shape[1])
-        for lane, count in zip(lanes, counts, strict=True):
-            first = self.cache.lengths[lane.index]
-            kinds = [self._modality[slot] for slot in lane.slots[first : first + count]]
-            self._banks[lane.index, first : first + count] = engine.tensor(kinds)
-        state = hidden
-        open_rows = [row for row in rows if not row.done]
-        for k in range(1, self.depth + 1):
-            state, out = model.head.draft(k, state, *self._read(k, lanes, counts, mask), self.cache.layers)
-            if k == 1 and self.vertical:
-                below = model.head.below(hidden, *self._read(0, lanes, counts, mask), self.cache.layers)
-                for lane, count in zip(lanes, counts, strict=True):
-                    first = self.cache.lengths[lane.index]
-                    self._below[lane.index, first : first + count] = below[lane.index, :count]
-            open_rows = [row for row in open_rows if row.room]
-            if not open_rows:
-                break
-            wanted = [self._choice(row, counts, k) for row in open_rows]
-            proposed = engine.propose(_identity, out, wanted, exact)
-            open_rows = [row for row, draft in zip(open_rows, proposed, strict=True) if row.take_draft(draft, k)]
-        self.cache.commit(counts)
-        if self.vertical:
-            self._draft_rows(open_rows, exact)
-
-    def _read(self, k: int, lanes: list[Lane], counts: list[int], mask: Tensor) -> tuple[Float[Tensor, "b s d"], Places]:
-        """Embeddings and places of x[t+k] at the new anchors t, drafts included."""
-        width = mask.shape[2]
-        tokens, positions, modalities = [], [], []
-        for lane, count in zip(lanes, counts, strict=True):
-            first = self.cache.lengths[lane.index] + k
-            have = len(lane.tokens)
-            window = (lane.tokens[first:] + lane.drafts[max(0, first - have) :])[:count]
-            place = (lane.positions[first:] + lane.draft_positions[max(0, first - have) :])[:count]
-            tokens.append(window + [0] * (width - len(window)))
-            positions.append(place + [(0, 0, 0)] * (width - len(place)))
-            drafted = [state.slot for state in lane.draft_states]
-            slots = (lane.slots[first + 1 :] + drafted[max(0, first + 1 - have) :])[:count]
-            modalities.append([self._modality[slot] for slot in slots] + [0] * (width - len(slots)))
-        tensor, banks = self.engine.tensor, self._banks[:, : self.cache.extent]
-        embedded = self.engine.embed(tensor(tokens), lanes, [length + k for length in self.cache.lengths])
-        return embedded, Places(tensor(positions), tensor(modalities), banks, mask)
-
-    def _draft_rows(self, open_rows: list[Row], exact: bool) -> None:
-        """Goes on with the codes that the row above has predicted, as far as its anchors are known."""
-        wanted, distances = [], []
-        for row in open_rows:
-            above, place = row.draft_states[-1].above, len(row.tokens) + len(row.drafts)
-            known = self.cache.lengths[row.index]
-            for anchor in range(place - above, min(place - above + self.vertical, known) if above else 0):
-                weight = row.weight(row.draft_states[-1], anchor + above - place)
-                wanted.append(Choice(row, anchor, row.slots[anchor], anchor + above, self._guide(row, anchor), weight))
-                distances.append(above)
-        for choice, above, draft in zip(wanted, distances, self.engine.propose(_identity, self._below, wanted, exact), strict=True):
-            # What was chosen past the end of the span, or of a video's frame, has no row above it.
-            if choice.row.draft_states[-1].above == above and choice.row.room:
-                choice.row.take_draft(draft, BELOW)
-
-    def _guide(self, row: Row, anchor: int) -> tuple[int, int] | None:
-        """Where the branch has its state for the code below an anchor; a draft may do without."""
-        if row.branch is None or not row.branch.open:
-            return None
-        column = anchor - len(row.tokens) + len(row.branch.tokens)
-        return (row.branch.index, column) if 0 <= column < self.cache.lengths[row.branch.index] else None
-
-    def _newest(self, hidden: Float[Tensor, "b s d"], counts: list[int]) -> tuple[Float[Tensor, "b 1 d"], list[int]]:
-        """The newest anchor of every lane: all that a head needs which keeps nothing between passes."""
-        before = [max(0, count - 1) for count in counts]
-        self.cache.commit(before)
-        newest = hidden[torch.arange(len(counts), device=hidden.device), before].unsqueeze(1)
-        return newest, [count - skipped for count, skipped in zip(counts, before, strict=True)]
-
-    @staticmethod
-    def _choice(row: Row, counts: list[int], k: int) -> Choice:
-        """The place of draft k. Guided where the branch has an anchor; a draft may do without, it is verified with guidance."""
-        anchors = 0 if row.branch is None else counts[row.branch.index]
-        guide = row.branch.guide(k - 1, anchors - 1) if row.branch is not None and anchors else None
-        state = row.draft_states[-1]
-        place = len(row.tokens) + k - 1
-        return Choice(row, counts[row.index] - 1, state.slot, place, guide, row.weight(state), answer=row.answer(-1))
-
-
-def _identity(states: Tensor) -> Tensor:
-    return states

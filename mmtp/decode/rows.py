@@ -263,9 +263,12 @@ class Row(Lane):
         return () if self.branch is None else self.branch.openers
 
     def take_draft(self, draft: Draft, offset: int) -> bool:
-        """Adds a draft of an offset; whether a further one makes sense. Vectors are not drafted, nor what is withheld."""
-        token = draft.token
-        if token == Special.FEATURE or token in self.withheld:
+        """Adds a draft of an offset; whether a further one makes sense.
+
+        Vectors are not drafted, nor what is withheld or breaks a constraint.
+        """
+        token, answer = draft.token, self.answer(-1)
+        if token == Special.FEATURE or token in self.withheld or (answer is not None and not answer.allows(token)):
             return False
         if self.branch is not None:
             self.branch.follow_draft(token)

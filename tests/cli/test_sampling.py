@@ -1,7 +1,13 @@
 import pytest
 
-from mmtp.cli.sampling import sampling_settings
+from mmtp import hub
+from mmtp.cli.sampling import drafts_of, sampling_settings
+from mmtp.decode.draft_model import ModelDrafts
+from mmtp.decode.drafts import HeadDrafts
+from mmtp.decode.lookup import LookupDrafts
 from mmtp.decode.sample import Sampling, SamplingError
+from mmtp.types import MmtpError
+from tests.models.common import model
 
 
 def test_settings_are_common_or_of_a_medium() -> None:
@@ -28,3 +34,11 @@ def test_settings_are_common_or_of_a_medium() -> None:
 def test_refuses_what_is_no_setting(flags: dict, words: str) -> None:
     with pytest.raises(SamplingError, match=words):
         Sampling(**sampling_settings(**flags))
+
+
+def test_drafts_come_from_where_the_words_say(tmp_path, saved) -> None:
+    hub.save_pretrained(model(depth=0), tmp_path / "small")
+    for words, kind in (("head", HeadDrafts), ("lookup", LookupDrafts), (str(tmp_path / "small"), ModelDrafts)):
+        assert isinstance(drafts_of(words), kind)
+    with pytest.raises(MmtpError, match="is a TextTokenizer, not a unified model; head, lookup or a model is wanted"):
+        drafts_of(saved["text"])

@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtp.decode.constrain import AnswerState, Constrainer, Constraint, ConstraintError
+from mmtp.decode.draft_model import ModelDrafts
 from mmtp.decode.engine import Engine
+from mmtp.decode.lookup import LookupDrafts
 from mmtp.decode.sample import Sampling
 from mmtp.models.heads.base import FORCED, HeadConfig
 from mmtp.models.heads.next import NextHead
@@ -118,6 +121,26 @@ def test_every_head_writes_what_plain_decoding_writes(head: HeadConfig) -> None:
         assert fast.stats.passes < plain.stats.passes
         if isinstance(head, NextHead.Config):
             assert fast.stats.accepted == fast.stats.drafted and list(fast.stats.drafted) == [("text", FORCED)]
+
+
+@pytest.mark.parametrize("way", ["lookup", "model"])
+def test_drafts_from_elsewhere_keep_to_the_constraint(trained: UnifiedModel, way: str) -> None:
+    drafts = LookupDrafts() if way == "lookup" else ModelDrafts(trained, 3)
+    accepted = 0
+    for seed, constraint in product(range(4), (SCHEMED, MATCHED, CHOSEN)):
+        sampling = Sampling(seed=seed)
+        plain = Engine(trained, exact=True).generate(ASKED, sampling, 40, False, constraint=constraint)
+        fast = Engine(trained, exact=True, drafts=drafts).generate(ASKED, sampling, 40, constraint=constraint)
+        assert fast.tokens == plain.tokens
+        accepted += sum(n for (_, offset), n in fast.stats.accepted.items() if offset != FORCED)
+    assert accepted > 0
+
+
+@pytest.mark.parametrize("constraint", [SCHEMED, MATCHED, CHOSEN], ids=["json", "regex", "choices"])
+def test_what_rejection_leaves_meets_the_constraint(trained: UnifiedModel, constraint: Constraint) -> None:
+    for seed in range(6):
+        found = Engine(trained).generate(ASKED, Sampling(seed=seed, verification="rejection"), 60, constraint=constraint)
+        assert found.cut or meets(constraint, words(found.new_tokens[:-1]))
 
 
 def test_rows_of_a_batch_have_constraints_of_their_own(trained: UnifiedModel) -> None:

@@ -1,0 +1,84 @@
+"""Drafts of text from the stream itself: what followed the last words when they stood there before.
+
+Prompt lookup decoding (Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding), over the prompt and what has been written. It costs
+no pass of any network, and pays where answers repeat: quotations, code, lists.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mmtp.decode.drafts import Drafter
+from mmtp.decode.rows import Lane, Row
+from mmtp.decode.sample import Draft
+from mmtp.decode.step import Step
+from mmtp.stream.vocab import Slot
+from mmtp.types import Modality
+
+if TYPE_CHECKING:
+    from mmtp.decode.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookupDrafts:
+    """Drafts by n-gram look-up.
+
+    Attributes:
+        max_drafts: tokens to propose at most.
+        max_ngram: length of the suffix that is looked for first; shorter ones follow.
+        min_ngram: length of the shortest.
+    """
+
+    max_drafts: int = 8
+    max_ngram: int = 3
+    min_ngram: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_ngram <= self.max_ngram:
+            raise ValueError(f"min_ngram {self.min_ngram}, max_ngram {self.max_ngram}: 1 or more is wanted, and no more than max_ngram")
+        if self.max_drafts < 1:
+            raise ValueError(f"max_drafts {self.max_drafts}: at least 1 is wanted")
+
+    def length(self, model: Step) -> int:
+        return self.max_drafts
+
+    def begin(self, engine: "Engine", num_lanes: int, capacity: int) -> Drafter:
+        return _LookupDrafter(self, engine.slots, num_lanes)
+
+
+class _LookupDrafter:
+    """What follows each n-gram of each row, where it stood last."""
+
+    def __init__(self, source: LookupDrafts, slots: Sequence[Slot], num_lanes: int) -> None:
+        self.source, self.slots = source, slots
+        self._after: list[dict[tuple[int, ...], int]] = [{} for _ in range(num_lanes)]
+        self._indexed = [0] * num_lanes
+
+    def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
+        for row in rows:
+            if not row.done and (place := self._find(row)):
+                self._copy(row, place)
+
+    def restart(self, lane: int) -> None:
+        """Branches draft what their rows do; nothing is kept of them."""
+
+    def _find(self, row: Row) -> int:
+        """The place after an earlier occurrence of the stream's end; 0 where there is none."""
+        tokens, after, sizes = row.tokens, self._after[row.index], range(self.source.max_ngram, self.source.min_ngram - 1, -1)
+        for end in range(self._indexed[row.index] + 1, len(tokens)):
+            for n in sizes:
+                if n <= end:
+                    after[tuple(tokens[end - n : end])] = end
+        self._indexed[row.index] = max(self._indexed[row.index], len(tokens) - 1)
+        return next((place for n in sizes if (place := after.get(tuple(tokens[-n:]), 0))), 0)
+
+    def _copy(self, row: Row, place: int) -> None:
+        for k in range(self.source.max_drafts):
+            # What repeats with a short period is copied from its own drafts.
+            token = (row.tokens[place + k :] or row.drafts[place + k - len(row.tokens) :])[0]
+            slot = self.slots[row.draft_states[-1].slot]
+            if not row.room or slot.modality is not Modality.TEXT or not slot.generates(token) or not row.take_draft(Draft(token), k + 1):
+                return

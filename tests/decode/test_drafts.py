@@ -1,0 +1,133 @@
+"""Drafts from elsewhere: whoever proposes, the output is that of plain decoding."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmtp.decode.draft_model import ModelDrafts
+from mmtp.decode.drafts import Drafts, HeadDrafts
+from mmtp.decode.engine import Engine
+from mmtp.decode.lookup import LookupDrafts
+from mmtp.decode.rows import Row
+from mmtp.decode.sample import Sampling, warp
+from mmtp.models.unified import UnifiedModel
+from mmtp.stream.vocab import Special, TextEntry, VocabLayout, VocabMismatch
+from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, model
+
+PICTURE = [Special.BOS, Special.USER, 40, 41, Special.END, Special.ASSISTANT, Special.BOI, LAYOUT.dim(3), LAYOUT.dim(4)]
+# Words that repeat, so that there is something to look up.
+TEXT = [Special.BOS, Special.USER, *[40, 41, 42, 43] * 3, Special.END, Special.ASSISTANT, 40, 41]
+
+
+@pytest.fixture(scope="module")
+def large() -> UnifiedModel:
+    """Without a head; untrained, but with a liking for few words, so that they repeat."""
+    net = model(depth=0).eval()
+    with torch.no_grad():
+        net.embedding.table.weight[40:44] *= 3
+    return net
+
+
+@pytest.fixture(scope="module")
+def small(large: UnifiedModel) -> UnifiedModel:
+    """Narrower than the large one and near to it: half of its blocks."""
+    net = UnifiedModel.Config(layout=LAYOUT, backbone=replace(BACKBONE, depth=1), head=large.config.head).build().eval()
+    net.load_state_dict(large.state_dict(), strict=False)
+    return net
+
+
+@pytest.fixture(params=["lookup", "model"])
+def drafts(request: pytest.FixtureRequest, small: UnifiedModel) -> Drafts:
+    return LookupDrafts(max_drafts=3) if request.param == "lookup" else ModelDrafts(small, max_drafts=3)
+
+
+def test_every_way_of_drafting_keeps_the_protocol(drafts: Drafts, large: UnifiedModel) -> None:
+    assert all(isinstance(way, Drafts) for way in (drafts, HeadDrafts()))
+    assert HeadDrafts().length(large) == 0 and drafts.length(large) == 3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_coupled_output_is_that_of_plain_decoding(large: UnifiedModel, drafts: Drafts, temperature: float, guidance: float) -> None:
+    engine = Engine(large, exact=True, drafts=drafts)
+    samplings = [Sampling(seed=seed, temperature=temperature, guidance=guidance, repetition_penalty=0.9) for seed in range(3)]
+    prefixes = [PICTURE, TEXT, TEXT[:7]]
+    plain, fast = (engine.generate_batch(prefixes, samplings, 40, speculative) for speculative in (False, True))
+    assert [row.tokens for row in fast] == [row.tokens for row in plain]
+    assert sum(sum(row.stats.drafted.values()) for row in fast) > 0
+    if temperature == 0:
+        assert sum(row.stats.passes for row in fast) < sum(row.stats.passes for row in plain)
+
+
+def test_text_is_looked_up_where_it_stood_last(large: UnifiedModel) -> None:
+    fast = Engine(large, drafts=LookupDrafts(max_drafts=2)).generate(PICTURE, Sampling(seed=1), 15)
+    assert {modality for modality, _ in fast.stats.drafted} <= {"text"}  # codes of pictures are not looked up
+    engine = Engine(large, drafts=LookupDrafts(max_drafts=3, max_ngram=2))
+    drafter = engine.drafts.begin(engine, 1, 100)
+    row = Row(GRAMMAR, 0, [Special.BOS, Special.USER, 60, 61, 70, 65, 61, 70], Sampling(), 20, -1)
+    drafter.propose([row], [row], torch.zeros(1, 1, 1), [1], 0)
+    assert row.drafts == [65, 61, 70] and row.offsets == [1, 2, 3]
+    row.forget_drafts()
+    row.push(50, ())
+    drafter.propose([row], [row], torch.zeros(1, 1, 1), [1], 0)
+    assert row.drafts == []  # 50 is new
+    row.push(50, ())
+    drafter.propose([row], [row], torch.zeros(1, 1, 1), [1], 0)
+    assert row.drafts == [50, 50, 50]  # a short period goes on
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([1.0, 2.0]))
+def test_rejection_does_not_depend_on_the_batch(large: UnifiedModel, small: UnifiedModel, seed: int, guidance: float) -> None:
+    for drafts in (LookupDrafts(max_drafts=3), ModelDrafts(small, max_drafts=3)):
+        engine = Engine(large, exact=True, drafts=drafts)
+        samplings = [Sampling(seed=seed + i, guidance=guidance, verification="rejection") for i in range(3)]
+        together = engine.generate_batch([PICTURE, TEXT, TEXT[:7]], samplings, 30)
+        for prefix, sampling, row in zip([PICTURE, TEXT, TEXT[:7]], samplings, together, strict=True):
+            assert engine.generate(prefix, sampling, 30).tokens == row.tokens
+
+
+def test_rejection_keeps_the_distribution(large: UnifiedModel, drafts: Drafts) -> None:
+    """Of the third token, after a first that is drafted for nothing and a second that is drafted."""
+    sampling, count, length = Sampling(top_k=3, temperature=3.0, verification="rejection"), 600, 3
+    wanted: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(length):
+        longer = {}
+        for tokens, probability in wanted.items():
+            state = GRAMMAR.begin([*TEXT, *tokens])
+            ids = torch.tensor([i for lo, hi in LAYOUT.slots[state.slot].generable for i in range(lo, hi)])
+            logits = _logits(large, [*TEXT, *tokens])[ids]
+            for i, p in zip(ids.tolist(), warp(logits[None], sampling)[0].softmax(0).tolist(), strict=True):
+                if p > 0:
+                    longer[*tokens, i] = probability * p
+        wanted = longer
+    engine = Engine(large, drafts=drafts)
+    rows = engine.generate_batch([TEXT] * count, [replace(sampling, seed=seed) for seed in range(count)], length)
+    assert sum(sum(row.stats.drafted.values()) for row in rows) > 100
+    found, expected = Counter(row.new_tokens[-1] for row in rows), Counter[int]()
+    for tokens, p in wanted.items():
+        expected[tokens[-1]] += p * count
+    assert set(found) <= set(expected)
+    cells = [(found[token], number) for token, number in expected.items() if number >= 5]
+    freedom = len(cells)
+    quantile = freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3  # p < 0.001 above (Wilson and Hilferty 1931)
+    assert sum((seen - number) ** 2 / number for seen, number in cells) < quantile
+
+
+def _logits(net: UnifiedModel, tokens: list[int]) -> torch.Tensor:
+    positions = torch.from_numpy(GRAMMAR.analyse(torch.tensor(tokens)).positions).long()[None]
+    mask = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()[None, None]
+    with torch.no_grad():
+        states = net.backbone(net.embed(torch.tensor([tokens])), positions, mask)
+        return net.unembedding.weight @ net.backbone.norm(states)[0, -1]
+
+
+def test_a_model_of_another_vocabulary_is_refused(large: UnifiedModel) -> None:
+    layout = VocabLayout(TextEntry("other", 50), LAYOUT.media, LAYOUT.max_dim)
+    other = UnifiedModel.Config(layout=layout, backbone=BACKBONE, head=large.config.head).build()
+    with pytest.raises(VocabMismatch, match="the drafting model: text tokenizer is 'other'"):
+        Engine(large, drafts=ModelDrafts(other))
