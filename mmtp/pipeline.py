@@ -68,24 +68,39 @@ class Pipeline:
         tokenizers: by the names that the model's vocabulary gives them.
         exact: make speculative output equal plain output bit for bit (see :class:`mmtp.decode.engine.Engine`).
         drafts: where drafts come from; the model's head where none are given.
+        draft_cost: makes as many drafts as pay; see the engine.
 
     Raises:
         VocabMismatch: a tokenizer is not the one the model was trained with.
     """
 
-    def __init__(self, model: UnifiedModel, tokenizers: dict[str, Any], *, exact: bool = False, drafts: Drafts | None = None) -> None:
+    def __init__(
+        self,
+        model: UnifiedModel,
+        tokenizers: dict[str, Any],
+        *,
+        exact: bool = False,
+        drafts: Drafts | None = None,
+        draft_cost: float | None = None,
+    ) -> None:
         self.model = model.eval()
         self.layout = model.config.layout
         self.tokenizers = tokenizers
         delays = {e.name: e.delays for e in self.layout.media}
         found = VocabLayout.of(tokenizers, self.layout.max_dim, delays, any(e.written for e in self.layout.media))
         self.layout.check_same(found, "the tokenizers given")
-        self.engine = Engine(model, exact=exact, drafts=drafts)
+        self.engine = Engine(model, exact=exact, drafts=drafts, draft_cost=draft_cost)
         self.grammar: StreamGrammar = self.engine.grammar
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, tokenizers: dict[str, Any] | None = None, exact: bool = False, drafts: Drafts | None = None
+        cls,
+        name: str | Path,
+        *,
+        tokenizers: dict[str, Any] | None = None,
+        exact: bool = False,
+        drafts: Drafts | None = None,
+        draft_cost: float | None = None,
     ) -> "Pipeline":
         """Loads a model and the tokenizers that it names.
 
@@ -95,6 +110,7 @@ class Pipeline:
                 for in the zoo.
             exact: see the class.
             drafts: likewise.
+            draft_cost: likewise.
 
         Raises:
             HubError: something is not found.
@@ -108,7 +124,7 @@ class Pipeline:
         loaded = {e.name: given.get(e.name, e.name) for e in entries}
         built = {n: from_pretrained(t) if isinstance(t, str | Path) else t for n, t in loaded.items()}
         try:
-            return cls(model, built, exact=exact, drafts=drafts)
+            return cls(model, built, exact=exact, drafts=drafts, draft_cost=draft_cost)
         except VocabMismatch as error:
             raise VocabMismatch(f"{name}: {error}; the model needs the tokenizers it was trained with") from error
 

@@ -56,8 +56,9 @@ class _ModelDrafter:
         for i, lane in enumerate(lanes):
             stood = self._begun[i] + _common(self._drafts[i], lane.tokens[self._begun[i] :])
             self.cache.lengths[i] = min(self.cache.lengths[i], stood)
-        open_rows = [row for row in rows if not row.done and row.room]
+        open_rows = [row for row in rows if not row.done]
         for k in range(1, self.max_drafts + 1):
+            open_rows = [row for row in open_rows if row.wants(k)]
             if not open_rows:
                 break
             states, ends = self._pass(open_rows, lanes, least)
@@ -68,7 +69,7 @@ class _ModelDrafter:
                 place, weight = len(row.tokens) + k - 1, row.weight(state)
                 wanted.append(Choice(row, ends[row.index], state.slot, place, guide, weight, answer=row.answer(-1)))
             proposed = self.engine.propose(self.engine.model.backbone.norm, states, wanted, least > 0)
-            open_rows = [row for row, draft in zip(open_rows, proposed, strict=True) if row.take_draft(draft, k) and row.room]
+            open_rows = [row for row, draft in zip(open_rows, proposed, strict=True) if row.take_draft(draft, k)]
         self._begun, self._drafts = [len(lane.tokens) for lane in lanes], [lane.drafts for lane in lanes]
 
     def _pass(self, open_rows: list[Row], lanes: list[Lane], least: int) -> tuple[Float[Tensor, "b s d"], list[int]]:

@@ -24,7 +24,7 @@ class Drafter(Protocol):
     """Proposes tokens for the rows of a batch."""
 
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
-        """Adds drafts to rows that go on, by :meth:`mmtp.decode.rows.Row.take_draft`, as long as they have room.
+        """Adds drafts to rows that go on, by :meth:`mmtp.decode.rows.Row.take_draft`, as long as they want them.
 
         Where a row judges by rejection, the probabilities that a draft carries must be those it was drawn by, and the noise its own.
 
@@ -127,7 +127,7 @@ class HeadDrafter:
                 for lane, count in zip(lanes, counts, strict=True):
                     first = self.cache.lengths[lane.index]
                     self._below[lane.index, first : first + count] = below[lane.index, :count]
-            open_rows = [row for row in open_rows if row.room]
+            open_rows = [row for row in open_rows if row.wants(k)]
             if not open_rows:
                 break
             wanted = [self._choice(row, counts, k) for row in open_rows]
@@ -167,7 +167,7 @@ class HeadDrafter:
                 distances.append(above)
         for choice, above, draft in zip(wanted, distances, self.engine.propose(_identity, self._below, wanted, exact), strict=True):
             # What was chosen past the end of the span, or of a video's frame, has no row above it.
-            if choice.row.draft_states[-1].above == above and choice.row.room:
+            if choice.row.draft_states[-1].above == above and choice.row.wants(BELOW):
                 choice.row.take_draft(draft, BELOW)
 
     def _guide(self, row: Row, anchor: int) -> tuple[int, int] | None:

@@ -28,6 +28,7 @@ from torch import Tensor
 from mmtp.decode.cache import KVCache
 from mmtp.decode.constrain import Constraint
 from mmtp.decode.drafts import Drafter, Drafts, HeadDrafts
+from mmtp.decode.pace import Pace
 from mmtp.decode.rows import Choice, Lane, Row
 from mmtp.decode.sample import Draft, Sampling, choose, gaussian, penalize, propose
 from mmtp.decode.stats import Generation
@@ -54,11 +55,15 @@ class Engine:
         exact: pad every pass to one width, so that plain and speculative output are equal bit for bit, and rows of a batch equal those
             decoded alone.
         drafts: where drafts come from; the model's head where none are given.
+        draft_cost: what one more draft costs, made and verified, in passes of the model. Each row then makes as many as pay
+            (:class:`mmtp.decode.pace.Pace`); None makes all there are.
     """
 
-    def __init__(self, model: Step, *, exact: bool = False, drafts: Drafts | None = None) -> None:
+    def __init__(self, model: Step, *, exact: bool = False, drafts: Drafts | None = None, draft_cost: float | None = None) -> None:
+        if draft_cost is not None and not 0 <= draft_cost < float("inf"):
+            raise DecodeError(f"draft_cost {draft_cost}: a number from 0 up is wanted")
         self.model = model
-        self.exact = exact
+        self.exact, self.draft_cost = exact, draft_cost
         self.drafts = drafts or HeadDrafts()
         self.window = 1 + self.drafts.length(model)
         self.grammar = StreamGrammar(model.config.layout)
@@ -115,10 +120,11 @@ class Engine:
                 raise DecodeError(f"row {i}: the prefix is empty; a stream starts with <bos>")
         begun = time.perf_counter()
         guided = [i for i, sampling in enumerate(samplings) if sampling.guided]
+        cost = self.draft_cost
         branch_index = {i: len(prefixes) + n for n, i in enumerate(guided)}
         nothing = [None] * len(prefixes)
         rows = [
-            Row(self.grammar, i, p, s, max_new_tokens, branch_index.get(i, -1), v, c)
+            Row(self.grammar, i, p, s, max_new_tokens, branch_index.get(i, -1), v, c, None if cost is None else Pace(cost))
             for i, (p, s, v, c) in enumerate(zip(prefixes, samplings, vectors or nothing, constraints or nothing, strict=True))
         ]
         lanes: list[Lane] = [*rows, *(row.branch for row in rows if row.branch is not None)]

@@ -80,5 +80,6 @@ class _LookupDrafter:
             # What repeats with a short period is copied from its own drafts.
             token = (row.tokens[place + k :] or row.drafts[place + k - len(row.tokens) :])[0]
             slot = self.slots[row.draft_states[-1].slot]
-            if not row.room or slot.modality is not Modality.TEXT or not slot.generates(token) or not row.take_draft(Draft(token), k + 1):
+            is_text = slot.modality is Modality.TEXT and slot.generates(token)
+            if not (is_text and row.wants(k + 1) and row.take_draft(Draft(token), k + 1)):
                 return

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmtp.decode.constrain import AnswerState, Constraint, ConstraintError
+from mmtp.decode.pace import Pace
 from mmtp.decode.sample import Draft, Noise, Sampling
 from mmtp.decode.stats import DecodeStats
 from mmtp.models.heads.base import FORCED
@@ -124,6 +125,7 @@ class Row(Lane):
         branch_index: row of the batch that carries the unconditional branch, where the sampling is guided.
         vectors: what the ``<feature>`` tokens of the prefix stand for, in order.
         constraint: what the new tokens must meet.
+        pace: tells how many drafts pay; without it all are made.
 
     Attributes:
         proposals: the drafts, as they were drawn.
@@ -141,7 +143,9 @@ class Row(Lane):
         branch_index: int,
         vectors: Float[Tensor, "n d"] | None = None,
         constraint: Constraint | None = None,
+        pace: Pace | None = None,
     ) -> None:
+        self.pace = pace
         super().__init__(index, grammar.begin())
         self.sampling = sampling
         self.noise = Noise(sampling.seed)
@@ -168,6 +172,8 @@ class Row(Lane):
         super().forget_drafts()
         self.proposals: list[Draft] = []
         self.offsets: list[int] = []
+        if self.pace is not None:
+            self.pace.begin()
 
     def _take_inputs(self, grammar: StreamGrammar, vectors: Float[Tensor, "n d"] | None) -> None:
         """Puts vectors at the places of the prefix that are for them."""
@@ -228,6 +234,8 @@ class Row(Lane):
         self.stats.per_pass.append(len(self.tokens) - before)
         self.stats.drafted.update(drafted)
         self.stats.accepted.update(drafted[:kept])
+        if self.pace is not None:
+            self.pace.learn(drafted, kept)
         self.noise.forget_before(len(self.tokens))
         return kept
 
@@ -272,6 +280,8 @@ class Row(Lane):
             return False
         if self.branch is not None:
             self.branch.follow_draft(token)
+        if self.pace is not None:
+            self.pace.take((str(self.draft_states[-1].modality), offset))
         self.draft(token)
         self.proposals.append(draft)
         self.offsets.append(offset)
@@ -290,6 +300,10 @@ class Row(Lane):
     def room(self) -> bool:
         """Whether a further draft could stand: the stream goes on, and the limit leaves room for the token that verification adds."""
         return not self.draft_states[-1].done and len(self.tokens) + len(self.drafts) + 1 < self.end
+
+    def wants(self, offset: int) -> bool:
+        """Whether a further draft is to be made at an offset: it could stand, and it has to pay."""
+        return self.room and (self.pace is None or self.pace.pays((str(self.draft_states[-1].modality), offset)))
 
 
 class Choice(NamedTuple):

@@ -194,6 +194,13 @@ def test_rows_are_drafted_from_those_above_them(vertical: UnifiedModel, guidance
     assert 1 + vertical.head.mtp_depth < max(fast.stats.per_pass) <= 1 + vertical.head.mtp_depth + vertical.head.vertical
 
 
+def test_a_cost_of_drafts_changes_their_number_alone(vertical: UnifiedModel) -> None:
+    sampling = Sampling(seed=3, guidance=2.0)
+    rows = [Engine(vertical, exact=True, draft_cost=cost).generate(PICTURE, sampling, 40) for cost in (None, 0.4, 1.5)]
+    assert rows[0].tokens == rows[1].tokens == rows[2].tokens
+    assert rows[0].stats.drafted.total() > rows[1].stats.drafted.total() > rows[2].stats.drafted.total() == 0
+
+
 def test_rows_of_a_batch_draft_from_their_own_pictures(vertical: UnifiedModel) -> None:
     engine, prefixes = Engine(vertical, exact=True), [PICTURE, TEXT, PICTURE[:7]]
     samplings = [Sampling(seed=4, temperature=0.5), Sampling(seed=5), Sampling(seed=6, guidance=2.0)]
@@ -263,7 +270,7 @@ def test_rejection_samples_from_the_models_distribution(
         assert deviation(sampled(net, prefix, sampling, 800, length), wanted) > 1.5
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.7, 1.5]), st.sampled_from([1.0, 2.0]))
 def test_rejection_does_not_depend_on_the_batch(vertical: UnifiedModel, seed: int, temperature: float, guidance: float) -> None:
     engine, prefixes = Engine(vertical, exact=True), [PICTURE, TEXT, PICTURE[:7]]
