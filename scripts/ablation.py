@@ -33,6 +33,7 @@ from mmtp.config import from_dict
 from mmtp.data.loader import PackedBatches, ShardDataset
 from mmtp.decode.engine import Engine
 from mmtp.decode.sample import Sampling
+from mmtp.eval.decoding import held_out_prompts
 from mmtp.eval.report import Figure, bars
 from mmtp.hub import from_pretrained
 from mmtp.models.heads.base import Places, offset_name, vertical
@@ -166,15 +167,7 @@ def overlaps(model: UnifiedModel, heads: dict[str, nn.Module], batches: Iterable
     }
 
 
-def held_out_prompts(datasets: Sequence[ShardDataset], each: int) -> dict[str, list[list[int]]]:
-    """Prompts by task: what stands before a document's first target, of documents spread evenly over the data sets."""
-    prompts: dict[str, list[list[int]]] = {}
-    for row in (row for dataset in datasets for row in dataset):
-        prompts.setdefault(row.meta["task"], []).append(row.tokens[: int(row.target_mask.argmax())].tolist())
-    return {task: found[:: max(1, len(found) // each)][:each] for task, found in prompts.items()}
-
-
-def decode(model: UnifiedModel, prompts: dict[str, list[list[int]]], speculative: bool, limit: int) -> dict[str, Any]:
+def decode(model: UnifiedModel, prompts: dict[str, list[Sequence[int]]], speculative: bool, limit: int) -> dict[str, Any]:
     """Generations by task, at temperature 1 with seeds 0, 1, 2, …"""
     engine, found = Engine(model, exact=True), {}
     for task, some in prompts.items():
@@ -264,7 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = args.out / "results.jsonl"
     records = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     measured = PackedBatches(held_out, rows=args.rows, budget=args.budget)
-    prompts = held_out_prompts(held_out, args.prompts)
+    prompts: dict[str, list[Sequence[int]]] = {}
+    for prompt in held_out_prompts(held_out, args.prompts):
+        prompts.setdefault(prompt.kind, []).append(prompt.tokens)
     plain: dict[str, Any] = {}
     for seed in range(args.seeds):
         missing = [v for v in chosen if not any((r["variant"], r["seed"]) == (v.name, seed) for r in records)]

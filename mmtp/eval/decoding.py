@@ -6,11 +6,12 @@ speculatively in turn, with the order exchanged from prompt to prompt, and the r
 
 import statistics
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import product, zip_longest
 from typing import Any, Protocol, runtime_checkable
 
+from mmtp.data.loader import ShardDataset
 from mmtp.decode.sample import Sampling
 from mmtp.decode.stats import DecodeStats, Generation
 from mmtp.eval.report import Figure, Heading, Section, Table, Text, Tiles, bars
@@ -293,6 +294,23 @@ def easy_vqa_prompts(pipeline: Pipeline, count: int, max_picture_tokens: int = 9
             asked = i // 2 % len(samples)
             prompts.append(Prompt("answer", pipeline.vqa_prompt(segments[asked], samples[asked].question), 16, stop))
     return prompts
+
+
+def held_out_prompts(datasets: Iterable[ShardDataset], count: int, max_new_tokens: int = 512) -> list[Prompt]:
+    """Prompts from documents: what stands before the first target of each, of documents spread evenly over the data sets.
+
+    Args:
+        datasets: of ``mmtp tokenize``, by the model's vocabulary; prompts are of the kind of their task.
+        count: prompts of each task.
+        max_new_tokens: limit of a continuation.
+    """
+    found: dict[str, list[Prompt]] = {}
+    for row in (row for dataset in datasets for row in dataset):
+        if start := int(row.target_mask.argmax()):
+            kind = row.meta["task"]
+            found.setdefault(kind, []).append(Prompt(kind, row.tokens[:start].tolist(), max_new_tokens))
+    chosen = [prompts[:: max(1, len(prompts) // count)][:count] for prompts in found.values()]
+    return [prompt for turn in zip_longest(*chosen) for prompt in turn if prompt is not None]
 
 
 def _median(runs: list[Generation]) -> DecodeStats:

@@ -1,6 +1,9 @@
 import json
 
+import torch
+
 from mmtp import cli
+from mmtp.data.media import encode_png
 
 
 def test_decode_times_both_ways_and_finds_them_equal(little_zoo, tmp_path, capsys):
@@ -14,10 +17,39 @@ def test_decode_times_both_ways_and_finds_them_equal(little_zoo, tmp_path, capsy
     values = json.loads(path.read_text())
     assert values["all_equal"] and values["prompts"] == 2 and values["exact"]
     assert [group["kind"] for group in values["groups"]] == ["picture", "answer"]
-    assert values["picture_speedup"] == values["groups"][0]["speedup"] > 0
+    assert values["speedup"]["picture"] == values["groups"][0]["speedup"] > 0
 
 
 def test_a_ratio_below_the_threshold_fails(little_zoo, capsys):
     argv = ["bench", "decode", "vqa-s", "--prompts", "2", "--temperature", "0", "--no-exact", "--at-least", "1000"]
     assert cli.run(argv) == cli.CHECK_FAILED
     assert "below the threshold" in capsys.readouterr().out
+
+
+def test_prompts_come_from_a_data_set(little_zoo, tmp_path, capsys):
+    source = tmp_path / "pictures"
+    source.mkdir()
+    for i in range(3):
+        (source / f"{i}.png").write_bytes(encode_png(torch.rand(3, 16, 16)))
+        (source / f"{i}.txt").write_text("a red circle")
+    command = ["tokenize", str(source), "--tokenizer", "image-fsq-f8", "--text", "text-bpe-4k", "--task", "draw", "--task", "caption"]
+    assert cli.run([*command, "--out", str(tmp_path / "codes"), "--workers", "1"]) == 0
+    path = tmp_path / "bench.json"
+    argv = [
+        "bench",
+        "decode",
+        "vqa-s",
+        "--data",
+        str(tmp_path / "codes"),
+        "--prompts",
+        "2",
+        "--temperature",
+        "1",
+        "--precision",
+        "bfloat16",
+    ]
+    assert cli.run([*argv, "--verification", "rejection", "--drafts", "lookup", "--draft-cost", "0.1", "--json", str(path)]) == 0
+    values = json.loads(path.read_text())
+    assert {group["kind"]: group["prompts"] for group in values["groups"]} == {"draw": 2, "caption": 2}
+    assert values["speedup"].keys() == {"draw", "caption"} and values["drafts"] == "lookup" and values["precision"] == "bfloat16"
+    assert {part["modality"] for part in values["acceptance"]} <= {"text"}
