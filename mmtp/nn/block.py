@@ -1,5 +1,6 @@
 """The transformer block that models and tokenizers are built of, and the weights it starts from."""
 
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -19,6 +20,10 @@ class Block(nn.Module):
         head_dim: width of one head, even.
         mlp_width: hidden width of the gated feed-forward layer.
         eps: of all norms.
+
+    Attributes:
+        dropout: share of what attention and feed-forward add to the stream that is left out in training (residual dropout; Vaswani et al.
+            2017, section 5.4). Training sets it; of what a model is it is no part.
     """
 
     def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, mlp_width: int, eps: float = 1e-6) -> None:
@@ -27,12 +32,16 @@ class Block(nn.Module):
         self.attention = Attention(width, num_heads, num_kv_heads, head_dim, eps)
         self.mlp_norm = RMSNorm(width, eps)
         self.mlp = SwiGLU(width, mlp_width)
+        self.dropout = 0.0
 
     def forward(
         self, x: Float[Tensor, "b s d"], angles: Angles, mask: Bool[Tensor, "b #h s t"] | None, cache: LayerCache | None = None
     ) -> Float[Tensor, "b s d"]:
-        x = x + self.attention(self.attention_norm(x), angles, mask, cache)
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + self._dropped(self.attention(self.attention_norm(x), angles, mask, cache))
+        return x + self._dropped(self.mlp(self.mlp_norm(x)))
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
 def init_weights(module: nn.Module, depth: int, std: float = 0.02) -> None:

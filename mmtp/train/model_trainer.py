@@ -70,6 +70,8 @@ class ModelChoice(Config):
         codebook_init: let the embeddings of codes (beside ``start``: of media that are new to it) start from the codebooks of their
             tokenizers, so that codes which look alike begin alike; needs the tokenizers that the shards name (zoo entries, or folders of
             that name).
+        dropout: share of what every block that trains adds to the residual stream that is left out in a step, against learning few data by
+            heart.
         activation_checkpointing: let every block keep its input alone for the backward pass, and compute the rest once more there: less
             memory, a third more arithmetic, the same gradients.
         compile: let torch.compile fuse the forward and backward pass; needs a C++ compiler and a minute, and rounds differently.
@@ -84,8 +86,13 @@ class ModelChoice(Config):
     tie_embeddings: bool | None = None
     train: Literal["all", "head", "features"] = "all"
     codebook_init: bool = False
+    dropout: float = 0.0
     activation_checkpointing: bool = False
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model: dropout {self.dropout:g} is a share; at least 0 and less than 1 is wanted")
 
     def layout(self, found: VocabLayout) -> VocabLayout:
         """The model's vocabulary.
@@ -153,6 +160,9 @@ class ModelChoice(Config):
                 )
             model.requires_grad_(False)
             model.embedding.features.requires_grad_(True)
+        for block in model.modules():
+            if isinstance(block, Block) and next(block.parameters()).requires_grad:
+                block.dropout = self.dropout
         return model
 
     def _started(self, layout: VocabLayout, feature_width: int) -> UnifiedModel.Config:

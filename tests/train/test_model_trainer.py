@@ -96,6 +96,22 @@ def test_weights_of_modalities_are_learnt_and_survive_a_stop(root: Path, tmp_pat
     assert last.exists() and [record["image.weight"] for record in again[-3:]] == weights[3:]
 
 
+def test_dropout_is_of_training_alone_and_survives_a_stop(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    wanted = recipe(model={"dropout": 0.3}, run={"steps": 6})
+    run_recipe(wanted, tmp_path / "whole", data_root=root, progress=False)
+    first = losses(tmp_path / "whole")
+    assert first[1] != losses(uninterrupted)[1]
+    (tmp_path / "whole" / "checkpoints" / "step-00000006.pt").unlink()
+    run_recipe(wanted, tmp_path / "whole", data_root=root, progress=False)
+    assert losses(tmp_path / "whole") == first
+    saved = from_pretrained(tmp_path / "whole" / "result")
+    assert saved.state_dict().keys() == from_pretrained(uninterrupted / "result").state_dict().keys()
+    batch = PackedBatches(ShardDataset(root / "shards"), rows=1, budget=64).batch(0)
+    assert torch.equal(saved.train()(batch)[0], saved.eval()(batch)[0])
+    frozen = ModelChoice(start=str(tmp_path / "whole" / "result"), train="head", dropout=0.3).model(saved.config.layout).train()
+    assert torch.equal(frozen(batch)[0], saved(batch)[0]) and not torch.equal(frozen(batch)[1], saved(batch)[1])
+
+
 def test_goes_on_from_a_saved_model(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
     started = recipe(model={"preset": "", "start": str(uninterrupted / "result")}, run={"steps": 2}, optim={"lr": 1e-4})
     run_recipe(started, tmp_path / "more", data_root=root, progress=False)
@@ -168,6 +184,7 @@ def test_trains_on_a_part_of_the_media_that_a_model_knows(root: Path, uninterrup
     ("changes", "words"),
     [
         ({"model": {"presett": "tiny"}}, "model: unknown key 'presett'; did you mean 'preset'"),
+        ({"model": {"dropout": 1.0}}, "model: dropout 1 is a share; at least 0 and less than 1 is wanted"),
         ({"model": {"preset": "tinny"}}, "no model preset is called 'tinny'"),
         ({"model": {"preset": ""}}, "give either 'preset' or 'start'"),
         ({"model": {"backbone": {"widht": 3}}}, "unknown key 'widht'; did you mean 'width'"),
