@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 import mmtp.config
 from mmtp.nn.attention import LayerCache
@@ -66,7 +67,7 @@ class Backbone(nn.Module):
         self,
         x: Float[Tensor, "b s d"],
         positions: Int[Tensor, "b s 3"],
-        mask: Bool[Tensor, "b #h s t"] | None,
+        mask: Bool[Tensor, "b #h s t"] | BlockMask | None,
         caches: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "b s d"]:
         """Hidden states before ``norm``.

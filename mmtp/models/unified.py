@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 import mmtp.config
 from mmtp.models.backbone import Backbone, BackboneConfig
@@ -17,7 +18,7 @@ from mmtp.models.heads.base import Head, HeadConfig, Places, vertical
 from mmtp.models.heads.flow import FlowHead
 from mmtp.models.heads.next import NextHead
 from mmtp.models.loss import LossConfig, LossOutput, unified_loss
-from mmtp.nn.attention import LayerCache, document_mask
+from mmtp.nn.attention import LayerCache, document_blocks, document_mask
 from mmtp.nn.block import init_weights
 from mmtp.stream.vocab import VocabLayout
 from mmtp.types import Batch
@@ -28,6 +29,9 @@ class UnifiedModel(nn.Module):
 
     Args:
         config: vocabulary and sizes.
+
+    Attributes:
+        flex_attention: whether the backbone attends by FlexAttention to whole rows; training sets it.
     """
 
     slot_modality: Tensor
@@ -66,6 +70,7 @@ class UnifiedModel(nn.Module):
         assert isinstance(self.head, Head)
         init_weights(self, config.backbone.depth)
         self.flow: Any = _build_flow(config)
+        self.flex_attention = False
 
     def forward(
         self,
@@ -91,7 +96,10 @@ class UnifiedModel(nn.Module):
             x = x.flatten(0, 1).index_add(0, index, self.flow.embed_time(times).to(x.dtype)).view_as(x)
         causal = document_mask(batch.document_ids)
         spans = input_spans(batch, self.config.layout, self.flow is not None and self.flow.block)
-        mask = causal if spans is None else document_mask(batch.document_ids, spans)
+        if self.flex_attention:
+            mask = document_blocks(batch.document_ids, spans)
+        else:
+            mask = causal if spans is None else document_mask(batch.document_ids, spans)
         return self.compute_states(x, batch.positions, self.slot_modality[batch.slots], mask, causal, detach, drafts, anchors)
 
     def compute_states(
@@ -99,7 +107,7 @@ class UnifiedModel(nn.Module):
         x: Tensor,
         positions: Tensor,
         modality: Tensor,
-        mask: Tensor,
+        mask: Tensor | BlockMask,
         causal: Tensor,
         detach: bool,
         drafts: bool = True,

@@ -1,15 +1,21 @@
 """Grouped-query attention with QK-norm, its masks, and the cache's view of one layer.
 
+A mask says which position may look at which. It is a tensor of booleans, for any device; or blocks of them, of which FlexAttention skips
+those that are empty (Dong et al., arXiv 2412.05496), on accelerators.
+
 Legend: b batch, s positions of this pass, t positions attended to, h query heads, k key heads, g = h / k, hd head width.
 """
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Angles, rotate
@@ -52,7 +58,7 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "b s d"],
         angles: Angles,
-        mask: Bool[Tensor, "b #h s t"] | None,
+        mask: Bool[Tensor, "b #h s t"] | BlockMask | None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "b s d"]:
         """Attends.
@@ -75,19 +81,30 @@ class Attention(nn.Module):
 
 
 def attend(
-    q: Float[Tensor, "b h s hd"], k: Float[Tensor, "b k t hd"], v: Float[Tensor, "b k t hd"], mask: Bool[Tensor, "b #h s t"] | None
+    q: Float[Tensor, "b h s hd"],
+    k: Float[Tensor, "b k t hd"],
+    v: Float[Tensor, "b k t hd"],
+    mask: Bool[Tensor, "b #h s t"] | BlockMask | None,
 ) -> Float[Tensor, "b h s hd"]:
     """Scaled dot-product attention with grouped queries.
 
     A few queries are folded into the group, so that keys are read once and not copied per head; many are left to the kernel.
     """
     groups, s = q.shape[1] // k.shape[1], q.shape[2]
+    if isinstance(mask, BlockMask):
+        return _flex(q.device.type)(q, k, v, block_mask=mask, enable_gqa=groups > 1)
     if groups == 1 or s > 32:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=groups > 1)
     folded = q.reshape(q.shape[0], k.shape[1], groups * s, q.shape[3])
     wide = None if mask is None or s == 1 else mask.repeat(1, 1, groups, 1)
     out = F.scaled_dot_product_attention(folded, k, v, attn_mask=wide if s > 1 else mask)
     return out.reshape(q.shape)
+
+
+@cache
+def _flex(device: str) -> Any:
+    """FlexAttention is fast only where it is compiled; on a CPU, where it has no backward pass, it serves comparisons."""
+    return flex_attention if device == "cpu" else torch.compile(flex_attention)
 
 
 def document_mask(document_ids: Int[Tensor, "b s"], bidirectional: Int[Tensor, "b s"] | None = None) -> Bool[Tensor, "b 1 s s"]:
@@ -97,10 +114,23 @@ def document_mask(document_ids: Int[Tensor, "b s"], bidirectional: Int[Tensor, "
         document_ids: padding (-1) sees padding only, so that no row of the softmax is empty.
         bidirectional: number of the input-only span a position belongs to; -1 outside.
     """
-    same = document_ids.unsqueeze(2) == document_ids.unsqueeze(1)
-    s = document_ids.shape[1]
-    allowed = torch.ones(s, s, dtype=torch.bool, device=same.device).tril()
-    if bidirectional is not None:
-        inside = (bidirectional.unsqueeze(2) == bidirectional.unsqueeze(1)) & (bidirectional >= 0).unsqueeze(2)
-        allowed = allowed | inside
-    return (same & allowed).unsqueeze(1)
+    rows, s = document_ids.shape
+    row, place = (torch.arange(n, device=document_ids.device) for n in (rows, s))
+    return _may_look(document_ids, bidirectional)(row[:, None, None], row, place[:, None], place).unsqueeze(1)
+
+
+def document_blocks(document_ids: Int[Tensor, "b s"], bidirectional: Int[Tensor, "b s"] | None = None) -> BlockMask:
+    """The same in blocks, for FlexAttention."""
+    rows, s = document_ids.shape
+    return create_block_mask(_may_look(document_ids, bidirectional), rows, None, s, s, device=document_ids.device)
+
+
+def _may_look(document_ids: Tensor, bidirectional: Tensor | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Whether a position may look at another, by row, head (all look alike) and both places."""
+    # Lambdas: FlexAttention counts parameters, which a checker of shapes around a function would hide.
+    if bidirectional is None:
+        return lambda row, head, query, key: (document_ids[row, query] == document_ids[row, key]) & (key <= query)
+    return lambda row, head, query, key: (
+        (document_ids[row, query] == document_ids[row, key])
+        & ((key <= query) | ((bidirectional[row, query] == bidirectional[row, key]) & (bidirectional[row, query] >= 0)))
+    )

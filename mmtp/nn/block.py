@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from mmtp.nn.attention import Attention, LayerCache
 from mmtp.nn.mlp import SwiGLU
@@ -35,7 +36,7 @@ class Block(nn.Module):
         self.dropout = 0.0
 
     def forward(
-        self, x: Float[Tensor, "b s d"], angles: Angles, mask: Bool[Tensor, "b #h s t"] | None, cache: LayerCache | None = None
+        self, x: Float[Tensor, "b s d"], angles: Angles, mask: Bool[Tensor, "b #h s t"] | BlockMask | None, cache: LayerCache | None = None
     ) -> Float[Tensor, "b s d"]:
         x = x + self._dropped(self.attention(self.attention_norm(x), angles, mask, cache))
         return x + self._dropped(self.mlp(self.mlp_norm(x)))

@@ -74,6 +74,8 @@ class ModelChoice(Config):
             heart.
         activation_checkpointing: let every block keep its input alone for the backward pass, and compute the rest once more there: less
             memory, a third more arithmetic, the same gradients.
+        attention: ``sdpa``, or ``flex``: FlexAttention in the backbone, which skips what the documents of a packed row have nothing to do
+            with; on accelerators.
         compile: let torch.compile fuse the forward and backward pass; needs a C++ compiler and a minute, and rounds differently.
     """
 
@@ -88,6 +90,7 @@ class ModelChoice(Config):
     codebook_init: bool = False
     dropout: float = 0.0
     activation_checkpointing: bool = False
+    attention: Literal["sdpa", "flex"] = "sdpa"
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -163,6 +166,7 @@ class ModelChoice(Config):
         for block in model.modules():
             if isinstance(block, Block) and next(block.parameters()).requires_grad:
                 block.dropout = self.dropout
+        model.flex_attention = self.attention == "flex"
         return model
 
     def _started(self, layout: VocabLayout, feature_width: int) -> UnifiedModel.Config:
@@ -433,6 +437,8 @@ def train_model(recipe: Recipe, folder: Path, *, data_root: Path, progress: bool
     if config.flow is not None and processes() > 1:
         raise ConfigError("model: flow heads are trained by one process; their error is not yet that of the whole batch")
     with joined(recipe.run.parallel) as world:
+        if choice.attention == "flex" and world.device.type == "cpu":
+            raise ConfigError("model: attention = 'flex' is for accelerators (FlexAttention has no backward pass on a CPU); leave it out")
         available = available_memory(world.device)
         if not surely_fits(config, recipe.run.batch * data.budget, available):
             estimate = estimate_memory(

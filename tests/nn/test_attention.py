@@ -1,8 +1,11 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import create_mask
 
-from mmtp.nn.attention import Attention, attend, document_mask
+from mmtp.nn.attention import Attention, attend, document_blocks, document_mask
 from mmtp.nn.rope import Rope, rotate
 
 
@@ -25,6 +28,32 @@ def test_document_mask_is_causal_inside_documents_and_open_inside_spans() -> Non
     assert opened[1, 2]
     assert not opened[0, 1]
     assert (opened ^ mask).sum() == 1
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@settings(max_examples=25, deadline=None)
+@given(st.data(), st.integers(1, 70), st.sampled_from([1, 3]))
+def test_blocks_and_booleans_are_one_mask(data: st.DataObject, s: int, groups: int) -> None:
+    ids = st.lists(st.integers(0, 3), min_size=s, max_size=s)
+    documents = torch.tensor([data.draw(ids.map(sorted)) for _ in range(2)])
+    documents[1, s // 2 + 1 :] = -1
+    spans = torch.tensor([data.draw(ids) for _ in range(2)]) - 2
+    q, k, v = torch.randn(2, 2 * groups, s, 16), torch.randn(2, 2, s, 16), torch.randn(2, 2, s, 16)
+    for spanned in (None, spans):
+        whole, blocks = document_mask(documents, spanned), document_blocks(documents, spanned)
+        assert torch.equal(create_mask(blocks.mask_mod, 2, None, s, s, device="cpu"), whole)
+        torch.testing.assert_close(attend(q, k, v, blocks), attend(q, k, v, whole), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.gpu
+def test_flex_attention_learns_what_sdpa_does() -> None:
+    q, k, v = (torch.randn(2, h, 300, 64, device="cuda", requires_grad=True) for h in (4, 2, 2))
+    documents = torch.arange(300, device="cuda").div(70, rounding_mode="floor").expand(2, 300)
+    grads = []
+    for mask in (document_mask(documents), document_blocks(documents)):
+        grads.append(torch.autograd.grad(attend(q, k, v, mask).square().sum(), (q, k, v)))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-3)
 
 
 def test_rope_depends_on_distances_alone_on_every_axis() -> None:

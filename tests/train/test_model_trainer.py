@@ -185,6 +185,7 @@ def test_trains_on_a_part_of_the_media_that_a_model_knows(root: Path, uninterrup
     [
         ({"model": {"presett": "tiny"}}, "model: unknown key 'presett'; did you mean 'preset'"),
         ({"model": {"dropout": 1.0}}, "model: dropout 1 is a share; at least 0 and less than 1 is wanted"),
+        ({"model": {"attention": "flex"}}, "attention = 'flex' is for accelerators"),
         ({"model": {"preset": "tinny"}}, "no model preset is called 'tinny'"),
         ({"model": {"preset": ""}}, "give either 'preset' or 'start'"),
         ({"model": {"backbone": {"widht": 3}}}, "unknown key 'widht'; did you mean 'width'"),
