@@ -25,7 +25,7 @@ from mmtp.tokenizers.audio.frame import FrameAudioTokenizer
 from mmtp.tokenizers.continuous.patches import PatchAudioTokenizer, PatchImageTokenizer
 from mmtp.tokenizers.quantizers import FSQ
 from mmtp.tokenizers.text import TextTokenizer
-from mmtp.train.model_trainer import ModelChoice
+from mmtp.train.model_choice import ModelChoice
 from mmtp.types import Batch, Modality
 
 CAPTIONS = ["a red circle", "a blue triangle"]

@@ -23,7 +23,8 @@ from mmtp.hub import from_pretrained, save_pretrained
 from mmtp.models.loss import check_modalities, plan_targets
 from mmtp.models.unified import UnifiedModel
 from mmtp.train.log import RunLog
-from mmtp.train.model_trainer import ModelChoice, feature_width
+from mmtp.train.model_choice import ModelChoice
+from mmtp.train.model_trainer import feature_width
 from mmtp.train.recipe import Recipe
 from mmtp.train.trainer import Trainer
 from mmtp.types import Modality

@@ -34,7 +34,8 @@ from mmtp.stream.vocab import Special
 from mmtp.tokenizers.continuous.patches import PatchImageTokenizer
 from mmtp.tokenizers.continuous.vit import TimmViT
 from mmtp.tokenizers.image.conv import ConvImageTokenizer
-from mmtp.train.model_trainer import ModelChoice, metrics
+from mmtp.train.model_choice import ModelChoice
+from mmtp.train.model_trainer import metrics
 
 BAD = {
     "b/cut.png": "truncated",

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmtp.config import ConfigError
 from mmtp.data.encode import TokenizeConfig
 from mmtp.data.job import tokenize
 from mmtp.data.loader import PackedBatches, ShardDataset
@@ -17,9 +16,9 @@ from mmtp.decode.engine import Engine
 from mmtp.decode.sample import Sampling
 from mmtp.hub import from_pretrained, read_config, save_pretrained
 from mmtp.models.unified import UnifiedModel
-from mmtp.stream.vocab import MediaEntry, TextEntry, VocabLayout, VocabMismatch
+from mmtp.stream.vocab import MediaEntry, VocabLayout, VocabMismatch
 from mmtp.testing.fakes import BlockTokenizer
-from mmtp.train.model_trainer import ModelChoice
+from mmtp.train.model_choice import ModelChoice
 from mmtp.train.recipe import Recipe, run_recipe
 from mmtp.types import Modality
 
@@ -151,24 +150,6 @@ def test_refuses_a_model_of_another_vocabulary(root: Path, uninterrupted: Path, 
         run_recipe(started, tmp_path / "run", data_root=tmp_path, progress=False)
 
 
-def test_a_model_learns_a_medium_that_is_new_to_it_and_keeps_what_it_knows(root: Path, uninterrupted: Path) -> None:
-    before = from_pretrained(uninterrupted / "result").eval()
-    known = before.config.layout
-    speech = MediaEntry(Modality.AUDIO, "speech", "f", (40, 40))
-    choice = ModelChoice(start=str(uninterrupted / "result"), head={"type": "synchronized", "mtp_depth": 2})
-    layout = choice.layout(VocabLayout(TextEntry("words", 50, "t"), (speech,), 12))
-    assert [entry.name for entry in layout.media] == [known.media[0].name, "speech"] and (layout.text.size, layout.max_dim) == (50, 12)
-    after = choice.model(layout).eval()
-    ids = torch.from_numpy(layout.ids_of(known)[: known.used])
-    assert not torch.equal(ids, torch.arange(known.used))
-    for table in ("embedding.table.weight", "unembedding.weight"):
-        old, new = (net.state_dict()[table] for net in (before, after))
-        assert torch.equal(new[ids], old[: known.used])
-    batches = [PackedBatches(ShardDataset(root / "shards"), rows=2, budget=64, layout=over).batch(0) for over in (known, layout)]
-    states = [net(batch, drafts=False)[0] for net, batch in zip((before, after), batches, strict=True)]
-    assert torch.equal(states[0], states[1])
-
-
 def test_trains_on_a_part_of_the_media_that_a_model_knows(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
     wide = ModelChoice(start=str(uninterrupted / "result"), head={"type": "next"})
     speech = VocabLayout(None, (MediaEntry(Modality.AUDIO, "speech", "f", (40,)),))
@@ -198,33 +179,3 @@ def test_trains_on_a_part_of_the_media_that_a_model_knows(root: Path, uninterrup
 def test_names_what_is_wrong_in_a_recipe(root: Path, tmp_path: Path, changes: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         run_recipe(recipe(**changes), tmp_path / "run", data_root=root, progress=False)
-
-
-def test_overrides_of_a_preset_reach_the_model() -> None:
-    from tests.models.common import LAYOUT
-
-    choice = ModelChoice(preset="tiny", backbone={"depth": 3}, head={"type": "next"})
-    model = choice.model(LAYOUT)
-    assert len(model.backbone.blocks) == 3
-    assert model.head.mtp_depth == 0
-    with pytest.raises(ConfigError, match="has its own"):
-        ModelChoice(start="somewhere", backbone={"depth": 3}).model(LAYOUT)
-
-
-def test_codes_that_look_alike_begin_alike() -> None:
-    from mmtp.stream.vocab import VocabLayout
-    from mmtp.types import Modality
-
-    tokenizers = {name: from_pretrained(name) for name in ("text-bpe-4k", "image-fsq-f8")}
-    layout = VocabLayout.of(tokenizers)
-    low, high = layout.code_range(Modality.IMAGE)
-    vectors = tokenizers["image-fsq-f8"].codebook_vectors()
-    near, far = (torch.cdist(vectors[:1], vectors)[0].topk(2, largest=largest).indices[-1] for largest in (False, True))
-    tied = ModelChoice(preset="tiny", codebook_init=True).model(layout)
-    untied = ModelChoice(preset="tiny", codebook_init=True, tie_embeddings=False).model(layout)
-    assert tied.unembedding is tied.embedding.table and untied.unembedding is not untied.embedding.table
-    for table in (tied.embedding.table, untied.embedding.table, untied.unembedding):
-        codes = table.weight[low:high]
-        assert torch.dist(codes[0], codes[near]) < 0.7 * torch.dist(codes[0], codes[far])
-    with pytest.raises(ConfigError, match="belong to a preset"):
-        ModelChoice(start="somewhere", tie_embeddings=False).model(layout)

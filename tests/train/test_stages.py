@@ -23,7 +23,7 @@ from mmtp.stream.vocab import VocabLayout
 from mmtp.testing.fakes import BlockTokenizer
 from mmtp.tokenizers.continuous.patches import PatchImageTokenizer
 from mmtp.tokenizers.text import TextTokenizer
-from mmtp.train.model_trainer import ModelChoice
+from mmtp.train.model_choice import ModelChoice
 from mmtp.train.recipe import load_recipe, run_recipe
 from mmtp.types import Modality
 

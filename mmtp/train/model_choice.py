@@ -1,0 +1,208 @@
+"""Which model a recipe trains: a preset or a saved one, with what a recipe changes, and the weights that it starts from."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from mmtp.config import Config, ConfigError
+from mmtp.hub import from_pretrained, read_config
+from mmtp.models.embed import codebook_embeddings
+from mmtp.models.presets import preset
+from mmtp.models.unified import UnifiedModel
+from mmtp.nn.block import Block
+from mmtp.stream.vocab import MediaEntry, VocabLayout, VocabMismatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice(Config):
+    """Which model is trained.
+
+    Attributes:
+        preset: a named size (see :mod:`mmtp.models.presets`); empty where training goes on from ``start``.
+        start: a saved model to go on from, over the same tokenizers as far as both know them. Media of the shards that are new to it join
+            its vocabulary, untrained; media that only it knows stay as they are. Where the shards hold continuous features and the model
+            reads none, it gets an untrained projection for them.
+        backbone: values of the backbone that differ from the preset's.
+        head: a head's configuration (``type`` and values) in place of the preset's or of ``start``'s. Beside ``start`` the new head
+            begins untrained, the rest keeps what it has learnt: so draft heads are added to a model that has none.
+        connector: a connector's configuration (``type`` and values) in place of the preset's: how the vectors of a continuous tokenizer are
+            read. One that joins cells or resamples needs shards of ``mmtp tokenize --merge`` or ``--queries``.
+        flow: configuration of the head that writes vectors (``type`` and values), for data whose vectors are drawn.
+        tie_embeddings: whether embedding and unembedding are one table; None leaves it to the preset. Untied, the embeddings of codes
+            keep the nearness that ``codebook_init`` gives them: every step of a softmax moves all rows of a tied table.
+        train: ``head`` freezes everything but the head (frozen-backbone heads as in Medusa-1, arXiv 2401.10774, section 2.2), ``features``
+            everything but the projection of continuous features (feature alignment, the first stage of LLaVA, arXiv 2304.08485,
+            section 4.2).
+        codebook_init: let the embeddings of codes (beside ``start``: of media that are new to it) start from the codebooks of their
+            tokenizers, so that codes which look alike begin alike; needs the tokenizers that the shards name (zoo entries, or folders of
+            that name).
+        dropout: share of what every block that trains adds to the residual stream that is left out in a step, against learning few data by
+            heart.
+        activation_checkpointing: let every block keep its input alone for the backward pass, and compute the rest once more there: less
+            memory, a third more arithmetic, the same gradients.
+        attention: ``sdpa``, or ``flex``: FlexAttention in the backbone, which skips what the documents of a packed row have nothing to do
+            with; on accelerators.
+        compile: let torch.compile fuse the forward and backward pass; needs a C++ compiler and a minute, and rounds differently.
+    """
+
+    preset: str = ""
+    start: str = ""
+    backbone: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)
+    connector: dict[str, Any] = field(default_factory=dict)
+    flow: dict[str, Any] = field(default_factory=dict)
+    tie_embeddings: bool | None = None
+    train: Literal["all", "head", "features"] = "all"
+    codebook_init: bool = False
+    dropout: float = 0.0
+    activation_checkpointing: bool = False
+    attention: Literal["sdpa", "flex"] = "sdpa"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model: dropout {self.dropout:g} is a share; at least 0 and less than 1 is wanted")
+
+    def layout(self, found: VocabLayout) -> VocabLayout:
+        """The model's vocabulary.
+
+        Args:
+            found: that over the shards.
+
+        Raises:
+            VocabMismatch: ``start`` was trained over another tokenizer of one kind; names both.
+        """
+        return VocabLayout.joined({self.start: read_config(self.start).layout, "the shards": found}) if self.start else found
+
+    def config(self, layout: VocabLayout, feature_width: int = 0) -> UnifiedModel.Config:
+        """The model's configuration over a vocabulary.
+
+        Args:
+            layout: see :meth:`layout`.
+            feature_width: width of the continuous features that they hold; 0 for none.
+
+        Raises:
+            ConfigError: neither or both of ``preset`` and ``start`` are given, or an override does not fit.
+        """
+        if bool(self.preset) == bool(self.start):
+            raise ConfigError("model: give either 'preset' or 'start'")
+        if self.start:
+            return self._started(layout, feature_width)
+        data = preset(self.preset, layout).to_dict()
+        data["backbone"] |= self.backbone
+        data["head"] = self.head or data["head"]
+        data["connector"] = self.connector or data["connector"]
+        data["flow"] = self.flow or None
+        data["feature_width"] = feature_width
+        if self.tie_embeddings is not None:
+            data["tie_embeddings"] = self.tie_embeddings
+        return UnifiedModel.Config.from_dict(data, "model")
+
+    def model(self, layout: VocabLayout, feature_width: int = 0) -> UnifiedModel:
+        """The model of :meth:`config`, with the weights that it starts from.
+
+        Raises:
+            ConfigError: a choice does not fit, or there is nothing to train.
+        """
+        config = self.config(layout, feature_width)
+        if self.start:
+            model = from_pretrained(self.start)
+            fresh = ("head.",) if self.head else ()
+            fresh += ("embedding.features.",) if config.feature_width != model.config.feature_width else ()
+            known = model.config.layout
+            model = rebuilt(model, config, fresh) if fresh or config.layout != known else model
+            if self.codebook_init:
+                start_from_codebooks(model, [entry for entry in config.layout.media if entry not in known.media])
+        else:
+            model = config.build()
+            if self.codebook_init:
+                start_from_codebooks(model, config.layout.media)
+        if self.train == "head":
+            if not model.head.mtp_depth:
+                raise ConfigError("model: train = 'head', but this head has nothing to learn; give 'head' a type that drafts")
+            model.requires_grad_(False)
+            model.head.requires_grad_(True)
+        if self.train == "features":
+            if model.embedding.features is None:
+                raise ConfigError(
+                    "model: train = 'features', but the shards hold no continuous features; tokenize with a continuous tokenizer"
+                )
+            model.requires_grad_(False)
+            model.embedding.features.requires_grad_(True)
+        for block in model.modules():
+            if isinstance(block, Block) and next(block.parameters()).requires_grad:
+                block.dropout = self.dropout
+        model.flex_attention = self.attention == "flex"
+        return model
+
+    def _started(self, layout: VocabLayout, feature_width: int) -> UnifiedModel.Config:
+        """The saved model's configuration, with a new head, new media or a new connector where they are wanted."""
+        if self.backbone or self.flow or self.tie_embeddings is not None:
+            raise ConfigError(f"model: 'backbone', 'flow' and 'tie_embeddings' belong to a preset; {self.start} has its own")
+        known: UnifiedModel.Config = read_config(self.start)
+        changes: dict[str, Any] = {"layout": layout.to_dict()} | ({"head": self.head} if self.head else {})
+        if feature_width and not known.feature_width:
+            changes |= {"feature_width": feature_width} | ({"connector": self.connector} if self.connector else {})
+        elif self.connector:
+            raise ConfigError(f"model: 'connector' is for shards with vectors and a model that reads none yet; {self.start} has its own")
+        return UnifiedModel.Config.from_dict(known.to_dict() | changes, "model")
+
+
+def rebuilt(model: UnifiedModel, config: UnifiedModel.Config, fresh: tuple[str, ...]) -> UnifiedModel:
+    """The same model by another configuration: with another head, further media, or a connector, which begin untrained.
+
+    Args:
+        model: whose weights are taken over.
+        config: of the new model, whose vocabulary knows the tokenizers of the old one.
+        fresh: how the names of the weights begin that are not taken over.
+
+    Raises:
+        ConfigError: the head that is kept was made for fewer media.
+    """
+    other = config.build()
+    state, used = other.state_dict(), model.config.layout.used
+    ids = torch.from_numpy(config.layout.ids_of(model.config.layout)[:used])
+    for name, value in model.state_dict().items():
+        if name.startswith(fresh):
+            continue
+        if name in ("embedding.table.weight", "unembedding.weight") and config.layout != model.config.layout:
+            state[name][ids] = value[:used]
+        elif state[name].shape != value.shape:
+            raise ConfigError(f"model: {name} of the model's head is for fewer media; give 'head', which then begins untrained")
+        else:
+            state[name] = value
+    other.load_state_dict(state)
+    return other
+
+
+UNTIED_STD = 0.3
+"""Of the embeddings that start from codebooks, where they are no unembeddings: steps of AdamW are of one size whatever the row's,
+and what many codes have in common should not be lost to the noise of few occurrences."""
+
+
+@torch.no_grad()
+def start_from_codebooks(model: UnifiedModel, media: Iterable[MediaEntry]) -> None:
+    """Sets the embeddings and unembeddings of codes from their tokenizers' codebooks.
+
+    Args:
+        model: over these media and others.
+        media: whose codes begin anew.
+
+    Raises:
+        VocabMismatch: a tokenizer of that name is not the one that the vocabulary was made with.
+    """
+    layout = model.config.layout
+    for entry in media:
+        if entry.continuous:
+            continue
+        tokenizer = from_pretrained(entry.name)
+        if (found := tokenizer.spec.fingerprint) != entry.fingerprint:
+            raise VocabMismatch(f"{entry.name!r}: its fingerprint is {found}, but the shards were made with {entry.fingerprint}")
+        for k in range(len(entry.codebook_sizes)):
+            rows = slice(*layout.code_range(entry.modality, k))
+            vectors = tokenizer.codebook_vectors(k)
+            model.unembedding.weight[rows] = codebook_embeddings(vectors, model.unembedding.weight.shape[1])
+            if not model.config.tie_embeddings:
+                model.embedding.table.weight[rows] = codebook_embeddings(vectors, model.config.backbone.width, UNTIED_STD)

@@ -1,0 +1,59 @@
+"""Which model a recipe trains, and what it starts from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmtp.config import ConfigError
+from mmtp.data.loader import PackedBatches, ShardDataset
+from mmtp.hub import from_pretrained, save_pretrained
+from mmtp.models.presets import preset
+from mmtp.stream.vocab import MediaEntry, TextEntry, VocabLayout
+from mmtp.train.model_choice import ModelChoice
+from mmtp.types import Modality
+from tests.models.common import LAYOUT
+
+
+def test_a_model_learns_a_medium_that_is_new_to_it_and_keeps_what_it_knows(root: Path, tmp_path: Path) -> None:
+    known = ShardDataset(root / "shards").layout
+    before = preset("tiny", known).build().eval()
+    save_pretrained(before, tmp_path / "known")
+    speech = MediaEntry(Modality.AUDIO, "speech", "f", (40, 40))
+    choice = ModelChoice(start=str(tmp_path / "known"), head={"type": "synchronized", "mtp_depth": 2})
+    layout = choice.layout(VocabLayout(TextEntry("words", 50, "t"), (speech,), 12))
+    assert [entry.name for entry in layout.media] == [known.media[0].name, "speech"] and (layout.text.size, layout.max_dim) == (50, 12)
+    after = choice.model(layout).eval()
+    ids = torch.from_numpy(layout.ids_of(known)[: known.used])
+    assert not torch.equal(ids, torch.arange(known.used))
+    for table in ("embedding.table.weight", "unembedding.weight"):
+        old, new = (net.state_dict()[table] for net in (before, after))
+        assert torch.equal(new[ids], old[: known.used])
+    batches = [PackedBatches(ShardDataset(root / "shards"), rows=2, budget=64, layout=over).batch(0) for over in (known, layout)]
+    states = [net(batch, drafts=False)[0] for net, batch in zip((before, after), batches, strict=True)]
+    assert torch.equal(states[0], states[1])
+
+
+def test_overrides_of_a_preset_reach_the_model() -> None:
+    choice = ModelChoice(preset="tiny", backbone={"depth": 3}, head={"type": "next"})
+    model = choice.model(LAYOUT)
+    assert len(model.backbone.blocks) == 3
+    assert model.head.mtp_depth == 0
+    with pytest.raises(ConfigError, match="has its own"):
+        ModelChoice(start="somewhere", backbone={"depth": 3}).model(LAYOUT)
+
+
+def test_codes_that_look_alike_begin_alike() -> None:
+    tokenizers = {name: from_pretrained(name) for name in ("text-bpe-4k", "image-fsq-f8")}
+    layout = VocabLayout.of(tokenizers)
+    low, high = layout.code_range(Modality.IMAGE)
+    vectors = tokenizers["image-fsq-f8"].codebook_vectors()
+    near, far = (torch.cdist(vectors[:1], vectors)[0].topk(2, largest=largest).indices[-1] for largest in (False, True))
+    tied = ModelChoice(preset="tiny", codebook_init=True).model(layout)
+    untied = ModelChoice(preset="tiny", codebook_init=True, tie_embeddings=False).model(layout)
+    assert tied.unembedding is tied.embedding.table and untied.unembedding is not untied.embedding.table
+    for table in (tied.embedding.table, untied.embedding.table, untied.unembedding):
+        codes = table.weight[low:high]
+        assert torch.dist(codes[0], codes[near]) < 0.7 * torch.dist(codes[0], codes[far])
+    with pytest.raises(ConfigError, match="belong to a preset"):
+        ModelChoice(start="somewhere", tie_embeddings=False).model(layout)
