@@ -5,6 +5,7 @@ from itertools import takewhile
 from jaxtyping import Float
 from torch import Tensor
 
+from mmtp.decode.drafts import Verifier
 from mmtp.decode.engine import Engine
 from mmtp.decode.rows import Choice, Lane, Row
 from mmtp.decode.step import Step
@@ -32,7 +33,7 @@ class ModelDrafts:
         model.config.layout.check_same(self.engine.model.config.layout, "the drafting model")
         return self.max_drafts
 
-    def begin(self, engine: Engine, num_lanes: int, capacity: int) -> "_ModelDrafter":
+    def begin(self, engine: Verifier, num_lanes: int, capacity: int) -> "_ModelDrafter":
         return _ModelDrafter(self.engine, self.max_drafts, num_lanes, capacity)
 
 

@@ -4,19 +4,47 @@ A :class:`Drafts` is a way of drafting, a :class:`Drafter` what it keeps for one
 that of plain decoding, or distributed like it: see :mod:`mmtp.decode.sample`.
 """
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmtp.decode.cache import BLOCK, KVCache
 from mmtp.decode.rows import Choice, Lane, Row
+from mmtp.decode.sample import Draft
 from mmtp.decode.step import Step
 from mmtp.models.heads.base import BELOW, Places, vertical
+from mmtp.stream.vocab import Slot
 
-if TYPE_CHECKING:
-    from mmtp.decode.engine import Engine
+
+@runtime_checkable
+class Verifier(Protocol):
+    """What drafting asks of the engine that verifies."""
+
+    model: Step
+    slots: Sequence[Slot]
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def embed(self, tokens: Int[Tensor, "b s"], lanes: list[Lane], firsts: Sequence[int]) -> Float[Tensor, "b s d"]:
+        """Embeddings of a window of every lane, vectors included."""
+        ...
+
+    def propose(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[Draft]:
+        """Draws a draft at every wanted place from states."""
+        ...
+
+    def new_cache(self, layers: int, rows: int, capacity: int) -> KVCache:
+        """An empty cache of the model's sizes."""
+        ...
+
+    def tensor(self, values: list[Any]) -> Tensor:
+        """On the model's device."""
+        ...
 
 
 @runtime_checkable
@@ -50,7 +78,7 @@ class Drafts(Protocol):
         """Drafts per pass at most, for a model; 0 where it gives none."""
         ...
 
-    def begin(self, engine: "Engine", num_lanes: int, capacity: int) -> Drafter:
+    def begin(self, engine: Verifier, num_lanes: int, capacity: int) -> Drafter:
         """A drafter for one batch.
 
         Args:
@@ -67,7 +95,7 @@ class HeadDrafts:
     def length(self, model: Step) -> int:
         return model.head.mtp_depth + vertical(model.head)
 
-    def begin(self, engine: "Engine", num_lanes: int, capacity: int) -> Drafter:
+    def begin(self, engine: Verifier, num_lanes: int, capacity: int) -> Drafter:
         return HeadDrafter(engine, engine.new_cache(engine.model.head.num_caches, num_lanes, capacity), engine.model.head.mtp_depth)
 
 
@@ -87,7 +115,7 @@ class HeadDrafter:
         depth: tokens to propose at most.
     """
 
-    def __init__(self, engine: "Engine", cache: KVCache, depth: int) -> None:
+    def __init__(self, engine: Verifier, cache: KVCache, depth: int) -> None:
         self.engine, self.cache, self.depth = engine, cache, depth
         self.vertical = vertical(engine.model.head)
         shape = (len(cache.lengths), cache.limit + BLOCK)

@@ -6,20 +6,16 @@ no pass of any network, and pays where answers repeat: quotations, code, lists.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor
 
-from mmtp.decode.drafts import Drafter
+from mmtp.decode.drafts import Drafter, Verifier
 from mmtp.decode.rows import Lane, Row
 from mmtp.decode.sample import Draft
 from mmtp.decode.step import Step
 from mmtp.stream.vocab import Slot
 from mmtp.types import Modality
-
-if TYPE_CHECKING:
-    from mmtp.decode.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +41,7 @@ class LookupDrafts:
     def length(self, model: Step) -> int:
         return self.max_drafts
 
-    def begin(self, engine: "Engine", num_lanes: int, capacity: int) -> Drafter:
+    def begin(self, engine: Verifier, num_lanes: int, capacity: int) -> Drafter:
         return _LookupDrafter(self, engine.slots, num_lanes)
 
 
