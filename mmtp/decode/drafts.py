@@ -128,15 +128,6 @@ class HeadDrafter:
         self.cache.lengths[lane] = 0
 
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
-        """Fills ``drafts`` of every lane that goes on.
-
-        Args:
-            rows: with the token chosen last as the end of ``tokens``.
-            lanes: the rows, and the branches of those that are guided.
-            hidden: states of the anchors that the last pass added, padded at the end.
-            counts: how many anchors each lane has added.
-            least: width of passes and rows of logits at least, where the very probabilities of drafts count; else 0.
-        """
         engine, model, exact = self.engine, self.engine.model, least > 0
         if not model.head.num_caches:
             hidden, counts = self._newest(hidden, counts)
