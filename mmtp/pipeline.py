@@ -87,7 +87,9 @@ class Pipeline:
         self.layout = model.config.layout
         self.tokenizers = tokenizers
         delays = {e.name: e.delays for e in self.layout.media}
-        found = VocabLayout.of(tokenizers, self.layout.max_dim, delays, any(e.written for e in self.layout.media))
+        residual = {name for name, tokenizer in tokenizers.items() if tokenizer.spec.residual}
+        codebooks = {e.name: len(e.codebook_sizes) for e in self.layout.media if e.name in residual}
+        found = VocabLayout.of(tokenizers, self.layout.max_dim, delays, any(e.written for e in self.layout.media), codebooks)
         self.layout.check_same(found, "the tokenizers given")
         self.engine = Engine(model, exact=exact, drafts=drafts, draft_cost=draft_cost)
         self.grammar: StreamGrammar = self.engine.grammar
@@ -496,7 +498,8 @@ class Pipeline:
         tokenizer = self.tokenizer(modality, continuous)
         encoded = tokenizer.encode(list(media))
         if isinstance(encoded, Codes):
-            return [Segment(modality, encoded.item(i)) for i in range(len(encoded))]
+            kept = len(self.layout.entry(modality).codebook_sizes)  # of a residual tokenizer a model may know the first few alone
+            return [Segment(modality, encoded.item(i)[:kept]) for i in range(len(encoded))]
         segments = []
         for i in range(len(encoded)):
             features = plane(encoded, i, tokenizer.spec.latent_dim).permute(1, 2, 0)

@@ -19,14 +19,14 @@ from mmtp.models.unified import input_spans
 from mmtp.pipeline import Pipeline, PipelineError
 from mmtp.stream.packing import collate
 from mmtp.stream.template import TEMPLATES, Sample, encode_document
-from mmtp.stream.vocab import Special, VocabLayout, VocabMismatch
+from mmtp.stream.vocab import Special, VocabError, VocabLayout, VocabMismatch
 from mmtp.testing.fakes import BlockTokenizer
 from mmtp.tokenizers.audio.frame import FrameAudioTokenizer
 from mmtp.tokenizers.continuous.patches import PatchAudioTokenizer, PatchImageTokenizer
-from mmtp.tokenizers.quantizers import FSQ
+from mmtp.tokenizers.quantizers import FSQ, ResidualFSQ
 from mmtp.tokenizers.text import TextTokenizer
 from mmtp.train.model_choice import ModelChoice
-from mmtp.types import Batch, Modality
+from mmtp.types import Batch, Codes, Modality
 
 CAPTIONS = ["a red circle", "a blue triangle"]
 
@@ -252,3 +252,24 @@ def test_a_form_needs_a_tokenizer_of_text(tokenizers):
     wordless = Pipeline(preset("tiny", VocabLayout.of(tokenizers, 4)).build(), tokenizers)
     with pytest.raises(PipelineError, match="this model has no text tokenizer; it has blocks"):
         wordless.constraint(regex="a")
+
+
+def test_a_model_may_know_the_first_codebooks_of_a_residual_tokenizer(tmp_path):
+    codec = FrameAudioTokenizer.Config(
+        window=24, hop=12, width=8, encoder_blocks=1, decoder_blocks=1, quantizer=ResidualFSQ.Config(levels=(5, 5), num_codebooks=3)
+    ).build()
+    sounds = [torch.rand(1, 48) * 2 - 1, torch.rand(1, 96) * 2 - 1]
+    (tmp_path / "sounds").mkdir()
+    for i, sound in enumerate(sounds):
+        soundfile.write(tmp_path / f"sounds/{i}.wav", sound[0].numpy(), 16000, subtype="FLOAT")
+    tokenize(tmp_path / "sounds", tmp_path / "out", tokenizer=codec, config=TokenizeConfig(codebooks=2))
+    dataset = ShardDataset(tmp_path / "out")
+    pipeline = Pipeline(preset("tiny", dataset.layout).build(), {"FrameAudioTokenizer": codec})
+    for row, segment, sound in zip(dataset, pipeline.encode_sounds(sounds), sounds, strict=True):
+        codes = codec.encode([sound]).ids[0, :2]
+        assert torch.equal(segment.ids, codes)
+        assert torch.equal(pipeline.segments(row.tokens, modality=Modality.AUDIO)[0].ids, codes)
+        expected = codec.decode(Codes(codes[None], torch.tensor([codes.shape[1:]])))[0]
+        torch.testing.assert_close(pipeline.sounds(row.tokens)[0], expected)
+    with pytest.raises(VocabError, match="the first 4 codebooks are wanted, and it has 3"):
+        tokenize(tmp_path / "sounds", tmp_path / "more", tokenizer=codec, config=TokenizeConfig(codebooks=4))

@@ -18,6 +18,7 @@ def tokenize(
     questions_per_document: int = 1,
     flips: Literal["none", "horizontal", "vertical", "all"] = "none",
     shifts: int = 0,
+    codebooks: int = 0,
     max_dim: int = 64,
     merge: int = 1,
     queries: int = 0,
@@ -46,6 +47,7 @@ def tokenize(
         questions_per_document: how many of a picture's questions share one document (vqa, vqa-blind).
         flips: write mirror images besides each picture, with the same words.
         shifts: write so many slightly moved copies besides each sound, picture and mirror image, with the same words.
+        codebooks: write only so many codebooks of a residual tokenizer, from the first on; 0 writes all.
         max_dim: greatest number of cells along one side of a grid.
         merge: vectors of a continuous tokenizer: for models whose projector joins so many cells per side into one token.
         queries: vectors of a continuous tokenizer: for models whose resampler makes so many tokens of any grid.
@@ -73,6 +75,7 @@ def tokenize(
         questions_per_document=questions_per_document,
         flips=flips,
         shifts=shifts,
+        codebooks=codebooks,
         max_dim=max_dim,
         merge=merge,
         queries=queries,

@@ -66,6 +66,8 @@ class TokenizeConfig(Config):
             Their words stay, so this is for pictures in which left and right, above and below are not spoken of.
         shifts: further variants of each sound, picture and mirror image, each moved by up to half a cell of codes along its axes (borders
             repeat), so that a shape is seen on many places of the grid; drawn at random, the same for the same input.
+        codebooks: of a residual tokenizer, how many of its codebooks are written, from the first on: fewer codes, at a lower bit rate; 0
+            writes all.
         max_dim: greatest extent of a grid of codes along one axis.
         merge: for continuous tokenizers: cells per side that the model's ``projector`` joins into one, so that streams have fewer places.
         queries: for continuous tokenizers: vectors that the model's ``resampler`` makes of any grid; 0 for none.
@@ -81,6 +83,7 @@ class TokenizeConfig(Config):
     questions_per_document: int = 1
     flips: Flips = "none"
     shifts: int = 0
+    codebooks: int = 0
     max_dim: int = 64
     merge: int = 1
     queries: int = 0
@@ -101,7 +104,7 @@ class TokenizeConfig(Config):
         for name in ("questions_per_document", "max_dim", "merge", "max_pixels", "shard_inputs"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise DataError(f"{name}: at least 1 is wanted, {value} given")
-        for name in ("shifts", "queries"):
+        for name in ("shifts", "queries", "codebooks"):
             if (value := getattr(self, name)) < 0:
                 raise DataError(f"{name}: 0 or more is wanted, {value} given")
         if self.queries and self.merge > 1:
@@ -263,7 +266,7 @@ class ShardMaker:
 
     def _body(self, encoded: Codes | Latents, index: int) -> Segment:
         if isinstance(encoded, Codes):
-            return Segment(self.spec.modality, encoded.item(index))
+            return Segment(self.spec.modality, encoded.item(index)[: self.config.codebooks or None])
         features = plane(encoded, index, self.spec.latent_dim).permute(1, 2, 0).half()
         if not features.isfinite().all():
             raise DataError("its vectors reach beyond 65504, the largest number of float16")

@@ -101,7 +101,7 @@ def tokenize(
     if config.needs_text and text is None:
         raise DataError(f"tasks {', '.join(config.tasks)} write words: name a text tokenizer (--text text-bpe-4k)")
     loaded = {_name(t): _load(t) for t in (text, tokenizer) if t is not None}
-    layout = VocabLayout.of(loaded, max_dim=config.max_dim, written=config.draws)
+    layout = VocabLayout.of(loaded, max_dim=config.max_dim, written=config.draws, codebooks={_name(tokenizer): config.codebooks})
     fingerprints = {name: each.spec.fingerprint for name, each in loaded.items()}
     modality = loaded[_name(tokenizer)].spec.modality
     if modality is Modality.TEXT:

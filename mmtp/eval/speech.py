@@ -7,8 +7,9 @@ they are written: "7" is not "seven".
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -74,9 +75,14 @@ class Recognizer:
 
     def __call__(self, sound: Float[Tensor, "1 t"], rate: int) -> str:
         """What is said in a sound with values in [-1, 1]."""
+        return " ".join(segment.text for segment in self._segments(sound, rate, without_timestamps=True))
+
+    def words(self, sound: Float[Tensor, "1 t"], rate: int) -> list[tuple[str, float, float]]:
+        """Every word that is said, with the seconds at which it begins and ends (alignment by attention, to some hundredths)."""
+        segments = self._segments(sound, rate, word_timestamps=True)
+        return [(word.word.strip(), float(word.start), float(word.end)) for segment in segments for word in segment.words]
+
+    def _segments(self, sound: Float[Tensor, "1 t"], rate: int, **how: bool) -> Iterable[Any]:
         samples = resample(sound.float(), rate, RATE)[0].numpy()
         # Without a fallback to higher temperatures, which would sample.
-        segments, _ = self._model.transcribe(
-            samples, language="en", beam_size=1, temperature=0.0, condition_on_previous_text=False, without_timestamps=True
-        )
-        return " ".join(segment.text for segment in segments)
+        return self._model.transcribe(samples, language="en", beam_size=1, temperature=0.0, condition_on_previous_text=False, **how)[0]

@@ -19,7 +19,7 @@ from mmtp.eval.report import Table
 from mmtp.eval.sound import Recording
 from mmtp.eval.speech import WordErrors
 from mmtp.tokenizers.base import DiscreteTokenizer
-from mmtp.types import Segment
+from mmtp.types import Codes, Segment
 
 MODEL, OTHER, RECOGNISER = "the model", "the model, of another recording", "the recogniser"
 SPOKEN, OTHER_WORDS, REAL, RECODED = "the model", "the model, another text", "recording", "recording, through the tokenizer"
@@ -104,15 +104,16 @@ def evaluate_spoken(
     sample_rate = int(tokenizer.spec.sample_rate or 0)
     texts = [recording.text or "" for recording in recordings]
     sounds = [recording.sound for recording in recordings]
-    words = speaker.caption(speaker.encode_sounds(sounds), batch_size=batch_size)
+    coded = speaker.encode_sounds(sounds)
+    words = speaker.caption(coded, batch_size=batch_size)
     heard = {MODEL: _errors(words, texts), OTHER: _errors(elsewhere(words), texts)}
     if listen is None:
         return SpokenResult(heard, {}, 0, texts)
     samplings = [Sampling(**vars(sampling) | {"seed": sampling.seed + i}) for i in range(len(texts))]
     spoken = speaker.say(texts, samplings)
     with torch.no_grad():
-        recoded = [tokenizer.decode(tokenizer.encode([sound]))[0] for sound in sounds]
-
+        ids = [segment.ids for segment in coded if segment.ids is not None]
+        recoded = [tokenizer.decode(Codes(codes.unsqueeze(0), torch.tensor([codes.shape[1:]])))[0] for codes in ids]
     real, said, recoded_words = (
         ["" if sound is None else listen(sound, sample_rate) for sound in some] for some in (sounds, spoken, recoded)
     )

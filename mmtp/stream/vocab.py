@@ -205,6 +205,7 @@ class VocabLayout(Config):
         max_dim: int = 64,
         delays: Mapping[str, Sequence[int]] | None = None,
         written: bool = False,
+        codebooks: Mapping[str, int] | None = None,
     ) -> "VocabLayout":
         """The layout over a set of tokenizers, the same whatever their order.
 
@@ -213,13 +214,17 @@ class VocabLayout(Config):
             max_dim: greatest extent of a span along one axis.
             delays: name -> delay of every codebook, where they are not all 0.
             written: whether the vectors of a continuous tokenizer are written as well.
+            codebooks: name of a residual tokenizer -> how many of its codebooks streams hold, from the first on, where not all.
+
+        Raises:
+            VocabError: two tokenizers of one kind, or codebooks that a tokenizer does not have or cannot do without.
         """
         text, media = None, []
         for name, tokenizer in tokenizers.items():
             spec = tokenizer.spec
             if spec.modality is not Modality.TEXT:
                 lags = tuple((delays or {}).get(name, ()))
-                sizes = tuple(spec.codebook_sizes)
+                sizes = _first((codebooks or {}).get(name, 0), name, spec)
                 media.append(MediaEntry(spec.modality, name, spec.fingerprint, sizes, lags, written and not sizes))
             elif text is None:
                 text = TextEntry(name, spec.codebook_sizes[0], spec.fingerprint)
@@ -447,6 +452,14 @@ class VocabLayout(Config):
         array = ids.cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
         if array.size and (array.min() < lo or array.max() >= hi):
             raise VocabError(f"{what} from {lo} to {hi - 1} are wanted, {array.min()} to {array.max()} given")
+
+
+def _first(codebooks: int, name: str, spec: TokenizerSpec) -> tuple[int, ...]:
+    """Sizes of the codebooks that streams hold."""
+    if codebooks and not (spec.residual and codebooks <= spec.num_codebooks):
+        why = f"has {spec.num_codebooks}" if spec.residual else "is not residual: it needs all it has"
+        raise VocabError(f"{name!r}: the first {codebooks} codebooks are wanted, and it {why}")
+    return spec.codebook_sizes[: codebooks or None]
 
 
 def _one(special: Special) -> tuple[str, Range]:

@@ -1,8 +1,11 @@
 import json
+import random
+from collections import Counter
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from mmtp.data.media import decode_sound
 from mmtp.data.sources import open_source
@@ -42,6 +45,33 @@ def test_words_and_sounds_stand_in_one_order(script, source, tmp_path):
     assert len(set(orders)) > 6
     for path in (tmp_path / "out").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+def test_words_are_cut_where_they_were_heard_right(script):
+    """Four words of half a second with a dip of silence between them; the third is misheard, so it stays with its neighbours."""
+    word = np.concatenate([np.full(RATE // 2 - 80, 0.5, dtype=np.float32), np.zeros(80, dtype=np.float32)])
+    sound = torch.from_numpy(np.tile(word, 5))[None]
+    heard = [("Press", 0.0, 0.52), ("one.", 0.52, 1.03), ("four", 1.0, 1.5), ("other", 1.47, 2.0), ("things", 2.0, 2.5)]
+    pieces = script.cut((sound, "Press 1, for other things"), heard, RATE)
+    assert [words for _, words in pieces] == ["Press", "1, for other", "things"]
+    assert sum(piece.shape[1] for piece, _ in pieces) == sound.shape[1]
+    for piece, words in pieces:
+        assert abs(piece.shape[1] - len(words.split()) * RATE // 2) <= 80
+        assert piece[0, 0] == piece[0, -1] == 0
+    assert len(script.cut((sound, "nothing of it"), heard, RATE)) == 1
+
+
+def test_runs_are_of_different_recordings(script):
+    pieces = [[(torch.full((1, 3), float(i)), f"{i}.{j}") for j in range(i + 1)] for i in range(5)]
+    drawn = [list(script.runs(pieces, random.Random(seed), 3, 2)) for seed in range(200)]
+    firsts = Counter()
+    for some in drawn:
+        said = [[int(word.split(".")[0]) for word in words.split()] for _, words in some]
+        assert len(some) == 3 and len({words[0] for words in said}) == 3
+        for (sound, _), words in zip(some, said, strict=True):
+            assert sound[0, ::3].tolist() == words and len(set(words)) == 1 and len(words) <= 2
+        firsts[said[0][0]] += 1
+    assert firsts[4] > 2 * firsts[0]
 
 
 def test_a_source_without_words_is_refused(script, source, tmp_path, capsys):

@@ -177,6 +177,16 @@ def test_a_layout_follows_from_tokenizers_in_any_order():
         VocabLayout.of({**tokenizers, "u": tokenizers["t"]})
 
 
+def test_streams_may_hold_the_first_codebooks_of_a_residual_tokenizer():
+    spec = TokenizerSpec(modality=Modality.AUDIO, codebook_sizes=(6, 5, 4), residual=True)
+    assert VocabLayout.of({"a": Fake(spec)}, codebooks={"a": 2}).entry(Modality.AUDIO).codebook_sizes == (6, 5)
+    assert VocabLayout.of({"a": Fake(spec)}).entry(Modality.AUDIO).codebook_sizes == (6, 5, 4)
+    with pytest.raises(VocabError, match="'a': the first 4 codebooks are wanted, and it has 3"):
+        VocabLayout.of({"a": Fake(spec)}, codebooks={"a": 4})
+    with pytest.raises(VocabError, match="the first 2 codebooks are wanted, and it is not residual"):
+        VocabLayout.of({"a": Fake(replace(spec, residual=False))}, codebooks={"a": 2})
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
