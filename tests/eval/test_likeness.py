@@ -60,3 +60,19 @@ def test_a_model_that_draws_nothing_has_nothing_right():
     result = look(Painter(0))
     assert result.shares[DRAWN] == {"colour": 0, "size": 0}
     assert DRAWN not in result.frechet
+
+
+class Greenish:
+    """A tokenizer whose round trip leaves half of every colour, and more green than there was."""
+
+    def encode(self, pictures):
+        return pictures
+
+    def decode(self, codes):
+        return [0.5 * picture + torch.tensor([0.0, 0.45, 0.0])[:, None, None] for picture in codes]
+
+
+def test_the_judge_knows_what_the_tokenizer_leaves_of_pictures():
+    network = FeatureNetwork("colours", colours)
+    result = evaluate_likeness(Painter(12), Greenish(), network, judged(12, 0), judged(60, 100), batch_size=5)
+    assert result.shares[REAL]["colour"] == result.shares[RECONSTRUCTED]["colour"] == 1
