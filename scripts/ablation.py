@@ -107,7 +107,8 @@ def frozen_states(model: UnifiedModel, batch: Batch) -> tuple[torch.Tensor, torc
     mask = document_mask(batch.document_ids)
     embedded = model.embedding.batch(batch)
     modality = model.slot_modality[batch.slots]
-    return model.backbone(embedded, batch.positions, mask), embedded, Places(batch.positions, modality.roll(-1, 1), modality, mask)
+    hidden = model.backbone(embedded, batch.positions, mask, routes=model.backbone.routes(modality))
+    return hidden, embedded, Places(batch.positions, modality.roll(-1, 1), modality, mask)
 
 
 def head_loss(

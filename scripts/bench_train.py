@@ -6,6 +6,7 @@ other in turn (A B C ... A B C ...), so that what else the machine does hits all
 - ``next``: next-token prediction, which the others are measured against;
 - ``depth``, ``parallel``, ``sequential``, ``shared``, ``synchronized``: with ``--mtp-depth`` further tokens, detached as the loss has it
   by default, from ``--anchors`` of the positions;
+- ``modality_specific``: next-token prediction by a backbone in which words and pictures have norms and feed-forward layers of their own;
 - ``transformers``: Qwen3ForCausalLM of the same sizes and vocabulary, next-token loss over the whole vocabulary, as its Trainer calls it.
 
 Peak memory is what tensors made within one forward and backward pass hold at most; weights and the optimizer's state are not in it.
@@ -19,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Cost:
     """What a training step of one way costs.
 
     Attributes:
-        way: head, or ``transformers``.
+        way: head, ``modality_specific``, or ``transformers``.
         parameters: of the model.
         median: seconds per step.
         p90: likewise, in nine of ten steps.
@@ -112,6 +113,8 @@ def build(way: str, size: BackboneConfig, depth: int, detach: bool, anchors: flo
         )  # fmt: skip
         other = Qwen3ForCausalLM(config).train()
         return other, lambda batch: other(input_ids=batch.tokens, labels=batch.tokens, use_cache=False).loss
+    if way == "modality_specific":
+        way, size = "next", replace(size, modality_specific="mlp")
     head = REGISTRY.resolve("head", way).Config(**({} if way == "next" else {"mtp_depth": depth}))
     model = UnifiedModel.Config(layout=LAYOUT, backbone=size, head=head).build().train()
     # Every code and word is a target, as for transformers.
@@ -179,9 +182,9 @@ def markdown(costs: Sequence[Cost]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line and times."""
-    others = [name for name in REGISTRY.names("head") if name != "next"]
+    ways = [*(name for name in REGISTRY.names("head") if name != "next"), "modality_specific", "transformers"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ways", nargs="+", choices=[*others, "transformers"], default=[*others, "transformers"])
+    parser.add_argument("--ways", nargs="+", choices=ways, default=ways)
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument("--mtp-depth", type=int, default=3)
     parser.add_argument("--rows", type=int, default=4)

@@ -83,7 +83,8 @@ class _ModelDrafter:
         mask = self.cache.begin(longest)
         tokens = tensor([w + [0] * (longest - len(w)) for w in windows])
         positions = tensor([(p + [(0, 0, 0)] * longest)[:longest] for p in places])
-        states = model.extend(model.embed(tokens), positions, mask, self.cache.layers)
+        slots = [lane.window_slots(lengths[lane.index], len(window)) for lane, window in zip(lanes, windows, strict=True)]
+        states = model.extend(model.embed(tokens), positions, mask, self.cache.layers, slots)
         self.cache.commit([len(w) for w in windows])
         return states, [len(w) - 1 for w in windows]
 

@@ -176,7 +176,8 @@ class Engine:
             for first, end in lane.inputs:
                 if first >= begin and lane.index not in resting:
                     mask[lane.index, :, first - begin : end - begin, first:end] = True
-        hidden = self.model.extend(self.embed(tokens, lanes, cache.lengths), positions, mask, cache.layers)
+        slots = [lane.window_slots(cache.lengths[lane.index], len(window)) for lane, window in zip(lanes, windows, strict=True)]
+        hidden = self.model.extend(self.embed(tokens, lanes, cache.lengths), positions, mask, cache.layers, slots)
         last = [len(window) - len(lane.drafts) - 1 for window, lane in zip(windows, lanes, strict=True)]
         wanted = []
         for row in rows:
@@ -320,6 +321,7 @@ class Engine:
         for row in rows:
             for lane in row.lanes:
                 positions[lane.index, : sizes[row.index]] = self.tensor(lane.positions[firsts[lane.index] :])
+        slots = [[rows[0].slots[-1]] * width] * len(cache.lengths)  # all are of one medium
 
         def velocity(points: Tensor, time: float) -> Tensor:
             mask = cache.begin(width)
@@ -330,7 +332,7 @@ class Engine:
                     first = firsts[lane.index]
                     mask[lane.index, :, :size, first : first + size] = True
                     embedded[lane.index, :size] = self.model.embed_points(own[:size], time)
-            states = self.model.backbone.norm(self.model.extend(embedded, positions, mask, cache.layers))
+            states = self.model.backbone.norm(self.model.extend(embedded, positions, mask, cache.layers, slots))
             found = self.model.flow(states)
             moves = [
                 found[row.index] if row.branch is None else torch.lerp(found[row.branch.index], found[row.index], weight)

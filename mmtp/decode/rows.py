@@ -63,6 +63,11 @@ class Lane:
         self.drafts.append(token)
         self.draft_states.append(after)
 
+    def window_slots(self, first: int, length: int) -> list[int]:
+        """Slots of so many tokens from an offset on, drafts among them."""
+        slots = self.slots[first:] + [state.slot for state in self.draft_states[max(0, first - len(self.slots)) : -1]]
+        return slots[:length]
+
     def forget_drafts(self) -> None:
         self.drafts: list[int] = []
         self.draft_positions: list[tuple[int, int, int]] = []

@@ -26,7 +26,12 @@ class Step(Protocol):
     def embed(self, tokens: Int[Tensor, "b s"]) -> Float[Tensor, "b s d"]: ...
 
     def extend(
-        self, embedded: Float[Tensor, "b s d"], positions: Int[Tensor, "b s 3"], mask: Tensor, caches: Sequence[LayerCache]
+        self,
+        embedded: Float[Tensor, "b s d"],
+        positions: Int[Tensor, "b s 3"],
+        mask: Tensor,
+        caches: Sequence[LayerCache],
+        slots: Sequence[Sequence[int]],
     ) -> Float[Tensor, "b s d"]: ...
 
     def write(

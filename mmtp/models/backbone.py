@@ -1,8 +1,14 @@
-"""The decoder: Qwen3-compatible, blind to modality. Embeddings in, hidden states (before the final norm) out."""
+"""The decoder: Qwen3-compatible. Embeddings in, hidden states (before the final norm) out.
 
-from collections.abc import Sequence
+It is blind to modality, unless its configuration gives every medium weights of its own: then it is told which medium each position belongs
+to (Mixture-of-Transformers; Liang et al., arXiv 2411.04996, section 2.2 and algorithm 1). Attention is over the whole stream either way.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
@@ -10,8 +16,13 @@ from torch.nn.attention.flex_attention import BlockMask
 import mmtp.config
 from mmtp.nn.attention import LayerCache
 from mmtp.nn.block import Block
+from mmtp.nn.experts import ExpertBlock, Routes
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Rope
+from mmtp.types import Modality
+
+OWN = ("none", "norms", "mlp", "all")
+"""Values of ``modality_specific``, each with the weights of the one before and more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +38,9 @@ class BackboneConfig(mmtp.config.Config):
         mlp_width: hidden width of the gated feed-forward layer.
         rope_theta: base of the rotary frequencies.
         norm_eps: of all norms.
+        modality_specific: weights that every medium has of its own in each block: ``norms``; ``mlp``, norms and feed-forward layer; or
+            ``all``, the projections of attention as well. A position takes those of its medium, so that arithmetic stays the same.
+            The final norm is common to all. Blocks of draft heads have none.
     """
 
     width: int
@@ -37,6 +51,7 @@ class BackboneConfig(mmtp.config.Config):
     mlp_width: int
     rope_theta: float = 1e4
     norm_eps: float = 1e-6
+    modality_specific: Literal["none", "norms", "mlp", "all"] = "none"
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -45,8 +60,17 @@ class BackboneConfig(mmtp.config.Config):
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding needs pairs")
 
     def block(self) -> Block:
-        """A block of these sizes."""
-        return Block(self.width, self.num_heads, self.num_kv_heads, self.head_dim, self.mlp_width, self.norm_eps)
+        """A block of these sizes, the same for all media."""
+        return Block(*self._sizes)
+
+    def expert_block(self, modalities: Sequence[Modality]) -> ExpertBlock:
+        """A block of these sizes with the weights that ``modality_specific`` gives every medium."""
+        own_mlp, own_attention = self.modality_specific in ("mlp", "all"), self.modality_specific == "all"
+        return ExpertBlock([str(m) for m in modalities], own_mlp, own_attention, *self._sizes)
+
+    @property
+    def _sizes(self) -> tuple[int, int, int, int, int, float]:
+        return self.width, self.num_heads, self.num_kv_heads, self.head_dim, self.mlp_width, self.norm_eps
 
 
 class Backbone(nn.Module):
@@ -54,14 +78,22 @@ class Backbone(nn.Module):
 
     Args:
         config: sizes.
+        modalities: of the vocabulary; only ``modality_specific`` asks for them.
     """
 
-    def __init__(self, config: BackboneConfig) -> None:
+    experts: Tensor
+
+    def __init__(self, config: BackboneConfig, modalities: Sequence[Modality] = ()) -> None:
         super().__init__()
         self.config = config
         self.rope = Rope(config.head_dim, config.rope_theta)
-        self.blocks = nn.ModuleList(config.block() for _ in range(config.depth))
+        own = config.modality_specific != "none"
+        self.blocks = nn.ModuleList(config.expert_block(modalities) if own else config.block() for _ in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_eps)
+        self.num_experts = len(modalities) if own else 0
+        self._expert = {modality.index: i for i, modality in enumerate(modalities)}
+        expert = [self._expert.get(modality.index, 0) for modality in Modality]
+        self.register_buffer("experts", torch.tensor(expert), persistent=False)
 
     def forward(
         self,
@@ -69,6 +101,7 @@ class Backbone(nn.Module):
         positions: Int[Tensor, "b s 3"],
         mask: Bool[Tensor, "b #h s t"] | BlockMask | None,
         caches: Sequence[LayerCache] | None = None,
+        routes: Routes | None = None,
     ) -> Float[Tensor, "b s d"]:
         """Hidden states before ``norm``.
 
@@ -77,8 +110,51 @@ class Backbone(nn.Module):
             positions: rotary positions (time, row, column).
             mask: True where a position may look.
             caches: one per block in decoding, None in training.
+            routes: which medium's weights each position takes, of :meth:`routes` or :meth:`window_routes`; None where all share theirs.
         """
         angles = self.rope(positions)
+        own = () if routes is None else (routes,)
         for i, block in enumerate(self.blocks):
-            x = block(x, angles, mask, None if caches is None else caches[i])
+            x = block(x, angles, mask, None if caches is None else caches[i], *own)
         return x
+
+    def routes(self, modality: Int[Tensor, "b s"]) -> Routes | None:
+        """Of the positions of a training pass, by ``Modality.index``; None where media share their weights."""
+        return Routes.of(self.experts[modality], self.num_experts) if self.num_experts else None
+
+    def window_routes(self, modality: Sequence[Sequence[int]], width: int) -> Routes | None:
+        """The same for a pass of decoding.
+
+        Args:
+            modality: ``Modality.index`` of the positions of every row, as many as it has.
+            width: positions per row, padding included.
+        """
+        if not self.num_experts:
+            return None
+        # Padding goes where other positions go, so that it makes no expert work that has none of them.
+        rest = next((row[0] for row in modality if row), 0)
+        padded = [self._expert[kind] for row in modality for kind in (*row, *[rest] * (width - len(row)))]
+        return Routes.of_window(padded, self.num_experts, self.experts.device)
+
+
+def upcycled(state: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """Weights for a backbone of which media have more of their own, or that has more media (sparse upcycling; arXiv 2212.05055, section 3).
+
+    Experts begin as copies of the weights that all media shared, those of a new medium as copies of text's. The model computes what it
+    computed before.
+
+    Args:
+        state: of a backbone or of what contains one.
+        names: of the weights that are wanted; those that have no source in ``state`` are left out.
+    """
+    found = {}
+    for name in names:
+        parts = name.split(".")
+        medium = next((i for i, part in enumerate(parts) if part in set(Modality)), None)
+        sources = [name]
+        if medium is not None:
+            sources += [".".join(parts[:medium] + part + parts[medium + 1 :]) for part in ([], [str(Modality.TEXT)])]
+        source = next((source for source in sources if source in state), None)
+        if source is not None:
+            found[name] = state[source]
+    return found

@@ -56,7 +56,13 @@ def from_qwen3(state: Mapping[str, Tensor], config: BackboneConfig) -> tuple[dic
 
 
 def to_qwen3(state: Mapping[str, Tensor], config: BackboneConfig, embedding: Tensor, unembedding: Tensor) -> dict[str, Tensor]:
-    """The inverse of :func:`from_qwen3`; loads into ``transformers.Qwen3ForCausalLM``."""
+    """The inverse of :func:`from_qwen3`; loads into ``transformers.Qwen3ForCausalLM``.
+
+    Raises:
+        Qwen3Error: media have weights of their own.
+    """
+    if config.modality_specific != "none":
+        raise Qwen3Error(f"modality_specific = {config.modality_specific!r}: Qwen3's layout has no place for weights of single media")
     out = {"model.embed_tokens.weight": embedding, "lm_head.weight": unembedding, "model.norm.weight": state["norm.weight"]}
     for i in range(config.depth):
         out |= block_to_qwen3(state, config, f"blocks.{i}", f"model.layers.{i}")

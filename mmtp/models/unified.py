@@ -20,6 +20,7 @@ from mmtp.models.heads.next import NextHead
 from mmtp.models.loss import LossConfig, LossOutput, unified_loss
 from mmtp.nn.attention import LayerCache, document_blocks, document_mask
 from mmtp.nn.block import init_weights
+from mmtp.nn.experts import Routes
 from mmtp.stream.vocab import VocabLayout
 from mmtp.types import Batch
 
@@ -61,12 +62,13 @@ class UnifiedModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = Embedding(config.layout.size, config.backbone.width, config.feature_width, config.connector)
-        self.backbone = Backbone(config.backbone)
+        self.backbone = Backbone(config.backbone, config.layout.modalities)
         self.head: Any = config.head.build(backbone=config.backbone, modalities=config.layout.modalities)
         self.unembedding = (
             self.embedding.table if config.tie_embeddings else nn.Linear(config.backbone.width, config.layout.size, bias=False)
         )
-        self.register_buffer("slot_modality", torch.tensor([slot.modality.index for slot in config.layout.slots]), persistent=False)
+        self._slot_modality = [slot.modality.index for slot in config.layout.slots]
+        self.register_buffer("slot_modality", torch.tensor(self._slot_modality), persistent=False)
         assert isinstance(self.head, Head)
         init_weights(self, config.backbone.depth)
         self.flow: Any = _build_flow(config)
@@ -100,7 +102,9 @@ class UnifiedModel(nn.Module):
             mask = document_blocks(batch.document_ids, spans)
         else:
             mask = causal if spans is None else document_mask(batch.document_ids, spans)
-        return self.compute_states(x, batch.positions, self.slot_modality[batch.slots], mask, causal, detach, drafts, anchors)
+        modality = self.slot_modality[batch.slots]
+        routes = self.backbone.routes(modality)
+        return self.compute_states(x, batch.positions, modality, mask, causal, detach, drafts, anchors, routes)
 
     def compute_states(
         self,
@@ -112,9 +116,10 @@ class UnifiedModel(nn.Module):
         detach: bool,
         drafts: bool = True,
         anchors: Tensor | None = None,
+        routes: Routes | None = None,
     ) -> list[Tensor]:
         """The part of the forward pass that is arithmetic alone, and so can be compiled as one graph."""
-        hidden = self.backbone(x, positions, mask)
+        hidden = self.backbone(x, positions, mask, routes=routes)
         states = [self.backbone.norm(hidden)]
         if drafts and self.head.mtp_depth:
             source = (hidden.detach(), x.detach()) if detach else (hidden, x)
@@ -172,10 +177,27 @@ class UnifiedModel(nn.Module):
         return self.embedding(tokens)
 
     def extend(
-        self, embedded: Float[Tensor, "b s d"], positions: Int[Tensor, "b s 3"], mask: Tensor, caches: Sequence[LayerCache]
+        self,
+        embedded: Float[Tensor, "b s d"],
+        positions: Int[Tensor, "b s 3"],
+        mask: Tensor,
+        caches: Sequence[LayerCache],
+        slots: Sequence[Sequence[int]],
     ) -> Float[Tensor, "b s d"]:
-        """Hidden states (before the final norm) of a few more positions, given what the caches hold."""
-        return self.backbone(embedded, positions, mask, caches)
+        """Hidden states (before the final norm) of a few more positions, given what the caches hold.
+
+        Args:
+            embedded: of the positions, padded at the end.
+            positions: rotary positions.
+            mask: True where a position may look.
+            caches: one per block.
+            slots: of the grammar, in which the tokens of every row stand, without padding.
+        """
+        routes = None
+        if self.backbone.num_experts:
+            kinds = [[self._slot_modality[slot] for slot in row] for row in slots]
+            routes = self.backbone.window_routes(kinds, embedded.shape[1])
+        return self.backbone(embedded, positions, mask, caches, routes)
 
     def write(
         self, states: Float[Tensor, "n d"], noise: Float[Tensor, "n c"], guides: Float[Tensor, "n d"], guidance: Float[Tensor, " n"]

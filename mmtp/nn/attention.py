@@ -49,10 +49,10 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         # One matrix for queries, keys and values: at a few tokens per pass the number of calls is what costs.
-        self.qkv = nn.Linear(width, (num_heads + 2 * num_kv_heads) * head_dim, bias=False)
-        self.out = nn.Linear(num_heads * head_dim, width, bias=False)
-        self.q_norm = RMSNorm(head_dim, eps)
-        self.k_norm = RMSNorm(head_dim, eps)
+        self.qkv: nn.Module = nn.Linear(width, (num_heads + 2 * num_kv_heads) * head_dim, bias=False)
+        self.out: nn.Module = nn.Linear(num_heads * head_dim, width, bias=False)
+        self.q_norm: nn.Module = RMSNorm(head_dim, eps)
+        self.k_norm: nn.Module = RMSNorm(head_dim, eps)
 
     def forward(
         self,
@@ -60,6 +60,7 @@ class Attention(nn.Module):
         angles: Angles,
         mask: Bool[Tensor, "b #h s t"] | BlockMask | None,
         cache: LayerCache | None = None,
+        *routes: Any,
     ) -> Float[Tensor, "b s d"]:
         """Attends.
 
@@ -69,15 +70,16 @@ class Attention(nn.Module):
             mask: True where a position may look; None lets every position see all that the cache returns,
                 which is right for a single position at the end of a single row.
             cache: None in training, where positions attend to this pass alone.
+            routes: what the projections are told beside their input, where there are several of each (:mod:`mmtp.nn.experts`).
         """
         h, k = self.num_heads, self.num_kv_heads
-        q, key, value = self.qkv(x).unflatten(-1, (h + 2 * k, self.head_dim)).split((h, k, k), dim=2)
-        q = rotate(self.q_norm(q), angles).to(value.dtype).transpose(1, 2)
-        key = rotate(self.k_norm(key), angles).to(value.dtype).transpose(1, 2)
+        q, key, value = self.qkv(x, *routes).unflatten(-1, (h + 2 * k, self.head_dim)).split((h, k, k), dim=2)
+        q = rotate(self.q_norm(q, *routes), angles).to(value.dtype).transpose(1, 2)
+        key = rotate(self.k_norm(key, *routes), angles).to(value.dtype).transpose(1, 2)
         value = value.transpose(1, 2)
         if cache is not None:
             key, value = cache.update(key, value)
-        return self.out(rearrange(attend(q, key, value, mask), "b h s hd -> b s (h hd)"))
+        return self.out(rearrange(attend(q, key, value, mask), "b h s hd -> b s (h hd)"), *routes)
 
 
 def attend(

@@ -29,10 +29,10 @@ class Block(nn.Module):
 
     def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, mlp_width: int, eps: float = 1e-6) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(width, eps)
+        self.attention_norm: nn.Module = RMSNorm(width, eps)
         self.attention = Attention(width, num_heads, num_kv_heads, head_dim, eps)
-        self.mlp_norm = RMSNorm(width, eps)
-        self.mlp = SwiGLU(width, mlp_width)
+        self.mlp_norm: nn.Module = RMSNorm(width, eps)
+        self.mlp: nn.Module = SwiGLU(width, mlp_width)
         self.dropout = 0.0
 
     def forward(
@@ -49,7 +49,8 @@ def init_weights(module: nn.Module, depth: int, std: float = 0.02) -> None:
     """Normal weights; the matrices that write into the residual stream are scaled by 1/sqrt(2 depth) (GPT-2, section 2.3)."""
     for name, child in module.named_modules():
         if isinstance(child, nn.Linear):
-            residual = name.endswith(("attention.out", "mlp.down"))
+            parts = name.split(".")  # of experts, "attention.out.NAME" and "mlp.NAME.down"
+            residual = {"attention", "out"} <= {*parts} or {"mlp", "down"} <= {*parts}
             nn.init.normal_(child.weight, std=std / (2 * depth) ** 0.5 if residual else std)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)

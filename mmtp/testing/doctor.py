@@ -253,14 +253,16 @@ def check_kernels(model: UnifiedModel, prompt: Prompt) -> list[Finding]:
 def _logits(model: UnifiedModel, tokens: list[int], cut: int, width: int, rows: int) -> Float[Tensor, "s v"]:
     """Of the places from ``cut`` on, read ``width`` at a time after one pass over what stands before; the last of ``rows`` equal rows."""
     backbone, weight = model.config.backbone, model.unembedding.weight
-    places = torch.from_numpy(StreamGrammar(model.config.layout).analyse(torch.tensor(tokens)).positions).to(weight.device)
+    info = StreamGrammar(model.config.layout).analyse(torch.tensor(tokens))
+    places = torch.from_numpy(info.positions).to(weight.device)
     cache = KVCache(backbone.depth, rows, backbone.num_kv_heads, backbone.head_dim, len(tokens), weight.device, weight.dtype)
     out = []
     for start, end in [(0, cut), *((at, min(at + width, len(tokens))) for at in range(cut, len(tokens), width))]:
         ids = torch.tensor([tokens[start:end]] * rows, device=weight.device)
         mask = cache.begin(end - start)
         positions = places[start:end].long().expand(rows, -1, -1)
-        out.append(model.backbone.norm(model.extend(model.embed(ids), positions, mask, cache.layers))[-1])
+        slots = [info.slots[start:end].tolist()] * rows
+        out.append(model.backbone.norm(model.extend(model.embed(ids), positions, mask, cache.layers, slots))[-1])
         cache.commit([end - start] * rows)
     return torch.cat(out[1:]) @ weight.T
 

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from mmtp.models.unified import UnifiedModel
 from mmtp.nn.attention import document_mask
 from mmtp.nn.block import Block
+from mmtp.nn.experts import Routes
 from mmtp.nn.memory import PeakMemory
 from mmtp.train.trainer import OptimConfig, RunConfig, hidden_matrices
 from mmtp.types import MmtpError
@@ -214,12 +215,21 @@ def _measure(
                 tokens = torch.zeros(rows, budget, dtype=torch.long)
                 mask = document_mask(tokens)
                 x = model.embedding(tokens)
-                states = model.compute_states(x, tokens.unsqueeze(2).expand(-1, -1, 3), tokens, mask, mask, detach)
+                positions = tokens.unsqueeze(2).expand(-1, -1, 3)
+                states = model.compute_states(x, positions, tokens, mask, mask, detach, routes=_even_routes(model, tokens))
             learning = [state for state in states if state.requires_grad]
             grads = [torch.empty_like(state) for state in learning]
             forward = memory.live
             torch.autograd.backward(learning, grads)
     return _Size(*counts, forward, memory.peak)
+
+
+def _even_routes(model: UnifiedModel, tokens: Tensor) -> Routes | None:
+    """As many positions for each medium; what they take depends on their number alone, and hardly on how they divide it."""
+    if not model.backbone.num_experts:
+        return None
+    places = torch.arange(tokens.numel())
+    return Routes(tokens.flatten(), places.tensor_split(model.backbone.num_experts), places)
 
 
 def _drop(parameter: Tensor) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from mmtp.config import Config, ConfigError
 from mmtp.hub import from_pretrained, read_config
+from mmtp.models.backbone import OWN, upcycled
 from mmtp.models.embed import codebook_embeddings
 from mmtp.models.presets import preset
 from mmtp.models.unified import UnifiedModel
@@ -24,7 +25,8 @@ class ModelChoice(Config):
         start: a saved model to go on from, over the same tokenizers as far as both know them. Media of the shards that are new to it join
             its vocabulary, untrained; media that only it knows stay as they are. Where the shards hold continuous features and the model
             reads none, it gets an untrained projection for them.
-        backbone: values of the backbone that differ from the preset's.
+        backbone: values of the backbone that differ from the preset's. Beside ``start`` only ``modality_specific``, to give media weights
+            of their own, which begin as copies of those they have shared (:func:`mmtp.models.backbone.upcycled`).
         head: a head's configuration (``type`` and values) in place of the preset's or of ``start``'s. Beside ``start`` the new head
             begins untrained, the rest keeps what it has learnt: so draft heads are added to a model that has none.
         connector: a connector's configuration (``type`` and values) in place of the preset's: how the vectors of a continuous tokenizer are
@@ -112,7 +114,8 @@ class ModelChoice(Config):
             fresh = ("head.",) if self.head else ()
             fresh += ("embedding.features.",) if config.feature_width != model.config.feature_width else ()
             known = model.config.layout
-            model = rebuilt(model, config, fresh) if fresh or config.layout != known else model
+            same = not fresh and (config.layout, config.backbone) == (known, model.config.backbone)
+            model = model if same else rebuilt(model, config, fresh)
             if self.codebook_init:
                 start_from_codebooks(model, [entry for entry in config.layout.media if entry not in known.media])
         else:
@@ -139,19 +142,27 @@ class ModelChoice(Config):
 
     def _started(self, layout: VocabLayout, feature_width: int) -> UnifiedModel.Config:
         """The saved model's configuration, with a new head, new media or a new connector where they are wanted."""
-        if self.backbone or self.flow or self.tie_embeddings is not None:
-            raise ConfigError(f"model: 'backbone', 'flow' and 'tie_embeddings' belong to a preset; {self.start} has its own")
+        if set(self.backbone) - {"modality_specific"} or self.flow or self.tie_embeddings is not None:
+            raise ConfigError(
+                f"model: 'backbone' (but for modality_specific), 'flow' and 'tie_embeddings' belong to a preset; {self.start} has its own"
+            )
         known: UnifiedModel.Config = read_config(self.start)
-        changes: dict[str, Any] = {"layout": layout.to_dict()} | ({"head": self.head} if self.head else {})
+        changes: dict[str, Any] = {"layout": layout.to_dict(), "backbone": known.backbone.to_dict() | self.backbone}
+        changes |= {"head": self.head} if self.head else {}
         if feature_width and not known.feature_width:
             changes |= {"feature_width": feature_width} | ({"connector": self.connector} if self.connector else {})
         elif self.connector:
             raise ConfigError(f"model: 'connector' is for shards with vectors and a model that reads none yet; {self.start} has its own")
-        return UnifiedModel.Config.from_dict(known.to_dict() | changes, "model")
+        config = UnifiedModel.Config.from_dict(known.to_dict() | changes, "model")
+        has, wanted = known.backbone.modality_specific, config.backbone.modality_specific
+        if OWN.index(wanted) < OWN.index(has):
+            raise ConfigError(f"model: modality_specific = {wanted!r}, but media of {self.start} have more of their own ({has!r}) to lose")
+        return config
 
 
 def rebuilt(model: UnifiedModel, config: UnifiedModel.Config, fresh: tuple[str, ...]) -> UnifiedModel:
-    """The same model by another configuration: with another head, further media, or a connector, which begin untrained.
+    """The same model by another configuration: with another head, further media, or a connector, which begin untrained, or with weights
+    for single media, which begin as copies.
 
     Args:
         model: whose weights are taken over.
@@ -165,7 +176,7 @@ def rebuilt(model: UnifiedModel, config: UnifiedModel.Config, fresh: tuple[str, 
     state, used = other.state_dict(), model.config.layout.used
     ids = torch.from_numpy(config.layout.ids_of(model.config.layout)[:used])
     for name, value in model.state_dict().items():
-        if name.startswith(fresh):
+        if name.startswith(("backbone.", *fresh)):
             continue
         if name in ("embedding.table.weight", "unembedding.weight") and config.layout != model.config.layout:
             state[name][ids] = value[:used]
@@ -173,6 +184,7 @@ def rebuilt(model: UnifiedModel, config: UnifiedModel.Config, fresh: tuple[str, 
             raise ConfigError(f"model: {name} of the model's head is for fewer media; give 'head', which then begins untrained")
         else:
             state[name] = value
+    state |= upcycled(model.state_dict(), [name for name in state if name.startswith("backbone.")])
     other.load_state_dict(state)
     return other
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mmtp.decode.engine import DecodeError, Engine
 from mmtp.decode.sample import Noise, Sampling, choose, warp
 from mmtp.models.heads.base import BELOW
+from mmtp.models.heads.sequential import SequentialHead
 from mmtp.models.heads.synchronized import SynchronizedHead
 from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel
@@ -313,3 +314,33 @@ def test_half_precision_decodes() -> None:
     net = model(depth=2).eval().to(torch.bfloat16)
     tokens = Engine(net).generate(PICTURE, Sampling(seed=1), 50, stop=(Special.END,)).tokens
     GRAMMAR.analyse(torch.tensor(tokens))
+
+
+@pytest.fixture(scope="module")
+def own_weights() -> UnifiedModel:
+    """One whose media have weights of their own."""
+    torch.manual_seed(0)
+    backbone = replace(BACKBONE, modality_specific="all")
+    net = UnifiedModel.Config(layout=LAYOUT, backbone=backbone, head=SequentialHead.Config(mtp_depth=3)).build()
+    torch.nn.init.normal_(net.embedding.table.weight, std=0.3)
+    return taught(net)
+
+
+@pytest.mark.parametrize("prefix", [PICTURE, TEXT], ids=["picture", "text"])
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_media_with_weights_of_their_own_decode_as_on_the_blackboard(own_weights: UnifiedModel, prefix: list[int], guidance: float) -> None:
+    sampling = Sampling(guidance=guidance, seed=5)
+    wanted = reference(own_weights, prefix, sampling, 44)
+    for exact in (False, True):
+        for speculative in (False, True):
+            assert Engine(own_weights, exact=exact).generate(prefix, sampling, 44, speculative).tokens == wanted
+
+
+@settings(max_examples=3, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([0.0, 1.0]), st.integers(20, 45))
+def test_rows_of_mixed_media_equal_their_solo_runs(own_weights: UnifiedModel, seed: int, temperature: float, limit: int) -> None:
+    prefixes, engine = [PICTURE, TEXT, PICTURE[:7]], Engine(own_weights, exact=True)
+    samplings = [Sampling(seed=seed + i, temperature=temperature) for i in range(3)]
+    together = engine.generate_batch(prefixes, samplings, limit)
+    for prefix, sampling, row in zip(prefixes, samplings, together, strict=True):
+        assert row.tokens == engine.generate(prefix, sampling, limit, speculative=False).tokens

@@ -18,9 +18,10 @@ def test_every_head_is_timed_beside_transformers(tmp_path, capsys):
     pytest.importorskip("transformers")
     main(["--size", "tiny", "--rows", "1", "--length", "192", "--rounds", "1", "--mtp-depth", "1", "--json", str(tmp_path / "costs.json")])
     costs = {cost["way"]: cost for cost in json.loads((tmp_path / "costs.json").read_text())}
-    assert set(costs) == {*REGISTRY.names("head"), "transformers"}
+    assert set(costs) == {*REGISTRY.names("head"), "modality_specific", "transformers"}
     assert costs["next"]["time_ratio"] == costs["next"]["memory_ratio"] == 1
     assert costs["next"]["parameters"] == costs["transformers"]["parameters"] < costs["shared"]["parameters"]
+    assert costs["modality_specific"]["parameters"] > costs["next"]["parameters"]
     assert costs["sequential"]["peak"] > costs["next"]["peak"]
     table = capsys.readouterr().out
     assert all(f"| {way} |" in table for way in costs)

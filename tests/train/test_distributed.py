@@ -111,6 +111,14 @@ def test_four_processes_go_on_from_two_and_in_two_groups_equal_one(root: Path, s
 
 
 @pytest.mark.heavy
+def test_two_processes_divide_weights_of_single_media(root: Path, tmp_path: Path) -> None:
+    given = recipe(model={"backbone": {"modality_specific": "all"}, "activation_checkpointing": True})
+    run_recipe(Recipe.from_dict(given), tmp_path / "one", data_root=root, progress=False)
+    assert launch(job(2, tmp_path / "two", root, given)) == [[0, 0]]
+    assert_equal_runs(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.heavy
 def test_muon_in_two_processes_agrees_as_far_as_bfloat16_does(root: Path, tmp_path: Path) -> None:
     given = recipe(optim={"muon_lr": 1e-2})
     run_recipe(Recipe.from_dict(given), tmp_path / "one", data_root=root, progress=False)

@@ -21,6 +21,7 @@ TINY = UnifiedModel.Config(
     head=SequentialHead.Config(mtp_depth=2),
 )
 SMALL = replace(TINY, backbone=BackboneConfig(width=256, depth=6, num_heads=4, num_kv_heads=2, head_dim=64, mlp_width=704))
+MIXED = replace(SMALL, backbone=replace(SMALL.backbone, depth=3, modality_specific="all"))
 OPTIM = OptimConfig(ema=0.9)
 
 
@@ -43,7 +44,9 @@ class SameRows:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize(("config", "rows", "precision"), [(TINY, 4, "float32"), (TINY, 2, "bfloat16"), (SMALL, 2, "float32")])
+@pytest.mark.parametrize(
+    ("config", "rows", "precision"), [(TINY, 4, "float32"), (TINY, 2, "bfloat16"), (SMALL, 2, "float32"), (MIXED, 2, "float32")]
+)
 def test_the_estimate_is_what_training_takes(
     config: UnifiedModel.Config, rows: int, precision: str, recompute: bool, tmp_path: Path
 ) -> None:

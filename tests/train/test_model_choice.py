@@ -57,3 +57,25 @@ def test_codes_that_look_alike_begin_alike() -> None:
         assert torch.dist(codes[0], codes[near]) < 0.7 * torch.dist(codes[0], codes[far])
     with pytest.raises(ConfigError, match="belong to a preset"):
         ModelChoice(start="somewhere", tie_embeddings=False).model(layout)
+
+
+def test_media_get_weights_of_their_own_that_begin_as_copies(root: Path, tmp_path: Path) -> None:
+    known = ShardDataset(root / "shards").layout
+    before = preset("tiny", known).build().eval()
+    save_pretrained(before, tmp_path / "dense")
+    choice = ModelChoice(start=str(tmp_path / "dense"), backbone={"modality_specific": "mlp"})
+    mixed = choice.model(known).eval()
+    save_pretrained(mixed, tmp_path / "mixed")
+    speech = MediaEntry(Modality.AUDIO, "speech", "f", (40,))
+    choice = ModelChoice(start=str(tmp_path / "mixed"), head={"type": "next"})
+    layout = choice.layout(VocabLayout(TextEntry("words", 50, "t"), (speech,), 12))
+    further = choice.model(layout).eval()
+    mlp = further.backbone.blocks[0].mlp
+    assert list(mlp) == ["text", "image", "audio"] and torch.equal(mlp["audio"].down.weight, mlp["text"].down.weight)
+    batches = [PackedBatches(ShardDataset(root / "shards"), rows=2, budget=64, layout=over).batch(0) for over in (known, known, layout)]
+    with torch.no_grad():
+        states = [net(batch, drafts=False)[0] for net, batch in zip((before, mixed, further), batches, strict=True)]
+    torch.testing.assert_close(states[1], states[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(states[2], states[1], atol=1e-5, rtol=1e-4)
+    with pytest.raises(ConfigError, match="media of .*mixed have more of their own \\('mlp'\\) to lose"):
+        ModelChoice(start=str(tmp_path / "mixed"), backbone={"modality_specific": "none"}).model(known)

@@ -1,0 +1,128 @@
+"""Media with weights of their own: each medium's touch its positions alone, attention is over all, copies compute what one did."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from mmtp.hub import from_pretrained, save_pretrained
+from mmtp.models.backbone import OWN, upcycled
+from mmtp.models.heads.synchronized import SynchronizedHead
+from mmtp.models.loss import LossConfig
+from mmtp.models.unified import UnifiedModel
+from mmtp.stream.packing import collate
+from mmtp.types import Modality
+from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, batch, document, model
+
+CHOICES = OWN[1:]
+
+
+def mixed(own: str, **changes: object) -> UnifiedModel:
+    """A tiny model whose media have weights of their own, which differ in norms as well."""
+    torch.manual_seed(0)
+    backbone = dataclasses.replace(BACKBONE, modality_specific=own)
+    head = SynchronizedHead.Config(mtp_depth=2)
+    net = UnifiedModel.Config(layout=LAYOUT, backbone=backbone, head=head, **changes).build()
+    torch.nn.init.normal_(net.embedding.table.weight, std=0.3)
+    for name, weight in net.named_parameters():
+        if "_norm." in name:
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    return net
+
+
+@pytest.mark.parametrize("own", CHOICES)
+def test_copies_compute_what_the_common_weights_did(own: str, tmp_path) -> None:
+    dense, net, packed = model(depth=0).eval(), mixed(own).eval(), batch()
+    names = [name for name in net.state_dict() if name.startswith("backbone.")]
+    copied = upcycled(dense.state_dict(), names)
+    assert list(copied) == names
+    net.load_state_dict(net.state_dict() | copied | {"embedding.table.weight": dense.embedding.table.weight})
+    with torch.no_grad():
+        torch.testing.assert_close(net(packed, drafts=False)[0], dense(packed)[0], atol=1e-5, rtol=1e-4)
+    save_pretrained(net, tmp_path)
+    again = from_pretrained(tmp_path)
+    assert again.config == net.config and all(torch.equal(v, again.state_dict()[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("own", CHOICES)
+@pytest.mark.parametrize("medium", [Modality.TEXT, Modality.IMAGE])
+def test_weights_of_a_medium_touch_its_positions_first(own: str, medium: Modality) -> None:
+    """Of the last block, no position sees what another one has become there, except by keys and values."""
+    net, packed = mixed(own).eval(), batch(1, 64)
+    kinds = net.slot_modality[packed.slots][0] == medium.index
+    with torch.no_grad():
+        before = net(packed, drafts=False)[0][0]
+        for name, weight in net.backbone.blocks[-1].named_parameters():
+            if f"{medium}" in name.split(".") and "mlp" in name:
+                weight += 0.1
+        after = net(packed, drafts=False)[0][0]
+    assert ((before != after).any(-1) == kinds).all() and kinds.any() and not kinds.all()
+
+
+def test_one_medium_sees_the_other() -> None:
+    net, packed = mixed("all").eval(), batch(1, 64)
+    kinds = net.slot_modality[packed.slots][0]
+    place = int((kinds == Modality.IMAGE.index).nonzero()[2])
+    tokens = packed.tokens.clone()
+    tokens[0, place] += 1
+    before, after = net(packed, drafts=False)[0][0], net(dataclasses.replace(packed, tokens=tokens), drafts=False)[0][0]
+    moved = (before != after).any(-1)
+    assert not moved[:place].any() and moved[place:][packed.document_ids[0, place:] == 0].all()
+    assert (kinds[moved] == Modality.TEXT.index).any()
+
+
+@pytest.mark.parametrize("own", CHOICES)
+def test_documents_of_a_row_stay_apart(own: str) -> None:
+    net = mixed(own).eval()
+    together = collate([document(0), document(1)], GRAMMAR, 80)
+    assert len(together.tokens) == 1
+    with torch.no_grad():
+        packed = net(together)[0][0]
+        for i, alone in enumerate([collate([document(i)], GRAMMAR, 40) for i in range(2)]):
+            own_states = net(alone)[0][0][alone.document_ids[0] == 0]
+            torch.testing.assert_close(packed[together.document_ids[0] == i], own_states, atol=1e-5, rtol=1e-4)
+
+
+def test_every_weight_has_a_gradient_where_a_batch_lacks_a_medium() -> None:
+    net, packed = mixed("all"), batch(1, 64)
+    words = dataclasses.replace(packed, slots=torch.zeros_like(packed.slots), loss_mask=torch.zeros_like(packed.loss_mask))
+    net(words, drafts=False)[0].sum().backward()
+    assert net.backbone.blocks[0].mlp["image"].down.weight.grad.eq(0).all()
+    assert net.backbone.blocks[0].mlp["text"].down.weight.grad.any()
+
+
+def test_overfits_a_handful_of_documents() -> None:
+    net, packed = mixed("all"), batch(2, 60)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(150):
+        output = net.loss(packed, LossConfig(mtp_weight=1.0))
+        optimizer.zero_grad()
+        output.total.backward()
+        optimizer.step()
+    for key, total in output.sums.items():
+        assert total / output.counts[key] < 0.1, key
+
+
+def check_graph() -> None:
+    net = mixed("all")
+    batches = [collate([document(i, grid=(2 + i, 3))], GRAMMAR, 60) for i in range(3)]
+    with torch.no_grad():
+        wanted = [net(packed)[0] for packed in batches]
+        counter = CompileCounter()
+        net.compute_states = torch.compile(net.compute_states, dynamic=False, fullgraph=True, backend=counter)
+        for packed, states in zip(batches, wanted, strict=True):
+            torch.testing.assert_close(net(packed)[0], states)
+    assert counter.frame_count == 1
+
+
+def test_one_graph_serves_batches_of_any_mixture() -> None:
+    """In a process of its own: the checkers of shapes that tests wrap around everything are nothing to trace."""
+    argv = [sys.executable, "-c", "from tests.models.test_backbone import check_graph; check_graph()"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(argv, env=environment, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
