@@ -4,7 +4,8 @@
 
 What heads differ in is all that differs: they learn from the same states of the same frozen backbone, on the same batches in the same
 order, by the same optimizer and for as many steps, and have as many parameters as ``sequential`` has (its D blocks against one wider
-block, by ``mlp_width``; those called thin keep the backbone's width). A seed decides the batches and the heads' first weights.
+block, by ``mlp_width``; those called thin keep the backbone's width). A seed decides the batches and the heads' first weights. Of models
+that read vectors, heads that read a placeholder in place of them (the default), the vectors, or nothing are compared as well.
 
 Measured on held-out documents, per modality and offset: the overlap 1 - TV of draft and model behind the documents' own prefixes, which
 is what rejection sampling accepts at temperature 1 (Leviathan et al., arXiv 2211.17192, theorem 3.5); and decoding by the engine from the
@@ -33,12 +34,12 @@ from mmtp.config import from_dict
 from mmtp.data.loader import PackedBatches, ShardDataset
 from mmtp.decode.engine import Engine
 from mmtp.decode.sample import Sampling
-from mmtp.eval.decoding import held_out_prompts
+from mmtp.eval.decoding import Prompt, held_out_prompts
 from mmtp.eval.report import Figure, bars
 from mmtp.hub import from_pretrained
-from mmtp.models.heads.base import Places, offset_name, vertical
+from mmtp.models.heads.base import offset_name, vertical
 from mmtp.models.loss import LossConfig, LossOutput, unified_loss
-from mmtp.models.unified import UnifiedModel
+from mmtp.models.unified import UnifiedModel, input_spans
 from mmtp.nn.attention import document_mask
 from mmtp.registry import REGISTRY
 from mmtp.train.trainer import OptimConfig, build_optimizers
@@ -76,6 +77,10 @@ VARIANTS = (
     Variant("synchronized, an eighth of the anchors", {"type": "synchronized"}, {"mtp_anchors": 0.125}),
     Variant("synchronized, distilled", {"type": "synchronized"}, {"mtp_distill": 1.0}),
     Variant("sequential, distilled", {"type": "sequential"}, {"mtp_distill": 1.0}),
+    Variant("synchronized, vectors as they are", {"type": "synchronized", "continuous": "embeddings"}),
+    Variant("synchronized, vectors masked", {"type": "synchronized", "continuous": "masked"}),
+    Variant("sequential, vectors as they are", {"type": "sequential", "continuous": "embeddings"}),
+    Variant("sequential, vectors masked", {"type": "sequential", "continuous": "masked"}),
     Variant("shared, thin", {"type": "shared"}, thin=True),
     Variant("synchronized, thin", {"type": "synchronized"}, thin=True),
 )
@@ -102,23 +107,21 @@ def parameters(module: nn.Module) -> int:
 
 
 @torch.no_grad()
-def frozen_states(model: UnifiedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, Places]:
-    """What every head reads of a batch: the backbone's states, the embeddings, and where they stand."""
-    mask = document_mask(batch.document_ids)
+def frozen_states(model: UnifiedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The backbone's states of a batch, and what it reads."""
     embedded = model.embedding.batch(batch)
-    modality = model.slot_modality[batch.slots]
-    hidden = model.backbone(embedded, batch.positions, mask, routes=model.backbone.routes(modality))
-    return hidden, embedded, Places(batch.positions, modality.roll(-1, 1), modality, mask)
+    mask = document_mask(batch.document_ids, input_spans(batch, model.config.layout))
+    return model.backbone(embedded, batch.positions, mask, routes=model.backbone.routes(model.slot_modality[batch.slots])), embedded
 
 
-def head_loss(
-    model: UnifiedModel, head: Any, batch: Batch, states: tuple[torch.Tensor, torch.Tensor, Places], loss: LossConfig
-) -> LossOutput:
+def head_loss(model: UnifiedModel, head: Any, batch: Batch, states: tuple[torch.Tensor, torch.Tensor], loss: LossConfig) -> LossOutput:
     """Loss of a head on frozen states."""
+    hidden, embedded = states
     anchors = loss.draw_anchors(batch)
     with torch.no_grad():
-        own = model.backbone.norm(states[0])
-    drafted = [own, *head(*states, anchors)]
+        own = model.backbone.norm(hidden)
+    read, places = model.draft_inputs(head, batch, embedded, document_mask(batch.document_ids))
+    drafted = [own, *head(hidden, read, places, anchors)]
     return unified_loss(drafted, model.unembedding.weight.detach(), batch, model.config.layout, loss, bool(vertical(head)), anchors)
 
 
@@ -168,12 +171,14 @@ def overlaps(model: UnifiedModel, heads: dict[str, nn.Module], batches: Iterable
     }
 
 
-def decode(model: UnifiedModel, prompts: dict[str, list[Sequence[int]]], speculative: bool, limit: int) -> dict[str, Any]:
+def decode(model: UnifiedModel, prompts: dict[str, list[Prompt]], speculative: bool, limit: int) -> dict[str, Any]:
     """Generations by task, at temperature 1 with seeds 0, 1, 2, …"""
     engine, found = Engine(model, exact=True), {}
     for task, some in prompts.items():
         samplings = [Sampling(seed=seed) for seed in range(len(some))]
-        found[task] = engine.generate_batch(some, samplings, limit, speculative)
+        with torch.no_grad():
+            vectors = [None if p.features is None else model.embedding.connect(p.features, p.feature_grids) for p in some]
+        found[task] = engine.generate_batch([prompt.tokens for prompt in some], samplings, limit, speculative, vectors=vectors)
     return found
 
 
@@ -251,16 +256,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, default=512, help="new tokens of a prompt")
     parser.add_argument("--variants", nargs="+", help="parts of names; without it all")
     args = parser.parse_args(arguments)
-    chosen = [v for v in VARIANTS if not args.variants or any(part in v.name for part in args.variants)]
     model = from_pretrained(args.model).eval().requires_grad_(False)
+    able = [v for v in VARIANTS if model.config.feature_width or "continuous" not in v.head]
+    chosen = [v for v in able if not args.variants or any(part in v.name for part in args.variants)]
     trained, held_out = ([ShardDataset(path).over(model.config.layout) for path in paths] for paths in (args.train, args.held_out))
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "results.jsonl"
     records = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     measured = PackedBatches(held_out, rows=args.rows, budget=args.budget)
-    prompts: dict[str, list[Sequence[int]]] = {}
+    prompts: dict[str, list[Prompt]] = {}
     for prompt in held_out_prompts(held_out, args.prompts):
-        prompts.setdefault(prompt.kind, []).append(prompt.tokens)
+        prompts.setdefault(prompt.kind, []).append(prompt)
     plain: dict[str, Any] = {}
     for seed in range(args.seeds):
         missing = [v for v in chosen if not any((r["variant"], r["seed"]) == (v.name, seed) for r in records)]

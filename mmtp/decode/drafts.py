@@ -15,8 +15,8 @@ from mmtp.decode.cache import BLOCK, KVCache
 from mmtp.decode.rows import Choice, Lane, Row
 from mmtp.decode.sample import Draft
 from mmtp.decode.step import Step
-from mmtp.models.heads.base import BELOW, Places, vertical
-from mmtp.stream.vocab import Slot
+from mmtp.models.heads.base import BELOW, Places, continuous_inputs, mask_vectors, vertical
+from mmtp.stream.vocab import Slot, Special
 
 
 @runtime_checkable
@@ -120,6 +120,8 @@ class HeadDrafter:
         self.vertical = vertical(engine.model.head)
         shape = (len(cache.lengths), cache.limit + BLOCK)
         self._banks = torch.zeros(shape, dtype=torch.long, device=engine.device)
+        self.continuous = continuous_inputs(engine.model.head)
+        self._vectors = torch.zeros(shape, dtype=torch.bool, device=engine.device)
         self._modality = [slot.modality.index for slot in engine.slots]
         width = engine.model.config.backbone.width if self.vertical else 0
         self._below = torch.zeros(*shape, width, dtype=engine.dtype, device=engine.device)
@@ -137,6 +139,11 @@ class HeadDrafter:
             first = self.cache.lengths[lane.index]
             kinds = [self._modality[slot] for slot in lane.slots[first : first + count]]
             self._banks[lane.index, first : first + count] = engine.tensor(kinds)
+            if self.continuous == "masked":
+                vectors = [token == Special.FEATURE for token in lane.tokens[first : first + count]]
+                self._vectors[lane.index, first : first + count] = torch.tensor(vectors, device=engine.device)
+        if self.continuous == "masked":
+            mask = mask_vectors(mask, self._vectors[:, : self.cache.extent], engine.tensor(self.cache.lengths))
         state = hidden
         open_rows = [row for row in rows if not row.done]
         for k in range(1, self.depth + 1):
@@ -171,7 +178,10 @@ class HeadDrafter:
             slots = (lane.slots[first + 1 :] + drafted[max(0, first + 1 - have) :])[:count]
             modalities.append([self._modality[slot] for slot in slots] + [0] * (width - len(slots)))
         tensor, banks = self.engine.tensor, self._banks[:, : self.cache.extent]
-        embedded = self.engine.embed(tensor(tokens), lanes, [length + k for length in self.cache.lengths])
+        if self.continuous == "embeddings":
+            embedded = self.engine.embed(tensor(tokens), lanes, [length + k for length in self.cache.lengths])
+        else:
+            embedded = self.engine.model.embed(tensor(tokens))  # tokens at the places of vectors are the placeholder
         return embedded, Places(tensor(positions), tensor(modalities), banks, mask)
 
     def _draft_rows(self, open_rows: list[Row], exact: bool) -> None:

@@ -11,6 +11,10 @@ from dataclasses import dataclass, replace
 from itertools import product, zip_longest
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
 from mmtp.data.loader import ShardDataset
 from mmtp.decode.sample import Sampling
 from mmtp.decode.stats import DecodeStats, Generation
@@ -46,12 +50,16 @@ class Prompt:
         tokens: the start of a stream.
         max_new_tokens: limit.
         stop: ids that end the continuation.
+        features: what a model's connector makes the vectors of, which its ``<feature>`` tokens stand for; None where it has none.
+        feature_grids: extent of every span's grid of them.
     """
 
     kind: str
     tokens: Sequence[int]
     max_new_tokens: int
     stop: Collection[int] = ()
+    features: Float[Tensor, "n c"] | None = None
+    feature_grids: Int[Tensor, "spans axes"] | None = None
 
 
 @dataclass(frozen=True)
@@ -308,7 +316,11 @@ def held_out_prompts(datasets: Iterable[ShardDataset], count: int, max_new_token
     for row in (row for dataset in datasets for row in dataset):
         if start := int(row.target_mask.argmax()):
             kind = row.meta["task"]
-            found.setdefault(kind, []).append(Prompt(kind, row.tokens[:start].tolist(), max_new_tokens))
+            tokens, given = row.tokens[:start].tolist(), row.packed()
+            read = Special.FEATURE in tokens  # else they are what is to be written
+            grids = torch.from_numpy(given.feature_grids) if read and given.feature_grids is not None else None
+            prompt = Prompt(kind, tokens, max_new_tokens, features=given.features if read else None, feature_grids=grids)
+            found.setdefault(kind, []).append(prompt)
     chosen = [prompts[:: max(1, len(prompts) // count)][:count] for prompts in found.values()]
     return [prompt for turn in zip_longest(*chosen) for prompt in turn if prompt is not None]
 

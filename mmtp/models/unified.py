@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
@@ -14,14 +14,14 @@ import mmtp.config
 from mmtp.models.backbone import Backbone, BackboneConfig
 from mmtp.models.connector import Connector, Projector
 from mmtp.models.embed import Embedding
-from mmtp.models.heads.base import Head, HeadConfig, Places, vertical
+from mmtp.models.heads.base import Head, HeadConfig, Places, continuous_inputs, hide_vectors, vertical
 from mmtp.models.heads.flow import FlowHead
 from mmtp.models.heads.next import NextHead
 from mmtp.models.loss import LossConfig, LossOutput, unified_loss
 from mmtp.nn.attention import LayerCache, document_blocks, document_mask
 from mmtp.nn.block import init_weights
 from mmtp.nn.experts import Routes
-from mmtp.stream.vocab import VocabLayout
+from mmtp.stream.vocab import Special, VocabLayout
 from mmtp.types import Batch
 
 
@@ -102,29 +102,45 @@ class UnifiedModel(nn.Module):
             mask = document_blocks(batch.document_ids, spans)
         else:
             mask = causal if spans is None else document_mask(batch.document_ids, spans)
+        routes = self.backbone.routes(self.slot_modality[batch.slots])
+        # Always causal: a draft at t may know x[t+k], which a bidirectional span would carry back.
+        read, places = self.draft_inputs(self.head, batch, x.detach() if detach else x, causal)
+        return self.compute_states(x, mask, read, places, detach, drafts, anchors, routes)
+
+    def draft_inputs(
+        self, head: Head, batch: Batch, embedded: Float[Tensor, "b s d"], mask: Bool[Tensor, "b 1 s s"]
+    ) -> tuple[Float[Tensor, "b s d"], Places]:
+        """What a head reads beside the backbone's states: embeddings, and where they stand.
+
+        Args:
+            head: of the model, or one that is to become it.
+            batch: packed rows.
+            embedded: what the backbone reads.
+            mask: causal.
+        """
         modality = self.slot_modality[batch.slots]
-        routes = self.backbone.routes(modality)
-        return self.compute_states(x, batch.positions, modality, mask, causal, detach, drafts, anchors, routes)
+        places = Places(batch.positions, modality.roll(-1, 1), modality, mask)
+        if batch.feature_index is None:
+            return embedded, places
+        vectors = torch.zeros_like(batch.loss_mask).flatten().index_fill(0, batch.feature_index, True).view_as(batch.loss_mask)
+        return hide_vectors(continuous_inputs(head), embedded, places, vectors, self.embedding.table.weight[Special.FEATURE])
 
     def compute_states(
         self,
         x: Tensor,
-        positions: Tensor,
-        modality: Tensor,
         mask: Tensor | BlockMask,
-        causal: Tensor,
+        read: Tensor,
+        places: Places,
         detach: bool,
         drafts: bool = True,
         anchors: Tensor | None = None,
         routes: Routes | None = None,
     ) -> list[Tensor]:
         """The part of the forward pass that is arithmetic alone, and so can be compiled as one graph."""
-        hidden = self.backbone(x, positions, mask, routes=routes)
+        hidden = self.backbone(x, places.positions, mask, routes=routes)
         states = [self.backbone.norm(hidden)]
         if drafts and self.head.mtp_depth:
-            source = (hidden.detach(), x.detach()) if detach else (hidden, x)
-            # Always causal: a draft at t may know x[t+k], which a bidirectional span would carry back.
-            states += self.head(*source, Places(positions, modality.roll(-1, 1), modality, causal), anchors)
+            states += self.head(hidden.detach() if detach else hidden, read, places, anchors)
         return states
 
     def loss(self, batch: Batch, config: LossConfig, group: dist.ProcessGroup | None = None) -> LossOutput:

@@ -1,6 +1,7 @@
 """What every head must keep, registered or your own: causality, documents apart, drafting equal to training, no change of output."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from mmtp.nn.attention import document_mask
 from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.packing import collate
 from mmtp.stream.template import Turn, encode_document
-from mmtp.stream.vocab import MediaEntry, TextEntry, VocabLayout
+from mmtp.stream.vocab import MediaEntry, Special, TextEntry, VocabLayout
 from mmtp.testing.conformance import require
 from mmtp.types import Batch, Modality, Segment
 
@@ -45,6 +46,8 @@ def check_head(config: HeadConfig) -> None:
     _check_anchors(model, batch, states, offsets)
     _check_drafting(model, offsets[1:])
     _check_lossless(model)
+    if model.head.mtp_depth:
+        check_vectors(config)
 
 
 def _check_causality(model: UnifiedModel, batch: Batch, states: list[Tensor], offsets: list[int]) -> None:
@@ -114,6 +117,54 @@ def _check_lossless(model: UnifiedModel) -> None:
         sampling = Sampling(seed=seed, temperature=temperature)
         plain, drafted = (engine.generate(prefix, sampling, 40, speculative).tokens for speculative in (False, True))
         require(plain == drafted, f"speculation changes the output (temperature {temperature}, seed {seed})")
+
+
+def check_vectors(config: HeadConfig) -> None:
+    """Holds a head to drafting behind a prompt with vectors as it was trained, whatever it reads in their place.
+
+    Raises:
+        ConformanceError: says by how much it differs.
+    """
+    layout = VocabLayout(LAYOUT.text, (*LAYOUT.media, MediaEntry(Modality.IMAGE, "features")), LAYOUT.max_dim)
+    torch.manual_seed(0)
+    model = UnifiedModel.Config(layout=layout, backbone=BACKBONE, head=config, feature_width=6).build().eval()
+    for weight in (model.embedding.table.weight, model.embedding.features.layers[0].weight):
+        torch.nn.init.normal_(weight, std=0.3)
+    picture = Segment(Modality.IMAGE, features=torch.randn(2, 3, 6), target=False)
+    words = Segment(Modality.TEXT, torch.arange(4), target=False)
+    document = encode_document(layout, (Turn("user", (picture, words)), Turn("assistant", (words,))))
+    prefix = document.tokens.tolist()[:-4]
+    drafted: list[Tensor] = []
+    draft = model.head.draft
+
+    def spy(depth: int, *given: Any) -> Any:
+        found = draft(depth, *given)
+        if depth == 1:
+            drafted.append(found[1])
+        return found
+
+    with torch.no_grad():
+        vectors = model.embedding.connect(document.features)
+        model.head.draft = spy
+        generation = Engine(model).generate(prefix, Sampling(temperature=0.0), 4, vectors=vectors)
+        del model.head.draft
+        tokens = torch.tensor(generation.tokens)
+        info = StreamGrammar(layout).analyse(tokens)
+        batch = Batch(
+            tokens=tokens[None],
+            positions=torch.from_numpy(info.positions).long()[None],
+            document_ids=torch.zeros(1, len(tokens), dtype=torch.long),
+            slots=torch.from_numpy(info.slots).long()[None],
+            loss_mask=torch.zeros(1, len(tokens), dtype=torch.bool),
+            features=document.features,
+            feature_index=(tokens == Special.FEATURE).nonzero()[:, 0],
+        )
+        wanted = model(batch)[1][0, : len(prefix)]
+    found = drafted[0][0, : len(prefix)]
+    if not model.head.num_caches:  # the newest anchor alone
+        found, wanted = found[:1], wanted[-1:]
+    worst = float((found - wanted).abs().max())
+    require(worst < 1e-4, f"offset +1: behind vectors, drafting differs from training by {worst:.2g}")
 
 
 def _document(seed: int) -> tuple[np.ndarray, np.ndarray]:

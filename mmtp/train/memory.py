@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
+from mmtp.models.heads.base import Places
 from mmtp.models.unified import UnifiedModel
 from mmtp.nn.attention import document_mask
 from mmtp.nn.block import Block
@@ -215,8 +216,9 @@ def _measure(
                 tokens = torch.zeros(rows, budget, dtype=torch.long)
                 mask = document_mask(tokens)
                 x = model.embedding(tokens)
-                positions = tokens.unsqueeze(2).expand(-1, -1, 3)
-                states = model.compute_states(x, positions, tokens, mask, mask, detach, routes=_even_routes(model, tokens))
+                places = Places(tokens.unsqueeze(2).expand(-1, -1, 3), tokens, tokens, mask)
+                read = x.detach() if detach else x
+                states = model.compute_states(x, mask, read, places, detach, routes=_even_routes(model, tokens))
             learning = [state for state in states if state.requires_grad]
             grads = [torch.empty_like(state) for state in learning]
             forward = memory.live

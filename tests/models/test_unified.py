@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from mmtp.models.embed import FeatureError
+from mmtp.models.heads.sequential import SequentialHead
 from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel, input_spans
-from mmtp.stream.vocab import MediaEntry, VocabLayout
+from mmtp.stream.vocab import MediaEntry, Special, VocabLayout
 from mmtp.types import Batch, Modality
 from tests.models.common import BACKBONE, LAYOUT, batch, model
+
+VECTORS = VocabLayout(LAYOUT.text, (*LAYOUT.media, MediaEntry(Modality.IMAGE, "vit")), 16)
 
 
 def replaced(old: Batch, **changes: object) -> Batch:
@@ -79,14 +82,12 @@ def test_tied_and_untied_unembedding(tied: bool) -> None:
     assert net(batch())[0].shape[-1] == net.unembedding.weight.shape[1]
 
 
-def test_continuous_features_enter_at_their_places_and_see_each_other() -> None:
-    layout = VocabLayout(LAYOUT.text, (*LAYOUT.media, MediaEntry(Modality.IMAGE, "vit")), 16)
-    net = UnifiedModel.Config(layout=layout, backbone=BACKBONE, feature_width=5).build().eval()
-    slot = layout.slot_index["feature.codes.0"]
+def with_vectors() -> Batch:
+    """Ten places of which five are for vectors, in two spans."""
     slots = torch.zeros(1, 10, dtype=torch.long)
-    slots[0, 3:6] = slots[0, 7:9] = slot
-    packed = Batch(
-        tokens=torch.full((1, 10), 15),
+    slots[0, 3:6] = slots[0, 7:9] = VECTORS.slot_index["feature.codes.0"]
+    return Batch(
+        tokens=torch.where(slots == 0, 40, int(Special.FEATURE)),
         positions=torch.arange(10)[None, :, None].expand(1, 10, 3),
         document_ids=torch.zeros(1, 10, dtype=torch.long),
         slots=slots,
@@ -94,7 +95,25 @@ def test_continuous_features_enter_at_their_places_and_see_each_other() -> None:
         features=torch.randn(5, 5),
         feature_index=torch.tensor([3, 4, 5, 7, 8]),
     )
-    spans = input_spans(packed, layout)
+
+
+@pytest.mark.parametrize("continuous", ["placeholder", "embeddings", "masked"])
+def test_heads_learn_what_stands_for_vectors_even_where_they_are_detached(continuous: str) -> None:
+    head = SequentialHead.Config(mtp_depth=2, continuous=continuous)
+    net = UnifiedModel.Config(layout=VECTORS, backbone=BACKBONE, head=head, feature_width=5).build()
+    for detach in (True, False):
+        net.zero_grad()
+        sum(state[:, :-2].sum() for state in net(with_vectors(), detach=detach)[1:]).backward()
+        table, vectors = net.embedding.table.weight.grad, net.embedding.features.layers[0].weight.grad
+        learnt = [] if table is None else table.any(1).nonzero()[:, 0].tolist()
+        assert (int(Special.FEATURE) in learnt) == (continuous != "embeddings")
+        assert (40 in learnt) != detach and (vectors is not None and bool(vectors.any())) != detach
+
+
+def test_continuous_features_enter_at_their_places_and_see_each_other() -> None:
+    net = UnifiedModel.Config(layout=VECTORS, backbone=BACKBONE, feature_width=5).build().eval()
+    packed = with_vectors()
+    spans = input_spans(packed, VECTORS)
     assert spans is not None
     assert spans.tolist() == [[-1, -1, -1, 1, 1, 1, -1, 2, 2, -1]]
     clean = net(packed)[0]
@@ -106,4 +125,4 @@ def test_continuous_features_enter_at_their_places_and_see_each_other() -> None:
     with pytest.raises(FeatureError, match="features are 4 wide, the model's feature_width is 5"):
         net(replaced(packed, features=torch.randn(5, 4)))
     with pytest.raises(FeatureError, match="feature_width is 0"):
-        UnifiedModel.Config(layout=layout, backbone=BACKBONE).build()(packed)
+        UnifiedModel.Config(layout=VECTORS, backbone=BACKBONE).build()(packed)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from mmtp.hub import from_pretrained, save_pretrained
 from mmtp.models.presets import preset
 from mmtp.registry import REGISTRY
 from mmtp.testing.fakes import BlockTokenizer
+from mmtp.tokenizers.continuous.patches import PatchImageTokenizer
+from mmtp.tokenizers.text import TextTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +87,23 @@ def test_what_is_called_thin_has_the_backbones_width(script, world):
     head = script.build_head(thin, model, 4)
     wide = script.build_head(next(v for v in script.VARIANTS if v.name == "shared"), model, 4)
     assert script.parameters(head) < 0.5 * script.parameters(wide)
+
+
+def test_what_heads_read_in_place_of_vectors_is_compared_on_models_that_read_them(script, tmp_path):
+    save_pretrained(TextTokenizer.train(["a picture of red", "a picture of green"] * 4, 270), tmp_path / "text")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(8):
+        Image.new("RGB", (16, 16), ((i % 4) * 80, 255, 0)).save(pictures / f"{i:02}.png")
+        (pictures / f"{i:02}.txt").write_text("a picture of red")
+    patches = PatchImageTokenizer.Config(patch=8).build()
+    config = TokenizeConfig(tasks=("caption",), max_dim=8)
+    tokenize(pictures, tmp_path / "data", tokenizer=patches, text=tmp_path / "text", config=config)
+    layout = ShardDataset(tmp_path / "data").layout
+    save_pretrained(replace(preset("tiny", layout), feature_width=patches.spec.latent_dim).build(), tmp_path / "model")
+    command = [str(tmp_path / "model"), "--train", str(tmp_path / "data"), "--held-out", str(tmp_path / "data")]
+    command += ["--out", str(tmp_path / "out"), "--steps", "1", "--rows", "2", "--budget", "64", "--prompts", "2", "--limit", "8"]
+    script.main([*command, "--mtp-depth", "1", "--seeds", "1", "--variants", "sequential, vectors", "synchronized, vectors"])
+    records = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert len(records) == 4 and len({record["overlap"]["text+1"] for record in records}) == 4
+    assert all(record["tasks"]["caption"]["equal"] == [2, 2] for record in records)

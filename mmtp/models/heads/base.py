@@ -7,8 +7,9 @@ which of its columns are legal at the position that is predicted.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
@@ -43,9 +44,14 @@ class DraftConfig(HeadConfig):
 
     Attributes:
         mtp_depth: D, tokens predicted beyond the next one.
+        continuous: what the head reads where the stream has a vector in place of a token: ``placeholder``, the embedding of ``<feature>``
+            at all of them, which training learns where the embedding is trained (GLM-5V-Turbo, arXiv 2604.26752, section 2.2); or, to
+            measure what that brings, ``embeddings``, the vectors as the backbone reads them, or ``masked``, the placeholder where no
+            position looks at another one's.
     """
 
     mtp_depth: int = 4
+    continuous: Literal["placeholder", "embeddings", "masked"] = "placeholder"
 
     def __post_init__(self) -> None:
         if self.mtp_depth < 1:
@@ -103,6 +109,44 @@ class Places:
             modality=self.modality.gather(1, anchors),
             mask=self.mask.expand(-1, -1, self.modality.shape[1], -1).gather(2, rows),
         )
+
+
+def hide_vectors(
+    continuous: str, embedded: Float[Tensor, "b s d"], places: Places, vectors: Bool[Tensor, "b s"], placeholder: Float[Tensor, " d"]
+) -> tuple[Float[Tensor, "b s d"], Places]:
+    """What a head reads of whole rows where some positions have a vector in place of a token.
+
+    Args:
+        continuous: see :class:`DraftConfig`.
+        embedded: what the backbone reads.
+        places: of offset 0.
+        vectors: True where there is one.
+        placeholder: what stands for each.
+    """
+    if continuous == "embeddings":
+        return embedded, places
+    if continuous == "masked":
+        begin = torch.zeros(len(vectors), dtype=torch.long, device=vectors.device)
+        places = replace(places, mask=mask_vectors(places.mask, vectors, begin))
+    return torch.where(vectors[..., None], placeholder.to(embedded.dtype), embedded), places
+
+
+def mask_vectors(mask: Bool[Tensor, "b #h s t"], vectors: Bool[Tensor, "b t"], first: Int[Tensor, " b"]) -> Bool[Tensor, "b #h s t"]:
+    """The mask without the positions that have vectors, each of which still sees itself, for no row of the softmax may be empty.
+
+    Args:
+        mask: of a window.
+        vectors: True where there is one.
+        first: place of each row's window among what it may look at.
+    """
+    place = first[:, None] + torch.arange(mask.shape[2], device=first.device)
+    own = place[..., None] == torch.arange(mask.shape[3], device=first.device)
+    return mask & (~vectors[:, None] | own)[:, None]
+
+
+def continuous_inputs(head: "Head") -> str:
+    """What a head reads in place of vectors; heads whose configuration does not say so read the placeholder."""
+    return head.config.continuous if isinstance(head.config, DraftConfig) else "placeholder"
 
 
 def gather(values: Num[Tensor, "b s d"], anchors: Int[Tensor, "b n"] | None) -> Num[Tensor, "b n d"]:

@@ -1,17 +1,39 @@
 import pytest
 import torch
 
+from mmtp.models.heads.base import Places, hide_vectors, mask_vectors
 from mmtp.models.heads.sequential import SequentialHead
 from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel
 from mmtp.registry import REGISTRY
 from mmtp.testing import ConformanceError, check_head
-from mmtp.testing.heads import BACKBONE, LAYOUT, example_batch
+from mmtp.testing.heads import BACKBONE, LAYOUT, check_vectors, example_batch
 
 
 @pytest.mark.parametrize("name", REGISTRY.names("head"))
 def test_every_registered_head_keeps_the_contract(name: str) -> None:
     check_head(REGISTRY.resolve("head", name).Config())
+
+
+@pytest.mark.parametrize("continuous", ["embeddings", "masked"])
+@pytest.mark.parametrize("name", ["sequential", "synchronized"])
+def test_heads_draft_as_they_learnt_whatever_they_read_in_place_of_vectors(name: str, continuous: str) -> None:
+    check_vectors(REGISTRY.resolve("head", name).Config(mtp_depth=2, continuous=continuous))
+
+
+def test_what_heads_read_in_place_of_vectors() -> None:
+    embedded, mask = torch.randn(1, 5, 4), torch.ones(5, 5, dtype=torch.bool).tril()[None, None]
+    vectors, placeholder = torch.tensor([[False, True, True, False, False]]), torch.arange(4.0)
+    kinds = torch.zeros(1, 5, dtype=torch.long)
+    places = Places(kinds.unsqueeze(2).expand(-1, -1, 3), kinds, kinds, mask)
+    assert hide_vectors("embeddings", embedded, places, vectors, placeholder) == (embedded, places)
+    read, same = hide_vectors("placeholder", embedded, places, vectors, placeholder)
+    assert torch.equal(read[0, 1], placeholder) and torch.equal(read[0, [0, 3, 4]], embedded[0, [0, 3, 4]]) and same is places
+    read, masked = hide_vectors("masked", embedded, places, vectors, placeholder)
+    assert torch.equal(read[0, 2], placeholder)
+    assert masked.mask[0, 0].int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 1, 1]]
+    window = mask_vectors(mask[:, :, 2:4], vectors, torch.tensor([2]))
+    assert torch.equal(window, masked.mask[:, :, 2:4])
 
 
 @pytest.mark.parametrize("name", sorted(set(REGISTRY.names("head")) - {"next"}))
