@@ -18,7 +18,7 @@ from mmtp.nn.attention import LayerCache
 from mmtp.nn.block import Block
 from mmtp.nn.experts import ExpertBlock, Routes
 from mmtp.nn.norm import RMSNorm
-from mmtp.nn.rope import Rope
+from mmtp.nn.rope import Rope, RopeScaling
 from mmtp.types import Modality
 
 OWN = ("none", "norms", "mlp", "all")
@@ -27,7 +27,7 @@ OWN = ("none", "norms", "mlp", "all")
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig(mmtp.config.Config):
-    """Sizes of the decoder, in the terms of Qwen3.
+    """Sizes of the decoder, in the terms of Qwen3; without ``qk_norm`` in those of Llama.
 
     Attributes:
         width: of the residual stream.
@@ -37,7 +37,9 @@ class BackboneConfig(mmtp.config.Config):
         head_dim: width of one head, even.
         mlp_width: hidden width of the gated feed-forward layer.
         rope_theta: base of the rotary frequencies.
+        rope_scaling: of the rotary frequencies, as Llama 3.1 has it; None for none.
         norm_eps: of all norms.
+        qk_norm: whether queries and keys are normalised (RMSNorm on each head), as in Qwen3 and not in Llama.
         modality_specific: weights that every medium has of its own in each block: ``norms``; ``mlp``, norms and feed-forward layer; or
             ``all``, the projections of attention as well. A position takes those of its medium, so that arithmetic stays the same.
             The final norm is common to all. Blocks of draft heads have none.
@@ -50,7 +52,9 @@ class BackboneConfig(mmtp.config.Config):
     head_dim: int
     mlp_width: int
     rope_theta: float = 1e4
+    rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-6
+    qk_norm: bool = True
     modality_specific: Literal["none", "norms", "mlp", "all"] = "none"
 
     def __post_init__(self) -> None:
@@ -68,9 +72,13 @@ class BackboneConfig(mmtp.config.Config):
         own_mlp, own_attention = self.modality_specific in ("mlp", "all"), self.modality_specific == "all"
         return ExpertBlock([str(m) for m in modalities], own_mlp, own_attention, *self._sizes)
 
+    def rope(self) -> Rope:
+        """The rotary embedding of its heads."""
+        return Rope(self.head_dim, self.rope_theta, self.rope_scaling)
+
     @property
-    def _sizes(self) -> tuple[int, int, int, int, int, float]:
-        return self.width, self.num_heads, self.num_kv_heads, self.head_dim, self.mlp_width, self.norm_eps
+    def _sizes(self) -> tuple[int, int, int, int, int, float, bool]:
+        return self.width, self.num_heads, self.num_kv_heads, self.head_dim, self.mlp_width, self.norm_eps, self.qk_norm
 
 
 class Backbone(nn.Module):
@@ -86,7 +94,7 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig, modalities: Sequence[Modality] = ()) -> None:
         super().__init__()
         self.config = config
-        self.rope = Rope(config.head_dim, config.rope_theta)
+        self.rope = config.rope()
         own = config.modality_specific != "none"
         self.blocks = nn.ModuleList(config.expert_block(modalities) if own else config.block() for _ in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_eps)

@@ -44,7 +44,7 @@ def from_deepseek(state: Mapping[str, Tensor], config: BackboneConfig) -> dict[s
     out = {}
     for k, layer in enumerate(layers):
         theirs, ours = f"model.layers.{layer}", f"depths.{k}"
-        out |= block_from_qwen3(state, theirs, f"{ours}.block")
+        out |= block_from_qwen3(state, config, theirs, f"{ours}.block")
         out |= {f"{ours}.{mine}": take(state, f"{theirs}.{name}") for mine, name in _AROUND.items()}
     return out
 

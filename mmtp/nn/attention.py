@@ -34,6 +34,13 @@ class LayerCache(Protocol):
         ...
 
 
+class Unnormed(nn.Module):
+    """Stands where there is no norm."""
+
+    def forward(self, x: Float[Tensor, "b s *d"], *routes: Any) -> Float[Tensor, "b s *d"]:
+        return x
+
+
 class Attention(nn.Module):
     """Self-attention as in Qwen3: grouped queries, RMSNorm on queries and keys, rotary positions, no biases.
 
@@ -43,16 +50,17 @@ class Attention(nn.Module):
         num_kv_heads: key and value heads; divides ``num_heads``.
         head_dim: width of one head.
         eps: of the norms.
+        qk_norm: whether queries and keys are normalised; without, this is Llama's attention.
     """
 
-    def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, eps: float) -> None:
+    def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, eps: float, qk_norm: bool = True) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         # One matrix for queries, keys and values: at a few tokens per pass the number of calls is what costs.
         self.qkv: nn.Module = nn.Linear(width, (num_heads + 2 * num_kv_heads) * head_dim, bias=False)
         self.out: nn.Module = nn.Linear(num_heads * head_dim, width, bias=False)
-        self.q_norm: nn.Module = RMSNorm(head_dim, eps)
-        self.k_norm: nn.Module = RMSNorm(head_dim, eps)
+        self.q_norm: nn.Module = RMSNorm(head_dim, eps) if qk_norm else Unnormed()
+        self.k_norm: nn.Module = RMSNorm(head_dim, eps) if qk_norm else Unnormed()
 
     def forward(
         self,

@@ -21,16 +21,19 @@ class Block(nn.Module):
         head_dim: width of one head, even.
         mlp_width: hidden width of the gated feed-forward layer.
         eps: of all norms.
+        qk_norm: whether queries and keys are normalised.
 
     Attributes:
         dropout: share of what attention and feed-forward add to the stream that is left out in training (residual dropout; Vaswani et al.
             2017, section 5.4). Training sets it; of what a model is it is no part.
     """
 
-    def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, mlp_width: int, eps: float = 1e-6) -> None:
+    def __init__(
+        self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, mlp_width: int, eps: float = 1e-6, qk_norm: bool = True
+    ) -> None:
         super().__init__()
         self.attention_norm: nn.Module = RMSNorm(width, eps)
-        self.attention = Attention(width, num_heads, num_kv_heads, head_dim, eps)
+        self.attention = Attention(width, num_heads, num_kv_heads, head_dim, eps, qk_norm)
         self.mlp_norm: nn.Module = RMSNorm(width, eps)
         self.mlp: nn.Module = SwiGLU(width, mlp_width)
         self.dropout = 0.0

@@ -125,15 +125,15 @@ class ExpertBlock(Block):
 
     def __init__(
         self, names: Sequence[str], own_mlp: bool, own_attention: bool, width: int, num_heads: int, num_kv_heads: int, head_dim: int,
-        mlp_width: int, eps: float = 1e-6,
+        mlp_width: int, eps: float = 1e-6, qk_norm: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__(width, num_heads, num_kv_heads, head_dim, mlp_width, eps)
+        super().__init__(width, num_heads, num_kv_heads, head_dim, mlp_width, eps, qk_norm)
         self.attention_norm = ExpertNorm(names, width, eps)
         self.mlp_norm = ExpertNorm(names, width, eps)
         if own_mlp:
             self.mlp = Experts(names, lambda: SwiGLU(width, mlp_width))
         if own_attention:
-            self.attention = _ExpertAttention(names, width, num_heads, num_kv_heads, head_dim, eps)
+            self.attention = _ExpertAttention(names, width, num_heads, num_kv_heads, head_dim, eps, qk_norm)
         self.own_mlp, self.own_attention = own_mlp, own_attention
 
     def forward(
@@ -153,9 +153,12 @@ class ExpertBlock(Block):
 class _ExpertAttention(Attention):
     """Attention whose projections take routes."""
 
-    def __init__(self, names: Sequence[str], width: int, num_heads: int, num_kv_heads: int, head_dim: int, eps: float) -> None:
-        super().__init__(width, num_heads, num_kv_heads, head_dim, eps)
+    def __init__(
+        self, names: Sequence[str], width: int, num_heads: int, num_kv_heads: int, head_dim: int, eps: float, qk_norm: bool
+    ) -> None:
+        super().__init__(width, num_heads, num_kv_heads, head_dim, eps, qk_norm)
         self.qkv = Experts(names, lambda: nn.Linear(width, (num_heads + 2 * num_kv_heads) * head_dim, bias=False))
         self.out = Experts(names, lambda: nn.Linear(num_heads * head_dim, width, bias=False))
-        self.q_norm = ExpertNorm(names, head_dim, eps)
-        self.k_norm = ExpertNorm(names, head_dim, eps)
+        if qk_norm:
+            self.q_norm = ExpertNorm(names, head_dim, eps)
+            self.k_norm = ExpertNorm(names, head_dim, eps)

@@ -5,11 +5,36 @@ each axis has low and high frequencies. Where the three positions are equal (tex
 (Su et al. 2021, section 3.2.2), which keeps checkpoints exchangeable with Qwen3 and Llama.
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 Angles = tuple[Float[Tensor, "b s 1 hd"], Float[Tensor, "b s 1 hd"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Lower frequencies than those of the base, for contexts longer than the first one trained on (Llama 3.1; transformers: ``llama3``).
+
+    Attributes:
+        factor: by which frequencies are divided whose waves are long.
+        low_freq_factor: waves are long from the original context divided by this on.
+        high_freq_factor: waves are short, and stay, up to the original context divided by this; between the two, shares are mixed.
+        original_max_position_embeddings: the original context, in positions.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+    def __call__(self, frequencies: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        waves = self.original_max_position_embeddings * frequencies / (2 * math.pi)  # how many fit into the original context
+        kept = ((waves - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0, 1)
+        return torch.lerp(frequencies / self.factor, frequencies, kept)
 
 
 class Rope(nn.Module):
@@ -18,15 +43,17 @@ class Rope(nn.Module):
     Args:
         head_dim: width of one head; even.
         theta: base of the frequencies.
+        scaling: what becomes of them; None leaves them.
     """
 
     frequencies: Tensor
     axis: Tensor
 
-    def __init__(self, head_dim: int, theta: float) -> None:
+    def __init__(self, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> None:
         super().__init__()
         steps = torch.arange(0, head_dim, 2, dtype=torch.float32)
-        self.register_buffer("frequencies", theta ** (-steps / head_dim), persistent=False)
+        frequencies = theta ** (-steps / head_dim)
+        self.register_buffer("frequencies", scaling(frequencies) if scaling else frequencies, persistent=False)
         self.register_buffer("axis", torch.arange(head_dim // 2) % 3, persistent=False)
 
     def forward(self, positions: Int[Tensor, "b s 3"]) -> Angles:

@@ -1,4 +1,4 @@
-"""Our backbone against transformers' Qwen3, both ways, on tiny random weights. Measured worst case: 2e-6 (float32)."""
+"""Our backbone against transformers' Qwen3 and Llama, both ways, on tiny random weights. Measured worst case: 2e-6 (float32)."""
 
 import pytest
 import torch
@@ -16,13 +16,19 @@ pytestmark = [
 ]
 
 
-def theirs(tie: bool) -> torch.nn.Module:
-    config = transformers.Qwen3Config(
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+KINDS = {"qwen3": ("Qwen3", {}), "llama": ("Llama", {}), "llama3": ("Llama", LLAMA3)}
+
+
+def theirs(kind: str, tie: bool) -> torch.nn.Module:
+    name, scaling = KINDS[kind]
+    rope = {"rope_parameters": scaling | {"rope_theta": 50000.0}} if scaling else {"rope_theta": 50000.0}
+    config = getattr(transformers, f"{name}Config")(
         vocab_size=100, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
-        head_dim=16, max_position_embeddings=256, tie_word_embeddings=tie, rope_theta=50000.0, attn_implementation="eager",
+        head_dim=16, max_position_embeddings=512, tie_word_embeddings=tie, attn_implementation="eager", **rope,
     )  # fmt: skip
     torch.manual_seed(1)
-    model = transformers.Qwen3ForCausalLM(config).eval()
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else torch.nn.init.normal_(parameter, 1.0, 0.2)
     return model
@@ -39,9 +45,9 @@ def ours(state: dict, config: object, tokens: torch.Tensor) -> torch.Tensor:
     return backbone.norm(hidden) @ unembedding.T
 
 
-@pytest.mark.parametrize("tie", [True, False])
-def test_their_weights_in_our_backbone(tie: bool) -> None:
-    model = theirs(tie)
+@pytest.mark.parametrize(("kind", "tie"), [("qwen3", True), ("qwen3", False), ("llama", True), ("llama3", False)])
+def test_their_weights_in_our_backbone(kind: str, tie: bool) -> None:
+    model = theirs(kind, tie)
     tokens = torch.randint(0, 100, (2, 40))
     with torch.no_grad():
         wanted = model(tokens).logits
@@ -50,8 +56,9 @@ def test_their_weights_in_our_backbone(tie: bool) -> None:
     torch.testing.assert_close(found / scale, wanted / scale, atol=1e-5, rtol=0)
 
 
-def test_our_weights_in_their_model() -> None:
-    model = theirs(False)
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_weights_in_their_model(kind: str) -> None:
+    model = theirs(kind, False)
     sizes = backbone_config(model.config.to_dict())
     backbone = Backbone(sizes)
     init_weights(backbone, sizes.depth, std=0.2)

@@ -11,7 +11,6 @@ from mmtp.models.backbone import BackboneConfig
 from mmtp.models.heads.base import BlockConfig, Places, gather
 from mmtp.nn.attention import LayerCache
 from mmtp.nn.norm import RMSNorm
-from mmtp.nn.rope import Rope
 from mmtp.types import Modality
 
 
@@ -41,7 +40,7 @@ class ParallelHead(nn.Module):
         super().__init__()
         backbone = config.sizes(backbone)
         self.config = config
-        self.rope = Rope(backbone.head_dim, backbone.rope_theta)
+        self.rope = backbone.rope()
         self.offsets = nn.ModuleList(_Offset(backbone) for _ in range(config.mtp_depth))
 
     @property

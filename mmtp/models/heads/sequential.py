@@ -12,7 +12,6 @@ from mmtp.models.backbone import BackboneConfig
 from mmtp.models.heads.base import BlockConfig, Places, gather
 from mmtp.nn.attention import LayerCache
 from mmtp.nn.norm import RMSNorm
-from mmtp.nn.rope import Rope
 from mmtp.types import Modality
 
 
@@ -44,7 +43,7 @@ class SequentialHead(nn.Module):
         super().__init__()
         backbone = config.sizes(backbone)
         self.config = config
-        self.rope = Rope(backbone.head_dim, backbone.rope_theta)
+        self.rope = backbone.rope()
         self.depths = nn.ModuleList(_Depth(backbone) for _ in range(self.num_modules))
 
     @property

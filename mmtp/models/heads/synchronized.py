@@ -19,7 +19,7 @@ from mmtp.models.heads.base import BELOW, BlockConfig, Places, gather
 from mmtp.nn.attention import LayerCache, attend
 from mmtp.nn.mlp import SwiGLU
 from mmtp.nn.norm import RMSNorm
-from mmtp.nn.rope import Angles, Rope, rotate
+from mmtp.nn.rope import Angles, rotate
 from mmtp.types import Modality
 
 
@@ -67,7 +67,7 @@ class SynchronizedHead(nn.Module):
         self.config = config
         width, eps, heads = backbone.width, backbone.norm_eps, backbone.num_heads
         self.head_dim, self.num_kv_heads = backbone.head_dim, backbone.num_kv_heads
-        self.rope = Rope(backbone.head_dim, backbone.rope_theta)
+        self.rope = backbone.rope()
         self.embedding_norm, self.state_norm, self.memory_norm = (RMSNorm(width, eps) for _ in range(3))
         self.project = nn.Linear(2 * width, width, bias=False)
         self.offset = nn.Embedding(config.mtp_depth + (config.vertical > 0), width)  # the last one stands for BELOW
