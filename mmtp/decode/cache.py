@@ -53,9 +53,10 @@ class KVCache:
         self.layers = [_Layer(self, i) for i in range(num_layers)]
         self._places = torch.arange(-(-capacity // BLOCK) * BLOCK, device=device)
         self._rows = torch.arange(batch_size, device=device).unsqueeze(1)
+        self._slots = torch.empty(0)
         self.extent = 0
-        self.start = 0
-        self.slots: Tensor | None = None
+        self.seen: Sequence[Tensor] = ()
+        self.fresh: Sequence[Tensor] = ()
 
     def begin(self, width: int) -> Bool[Tensor, "b 1 s t"]:
         """Readies a pass of ``width`` tokens per row and returns its mask.
@@ -69,13 +70,15 @@ class KVCache:
         self.extent = -(-(longest + width) // BLOCK) * BLOCK
         if self.extent > self.capacity:
             self._grow()
-        self.start = self.lengths[0]
         seen = self._places[: self.extent]
+        # Views of all layers at once: slicing each of them would cost as much as a small product.
+        self.seen = self.storage.narrow(4, 0, self.extent).flatten(0, 1).unbind(0)
         if len(self.lengths) == 1:
-            self.slots = None
-            return (seen <= self._places[self.start : self.start + width].unsqueeze(1))[None, None]
-        self.slots = torch.tensor(self.lengths, device=self.storage.device).unsqueeze(1) + self._places[:width]
-        return (seen <= self.slots.unsqueeze(2)).unsqueeze(1)
+            start = self.lengths[0]
+            self.fresh = self.storage.narrow(4, start, width).flatten(0, 1).unbind(0)
+            return (seen <= self._places[start : start + width].unsqueeze(1))[None, None]
+        self._slots = torch.tensor(self.lengths, device=self.storage.device).unsqueeze(1) + self._places[:width]
+        return (seen <= self._slots.unsqueeze(2)).unsqueeze(1)
 
     def _grow(self) -> None:
         """Twice the room, so that copying costs a constant per token in the long run."""
@@ -83,8 +86,6 @@ class KVCache:
         grown = self.storage.new_zeros((*self.storage.shape[:4], self.capacity, self.storage.shape[5]))
         grown[..., : self.storage.shape[4], :] = self.storage
         self.storage = grown
-        for layer in self.layers:
-            layer.bind()
 
     def commit(self, counts: Sequence[int]) -> None:
         """Keeps the first ``counts[row]`` tokens of the pass; the others are as if never written."""
@@ -94,29 +95,23 @@ class KVCache:
 class _Layer:
     """One layer's share of the cache, as :class:`mmtp.nn.attention.Attention` sees it."""
 
-    __slots__ = ("cache", "index", "keys", "values")
+    __slots__ = ("cache", "index")
 
     def __init__(self, cache: KVCache, index: int) -> None:
         self.cache, self.index = cache, index
-        self.bind()
-
-    def bind(self) -> None:
-        """Looks at the cache's present storage."""
-        self.keys, self.values = self.cache.storage[self.index, 0], self.cache.storage[self.index, 1]
 
     def update(
         self, keys: Float[Tensor, "b k s hd"], values: Float[Tensor, "b k s hd"]
     ) -> tuple[Float[Tensor, "b k t hd"], Float[Tensor, "b k t hd"]]:
-        cache = self.cache
-        if cache.slots is None:
-            end = cache.start + keys.shape[2]
-            self.keys[:, :, cache.start : end] = keys
-            self.values[:, :, cache.start : end] = values
+        cache, i = self.cache, 2 * self.index
+        if cache.fresh:
+            cache.fresh[i].copy_(keys)
+            cache.fresh[i + 1].copy_(values)
         else:
-            self.keys[cache._rows, :, cache.slots] = keys.transpose(1, 2)
-            self.values[cache._rows, :, cache.slots] = values.transpose(1, 2)
+            cache.seen[i][cache._rows, :, cache._slots] = keys.transpose(1, 2)
+            cache.seen[i + 1][cache._rows, :, cache._slots] = values.transpose(1, 2)
         return self.read()
 
     def read(self) -> tuple[Float[Tensor, "b k t hd"], Float[Tensor, "b k t hd"]]:
-        extent = self.cache.extent
-        return self.keys[:, :, :extent], self.values[:, :, :extent]
+        i = 2 * self.index
+        return self.cache.seen[i], self.cache.seen[i + 1]

@@ -33,6 +33,7 @@ from mmtp.decode.rows import Choice, Lane, Row
 from mmtp.decode.sample import Draft, Sampling, choose, gaussian, penalize, propose
 from mmtp.decode.stats import Generation
 from mmtp.decode.step import SlotLogits, Step
+from mmtp.nn.linear import pack_linears
 from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.vocab import Special
 from mmtp.types import MmtpError
@@ -69,6 +70,8 @@ class Engine:
         self.grammar = StreamGrammar(model.config.layout)
         self.logits = SlotLogits(model.config.layout, model.unembedding.weight)
         self.slots = model.config.layout.slots
+        if isinstance(model, torch.nn.Module):
+            pack_linears(model)
         self.device, self.dtype = model.unembedding.weight.device, model.unembedding.weight.dtype
 
     def generate(

@@ -1,15 +1,16 @@
 """What decoding needs of a model, and what it knows of a vocabulary: ids, slots, logits over the legal ids."""
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmtp.nn.attention import LayerCache
+from mmtp.nn.linear import Derived, packed_linear
 from mmtp.stream.vocab import VocabLayout
 
 
@@ -51,6 +52,8 @@ class SlotLogits:
 
     def __init__(self, layout: VocabLayout, unembedding: Float[Tensor, "v d"]) -> None:
         self._weights: list[Tensor] = []
+        self._packed: list[Derived] = []
+        packed = defaultdict[tuple[Any, ...], Derived](Derived)
         self._ids: list[list[int] | int] = []
         self._index: dict[int, Tensor] = {}
         self._text, self._slots = layout.text_range, layout.slots
@@ -60,10 +63,11 @@ class SlotLogits:
             self._weights.append(
                 torch.cat([unembedding[lo:hi] for lo, hi in ranges]) if len(ranges) > 1 else unembedding[slice(*(ranges or ((0, 0),))[0])]
             )
+            self._packed.append(packed[ranges])
             self._ids.append(ranges[0][0] if len(ranges) == 1 else [i for lo, hi in ranges for i in range(lo, hi)])
 
     def __call__(self, states: Float[Tensor, "m d"], slot: int) -> Float[Tensor, "m n"]:
-        return F.linear(states, self._weights[slot])
+        return packed_linear(states, self._weights[slot], self._packed[slot])
 
     def among(self, slot: int, legal: Bool[Tensor, " ids"]) -> Bool[Tensor, " n"]:
         """Which of a text slot's ids are legal, of all vocabulary ids up to the last of text."""

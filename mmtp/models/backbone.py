@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 import mmtp.config
-from mmtp.nn.attention import LayerCache
+from mmtp.nn.attention import LayerCache, fold_mask
 from mmtp.nn.block import Block
 from mmtp.nn.experts import ExpertBlock, Routes
 from mmtp.nn.norm import RMSNorm
@@ -121,6 +121,8 @@ class Backbone(nn.Module):
             routes: which medium's weights each position takes, of :meth:`routes` or :meth:`window_routes`; None where all share theirs.
         """
         angles = self.rope(positions)
+        if caches is not None and isinstance(mask, Tensor):
+            mask = fold_mask(mask, self.config.num_heads // self.config.num_kv_heads, x.dtype)
         own = () if routes is None else (routes,)
         for i, block in enumerate(self.blocks):
             x = block(x, angles, mask, None if caches is None else caches[i], *own)

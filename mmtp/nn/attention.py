@@ -8,7 +8,7 @@ Legend: b batch, s positions of this pass, t positions attended to, h query head
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from mmtp.nn.linear import Derived, Linear
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Angles, rotate
+
+Mask = Bool[Tensor, "b #h s t"] | Float[Tensor, "b #h gs t"] | BlockMask | None
 
 
 @runtime_checkable
@@ -57,16 +60,18 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         # One matrix for queries, keys and values: at a few tokens per pass the number of calls is what costs.
-        self.qkv: nn.Module = nn.Linear(width, (num_heads + 2 * num_kv_heads) * head_dim, bias=False)
-        self.out: nn.Module = nn.Linear(num_heads * head_dim, width, bias=False)
+        self.qkv: nn.Module = Linear(width, (num_heads + 2 * num_kv_heads) * head_dim, bias=False)
+        self.out: nn.Module = Linear(num_heads * head_dim, width, bias=False)
         self.q_norm: nn.Module = RMSNorm(head_dim, eps) if qk_norm else Unnormed()
         self.k_norm: nn.Module = RMSNorm(head_dim, eps) if qk_norm else Unnormed()
+        self.eps, self.qk_norm = eps, qk_norm
+        self._gains = Derived()
 
     def forward(
         self,
         x: Float[Tensor, "b s d"],
         angles: Angles,
-        mask: Bool[Tensor, "b #h s t"] | BlockMask | None,
+        mask: Mask,
         cache: LayerCache | None = None,
         *routes: Any,
     ) -> Float[Tensor, "b s d"]:
@@ -75,11 +80,12 @@ class Attention(nn.Module):
         Args:
             x: normalised input.
             angles: rotary cosines and sines of the positions.
-            mask: True where a position may look; None lets every position see all that the cache returns,
-                which is right for a single position at the end of a single row.
+            mask: True where a position may look; or, in decoding, what :func:`fold_mask` makes of that.
             cache: None in training, where positions attend to this pass alone.
             routes: what the projections are told beside their input, where there are several of each (:mod:`mmtp.nn.experts`).
         """
+        if cache is not None and not routes:
+            return self._extend(x, angles, mask, cache)
         h, k = self.num_heads, self.num_kv_heads
         q, key, value = self.qkv(x, *routes).unflatten(-1, (h + 2 * k, self.head_dim)).split((h, k, k), dim=2)
         q = rotate(self.q_norm(q, *routes), angles).to(value.dtype).transpose(1, 2)
@@ -89,12 +95,31 @@ class Attention(nn.Module):
             key, value = cache.update(key, value)
         return self.out(rearrange(attend(q, key, value, mask), "b h s hd -> b s (h hd)"), *routes)
 
+    def _extend(self, x: Float[Tensor, "b s d"], angles: Angles, mask: Mask, cache: LayerCache) -> Float[Tensor, "b s d"]:
+        """The same for the few positions of a pass of decoding, in as few calls as there can be: queries and keys as one."""
+        h, k, hd = self.num_heads, self.num_kv_heads, self.head_dim
+        b, s, _ = x.shape
+        joined = self.qkv(x).view(b, s, h + 2 * k, hd)
+        heads = joined.narrow(2, 0, h + k).float()
+        if self.qk_norm:
+            q_norm, k_norm = cast(RMSNorm, self.q_norm), cast(RMSNorm, self.k_norm)
+            gains = self._gains.get((q_norm.weight, k_norm.weight), lambda: self._join(q_norm.weight, k_norm.weight))
+            heads = torch.rms_norm(heads, (hd,), None, self.eps).mul_(gains)
+        q, key = rotate(heads, angles).to(joined.dtype).transpose(1, 2).split((h, k), dim=1)
+        keys, values = cache.update(key, joined.narrow(2, h + k, k).transpose(1, 2))
+        read = attend(q, keys, values, mask)
+        return self.out(read.transpose(1, 2).reshape(b, s, h * hd))
+
+    def _join(self, q: Float[Tensor, " hd"], k: Float[Tensor, " hd"]) -> Float[Tensor, "n hd"]:
+        """Gains of every query and key head."""
+        return torch.cat((q.expand(self.num_heads, -1), k.expand(self.num_kv_heads, -1))).float()
+
 
 def attend(
     q: Float[Tensor, "b h s hd"],
     k: Float[Tensor, "b k t hd"],
     v: Float[Tensor, "b k t hd"],
-    mask: Bool[Tensor, "b #h s t"] | BlockMask | None,
+    mask: Mask,
 ) -> Float[Tensor, "b h s hd"]:
     """Scaled dot-product attention with grouped queries.
 
@@ -103,12 +128,31 @@ def attend(
     groups, s = q.shape[1] // k.shape[1], q.shape[2]
     if isinstance(mask, BlockMask):
         return _flex(q.device.type)(q, k, v, block_mask=mask, enable_gqa=groups > 1)
-    if groups == 1 or s > 32:
+    if not _folds(groups, s):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=groups > 1)
     folded = q.reshape(q.shape[0], k.shape[1], groups * s, q.shape[3])
-    wide = None if mask is None or s == 1 else mask.repeat(1, 1, groups, 1)
-    out = F.scaled_dot_product_attention(folded, k, v, attn_mask=wide if s > 1 else mask)
-    return out.reshape(q.shape)
+    if mask is not None and mask.dtype == torch.bool:
+        mask = _repeated(mask, groups)
+    return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).reshape(q.shape)
+
+
+def fold_mask(mask: Bool[Tensor, "b #h s t"], groups: int, dtype: torch.dtype) -> Float[Tensor, "b #h gs t"]:
+    """A mask as :func:`attend` adds it to scores, queries of a group one behind the other where it folds them.
+
+    Layers that share a mask save its making.
+    """
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+    return _repeated(bias, groups) if _folds(groups, mask.shape[2]) else bias
+
+
+def _folds(groups: int, s: int) -> bool:
+    """Whether so many queries are folded into the group."""
+    return groups > 1 and s <= 32
+
+
+def _repeated(mask: Tensor, groups: int) -> Tensor:
+    """The mask of folded queries; one row serves all."""
+    return mask.repeat(1, 1, groups, 1) if mask.shape[2] > 1 else mask
 
 
 @cache

@@ -1,11 +1,10 @@
 """The transformer block that models and tokenizers are built of, and the weights it starts from."""
 
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 
-from mmtp.nn.attention import Attention, LayerCache
+from mmtp.nn.attention import Attention, LayerCache, Mask
 from mmtp.nn.mlp import SwiGLU
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Angles
@@ -38,9 +37,10 @@ class Block(nn.Module):
         self.mlp: nn.Module = SwiGLU(width, mlp_width)
         self.dropout = 0.0
 
-    def forward(
-        self, x: Float[Tensor, "b s d"], angles: Angles, mask: Bool[Tensor, "b #h s t"] | BlockMask | None, cache: LayerCache | None = None
-    ) -> Float[Tensor, "b s d"]:
+    def forward(self, x: Float[Tensor, "b s d"], angles: Angles, mask: Mask, cache: LayerCache | None = None) -> Float[Tensor, "b s d"]:
+        if cache is not None:
+            x = self.attention(self.attention_norm(x), angles, mask, cache).add_(x)
+            return self.mlp(self.mlp_norm(x)).add_(x)
         x = x + self._dropped(self.attention(self.attention_norm(x), angles, mask, cache))
         return x + self._dropped(self.mlp(self.mlp_norm(x)))
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 
-from mmtp.nn.attention import Attention, LayerCache
+from mmtp.nn.attention import Attention, LayerCache, Mask
 from mmtp.nn.block import Block
+from mmtp.nn.linear import Linear
 from mmtp.nn.mlp import SwiGLU
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Angles
@@ -140,7 +140,7 @@ class ExpertBlock(Block):
         self,
         x: Float[Tensor, "b s d"],
         angles: Angles,
-        mask: Bool[Tensor, "b #h s t"] | BlockMask | None,
+        mask: Mask,
         cache: LayerCache | None = None,
         routes: Routes | None = None,
     ) -> Float[Tensor, "b s d"]:
@@ -157,8 +157,8 @@ class _ExpertAttention(Attention):
         self, names: Sequence[str], width: int, num_heads: int, num_kv_heads: int, head_dim: int, eps: float, qk_norm: bool
     ) -> None:
         super().__init__(width, num_heads, num_kv_heads, head_dim, eps, qk_norm)
-        self.qkv = Experts(names, lambda: nn.Linear(width, (num_heads + 2 * num_kv_heads) * head_dim, bias=False))
-        self.out = Experts(names, lambda: nn.Linear(num_heads * head_dim, width, bias=False))
+        self.qkv = Experts(names, lambda: Linear(width, (num_heads + 2 * num_kv_heads) * head_dim, bias=False))
+        self.out = Experts(names, lambda: Linear(num_heads * head_dim, width, bias=False))
         if qk_norm:
             self.q_norm = ExpertNorm(names, head_dim, eps)
             self.k_norm = ExpertNorm(names, head_dim, eps)

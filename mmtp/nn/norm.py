@@ -1,7 +1,6 @@
 """Root-mean-square normalisation."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -20,4 +19,4 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        return torch.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)

@@ -38,7 +38,7 @@ class RopeScaling:
 
 
 class Rope(nn.Module):
-    """Cosines and sines of all positions, computed once per pass and shared by all layers.
+    """Cosines and sines of all positions, computed once per pass and shared by all layers. Sines have the sign that their half needs.
 
     Args:
         head_dim: width of one head; even.
@@ -57,13 +57,13 @@ class Rope(nn.Module):
         self.register_buffer("axis", torch.arange(head_dim // 2) % 3, persistent=False)
 
     def forward(self, positions: Int[Tensor, "b s 3"]) -> Angles:
-        angles = positions[..., self.axis].float() * self.frequencies
-        angles = torch.cat((angles, angles), dim=-1).unsqueeze(2)
-        return angles.cos(), angles.sin()
+        angles = (positions[..., self.axis].float() * self.frequencies).unsqueeze(2)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Float[Tensor, "b s h hd"], angles: Angles) -> Float[Tensor, "b s h hd"]:
     """Rotates the pairs ``(x[i], x[i + hd/2])``, as Llama and Qwen3 lay them out."""
     cos, sin = angles
     low, high = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-high, low), dim=-1) * sin
+    return x * cos + torch.cat((high, low), dim=-1) * sin

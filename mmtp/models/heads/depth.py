@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmtp.models.backbone import BackboneConfig
 from mmtp.models.heads.base import DraftConfig, Places, gather
 from mmtp.nn.attention import LayerCache
+from mmtp.nn.linear import Linear
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Rope
 from mmtp.types import Modality
@@ -67,9 +68,9 @@ class DepthHead(nn.Module):
         )
         self.rope = Rope(sizes.head_dim, sizes.rope_theta)
         self.state_norm, self.embedding_norm = (RMSNorm(backbone.width, backbone.norm_eps) for _ in range(2))
-        self.state, self.token = (nn.Linear(backbone.width, config.width, bias=False) for _ in range(2))
+        self.state, self.token = (Linear(backbone.width, config.width, bias=False) for _ in range(2))
         self.blocks = nn.ModuleList(sizes.block() for _ in range(config.num_layers))
-        self.out = nn.Linear(config.width, backbone.width, bias=False)
+        self.out = Linear(config.width, backbone.width, bias=False)
         self.norm = RMSNorm(backbone.width, backbone.norm_eps)
 
     @property

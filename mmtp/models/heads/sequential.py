@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmtp.models.backbone import BackboneConfig
 from mmtp.models.heads.base import BlockConfig, Places, gather
 from mmtp.nn.attention import LayerCache
+from mmtp.nn.linear import Linear
 from mmtp.nn.norm import RMSNorm
 from mmtp.types import Modality
 
@@ -22,7 +23,7 @@ class _Depth(nn.Module):
         super().__init__()
         self.embedding_norm = RMSNorm(backbone.width, backbone.norm_eps)
         self.state_norm = RMSNorm(backbone.width, backbone.norm_eps)
-        self.project = nn.Linear(2 * backbone.width, backbone.width, bias=False)
+        self.project = Linear(2 * backbone.width, backbone.width, bias=False)
         self.block = backbone.block()
         self.norm = RMSNorm(backbone.width, backbone.norm_eps)
 

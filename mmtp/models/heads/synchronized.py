@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mmtp.models.backbone import BackboneConfig
 from mmtp.models.heads.base import BELOW, BlockConfig, Places, gather
 from mmtp.nn.attention import LayerCache, attend
+from mmtp.nn.linear import Linear
 from mmtp.nn.mlp import SwiGLU
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Angles, rotate
@@ -69,13 +70,13 @@ class SynchronizedHead(nn.Module):
         self.head_dim, self.num_kv_heads = backbone.head_dim, backbone.num_kv_heads
         self.rope = backbone.rope()
         self.embedding_norm, self.state_norm, self.memory_norm = (RMSNorm(width, eps) for _ in range(3))
-        self.project = nn.Linear(2 * width, width, bias=False)
+        self.project = Linear(2 * width, width, bias=False)
         self.offset = nn.Embedding(config.mtp_depth + (config.vertical > 0), width)  # the last one stands for BELOW
         self.modality = nn.Embedding(len(modalities), width)
         self.attention_norm, self.mlp_norm, self.norm = (RMSNorm(width, eps) for _ in range(3))
-        self.query = nn.Linear(width, heads * backbone.head_dim, bias=False)
-        self.memory = nn.Linear(width, 2 * backbone.num_kv_heads * backbone.head_dim, bias=False)
-        self.out = nn.Linear(heads * backbone.head_dim, width, bias=False)
+        self.query = Linear(width, heads * backbone.head_dim, bias=False)
+        self.memory = Linear(width, 2 * backbone.num_kv_heads * backbone.head_dim, bias=False)
+        self.out = Linear(heads * backbone.head_dim, width, bias=False)
         self.q_norm, self.k_norm = (RMSNorm(backbone.head_dim, eps) for _ in range(2))
         self.mlp = SwiGLU(width, backbone.mlp_width)
         self.gates = nn.Parameter(torch.zeros(len(modalities), len(modalities))) if config.exchange == "gated" else None

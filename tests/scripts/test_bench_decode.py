@@ -1,0 +1,32 @@
+import json
+
+import pytest
+import torch
+
+from scripts.bench_decode import WIDTHS, build, exported, main
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_decoding_is_timed_beside_transformers_and_passes_by_width(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    main(["--model", "tiny", "--batch", "1", "2", "--tokens", "3", "--rounds", "1", "--json", str(tmp_path / "costs.json")])
+    costs = json.loads((tmp_path / "costs.json").read_text())
+    assert [(cost["way"], cost["batch"]) for cost in costs["decoding"]] == [(w, b) for b in (1, 2) for w in ("mmtp", "dynamic", "static")]
+    assert [(cost["way"], cost["batch"]) for cost in costs["passes"]] == [(str(w), b) for b in (1, 2) for w in WIDTHS]
+    assert all(cost["median"] > 0 for part in costs.values() for cost in part)
+    assert "| static | 2 |" in capsys.readouterr().out
+
+
+def test_refuses_to_compare_other_weights(monkeypatch):
+    pytest.importorskip("transformers")
+    net = build("tiny", "float32")
+    whole = net.backbone.state_dict
+    monkeypatch.setattr(net.backbone, "state_dict", lambda: {k: 2 * v if "down" in k else v for k, v in whole().items()})
+    with pytest.raises(ValueError, match="other logits"):
+        exported(net)
