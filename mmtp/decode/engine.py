@@ -31,6 +31,7 @@ from mmtp.decode.drafts import Drafter, Drafts, HeadDrafts
 from mmtp.decode.pace import Pace
 from mmtp.decode.rows import Choice, Lane, Row
 from mmtp.decode.sample import Draft, Sampling, choose, gaussian, penalize, propose
+from mmtp.decode.scales import Due
 from mmtp.decode.stats import Generation
 from mmtp.decode.step import SlotLogits, Step
 from mmtp.nn.linear import pack_linears
@@ -127,7 +128,18 @@ class Engine:
         branch_index = {i: len(prefixes) + n for n, i in enumerate(guided)}
         nothing = [None] * len(prefixes)
         rows = [
-            Row(self.grammar, i, p, s, max_new_tokens, branch_index.get(i, -1), v, c, None if cost is None else Pace(cost))
+            Row(
+                self.grammar,
+                i,
+                p,
+                s,
+                max_new_tokens,
+                branch_index.get(i, -1),
+                v,
+                c,
+                None if cost is None else Pace(cost),
+                self.model.next_scale,
+            )
             for i, (p, s, v, c) in enumerate(zip(prefixes, samplings, vectors or nothing, constraints or nothing, strict=True))
         ]
         lanes: list[Lane] = [*rows, *(row.branch for row in rows if row.branch is not None)]
@@ -136,6 +148,8 @@ class Engine:
         capacity = max((len(p) for p in prefixes), default=0) + max_new_tokens + max(self.window, width, 1 + forced)
         if self.model.flow is not None and self.model.flow.block:
             capacity += max_new_tokens  # rows that rest stand in the passes of a block as well, wherever they are
+        if self.model.next_scale is not None:
+            capacity += self.model.next_scale.ends[-1]  # a scale that is read, and queries for the next one
         cache = self.new_cache(self.model.config.backbone.depth, len(lanes), capacity)
         drafter = self.drafts.begin(self, len(lanes), capacity) if speculative and self.window > 1 else None
         while not all(row.done for row in rows):
@@ -166,10 +180,19 @@ class Engine:
                 cache.lengths[row.branch.index] = 0
                 if drafter is not None:
                     drafter.restart(row.branch.index)
-        resting = {row.index for row in rows if row.done}
-        resting |= {row.branch.index for row in rows if row.branch is not None and (row.done or not row.branch.open)}
+        due = {row.index: scale for row in rows if not row.done and (scale := Due.of(self.model, row)) is not None}
+        if self.exact:  # each scale has a pass of its own, so that its shapes are those of the row alone
+            due = dict(list(due.items())[:1])
+        waiting = set(range(len(rows))) - due.keys() if self.exact and due else set()
+        waiting |= {row.index for row in rows if row.done}
+        resting = waiting | {row.branch.index for row in rows if row.branch is not None and (row.index in waiting or not row.branch.open)}
         windows = [[] if lane.index in resting else lane.tokens[cache.lengths[lane.index] :] + lane.drafts for lane in lanes]
         places = [[] if lane.index in resting else lane.positions[cache.lengths[lane.index] :] + lane.draft_positions for lane in lanes]
+        read = {lane.index: len(window) for lane, window in zip(lanes, windows, strict=True)}
+        for scale in due.values():
+            for lane in scale.row.lanes:
+                windows[lane.index] += [0] * len(scale)
+                places[lane.index] += scale.positions(lane)
         longest = max(width, max(map(len, windows)))
         mask = cache.begin(longest)
         tokens = self.tensor([w + [0] * (longest - len(w)) for w in windows])
@@ -179,24 +202,37 @@ class Engine:
             for first, end in lane.inputs:
                 if first >= begin and lane.index not in resting:
                     mask[lane.index, :, first - begin : end - begin, first:end] = True
-        slots = [lane.window_slots(cache.lengths[lane.index], len(window)) for lane, window in zip(lanes, windows, strict=True)]
-        hidden = self.model.extend(self.embed(tokens, lanes, cache.lengths), positions, mask, cache.layers, slots)
-        last = [len(window) - len(lane.drafts) - 1 for window, lane in zip(windows, lanes, strict=True)]
+        embedded = self.embed(tokens, lanes, cache.lengths)
+        slots = [lane.window_slots(cache.lengths[lane.index], read[lane.index]) for lane in lanes]
+        for scale in due.values():
+            for lane in scale.row.lanes:
+                scale.stand(lane, cache.lengths[lane.index], embedded, mask)
+                slots[lane.index] += [scale.row.state.slot] * len(scale)
+        hidden = self.model.extend(embedded, positions, mask, cache.layers, slots)
+        last = [read[lane.index] - len(lane.drafts) - 1 for lane in lanes]
         wanted = []
-        for row in rows:
-            for j, state in enumerate([] if row.done else row.draft_states):
+        going = [row for row in rows if row.index not in waiting]
+        for row in going:
+            if row.index in due:
+                wanted += due[row.index].choices(read)
+                continue
+            for j, state in enumerate(row.draft_states[:-1] if row.scale_due else row.draft_states):
                 guide = None if row.branch is None else row.branch.guide(j, last[row.branch.index] + j)
                 draft = row.proposals[j] if j < len(row.proposals) else None
                 place = len(row.tokens) + j
                 wanted.append(Choice(row, last[row.index] + j, state.slot, place, guide, row.weight(state), draft, row.answer(j)))
-        chosen = iter(self.pick(self.model.backbone.norm, hidden, wanted, self.exact))
+        chosen: dict[int, list[int]] = defaultdict(list)
+        for choice, token in zip(wanted, self.pick(self.model.backbone.norm, hidden, wanted, self.exact), strict=True):
+            chosen[choice.row.index].append(token)
         choices = {(choice.row.index, choice.place): choice for choice in wanted}
         writing: list[Choice] = []
         counts = [0] * len(lanes)
-        for row in rows:
-            if row.done:
-                continue
-            kept = row.accept([next(chosen) for _ in row.draft_states], stop)
+        for row in going:
+            kept = 0
+            if row.index in due:
+                row.take_scale(chosen[row.index], stop)
+            else:
+                kept = row.accept(chosen[row.index], stop)
             counts[row.index] = last[row.index] + 1 + kept
             if row.tokens[-1] == Special.FEATURE:
                 writing.append(choices[row.index, len(row.tokens) - 1])
@@ -211,10 +247,11 @@ class Engine:
                 self._write_blocks([choice.row for choice in some], cache, stop)
             else:
                 self._write(hidden, some)
-        if drafter is not None and not all(row.done for row in rows):
+        if drafter is not None and any(counts) and not all(row.done for row in rows):
             # What rejection makes of a draft depends on the very q, so its rounding counts as well.
             least = MIN_EXACT_WIDTH if self.exact and any(row.sampling.verification == "rejection" for row in rows) else 0
-            drafter.propose(rows, lanes, hidden[:, : max(least, *counts)], counts, least)
+            one_by_one = [row for row in going if row.index not in due]
+            drafter.propose(one_by_one, lanes, hidden[:, : max(least, *counts)], counts, least)
 
     def pick(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[int]:
         """Chooses a token at every wanted place.

@@ -13,6 +13,7 @@ from mmtp.decode.pace import Pace
 from mmtp.decode.sample import Draft, Noise, Sampling
 from mmtp.decode.stats import DecodeStats
 from mmtp.models.heads.base import FORCED
+from mmtp.models.next_scale import NextScale
 from mmtp.stream.grammar import GrammarState, StreamGrammar
 from mmtp.stream.vocab import Special
 from mmtp.types import MmtpError
@@ -131,6 +132,7 @@ class Row(Lane):
         vectors: what the ``<feature>`` tokens of the prefix stand for, in order.
         constraint: what the new tokens must meet.
         pace: tells how many drafts pay; without it all are made.
+        next_scale: of a model that writes pictures scale by scale.
 
     Attributes:
         proposals: the drafts, as they were drawn.
@@ -149,8 +151,9 @@ class Row(Lane):
         vectors: Float[Tensor, "n d"] | None = None,
         constraint: Constraint | None = None,
         pace: Pace | None = None,
+        next_scale: NextScale | None = None,
     ) -> None:
-        self.pace = pace
+        self.pace, self.next_scale = pace, next_scale
         super().__init__(index, grammar.begin())
         self.sampling = sampling
         self.noise = Noise(sampling.seed)
@@ -244,6 +247,15 @@ class Row(Lane):
         self.noise.forget_before(len(self.tokens))
         return kept
 
+    def take_scale(self, codes: Sequence[int], stop: Collection[int]) -> None:
+        """Keeps the codes of a scale, as far as the row goes on."""
+        before = len(self.tokens)
+        for code in codes:
+            if not self.done:
+                self.push(code, stop)
+        self.stats.per_pass.append(len(self.tokens) - before)
+        self.noise.forget_before(len(self.tokens))
+
     def take_vector(self, vector: Float[Tensor, " c"], embedded: Float[Tensor, "1 d"]) -> None:
         """Keeps what the newest token, a ``<feature>``, stands for."""
         self.written.append(vector)
@@ -303,8 +315,16 @@ class Row(Lane):
 
     @property
     def room(self) -> bool:
-        """Whether a further draft could stand: the stream goes on, and the limit leaves room for the token that verification adds."""
-        return not self.draft_states[-1].done and len(self.tokens) + len(self.drafts) + 1 < self.end
+        """Whether a further draft could stand: the stream goes on, one by one, and the limit leaves room for the token that verification
+        adds.
+        """
+        goes_on = not self.draft_states[-1].done and not self.scale_due
+        return goes_on and len(self.tokens) + len(self.drafts) + 1 < self.end
+
+    @property
+    def scale_due(self) -> bool:
+        """Whether a whole scale comes after the drafts."""
+        return self.next_scale is not None and self.next_scale.due(self.draft_states[-1]) is not None
 
     def wants(self, offset: int) -> bool:
         """Whether a further draft is to be made at an offset: it could stand, and it has to pay."""

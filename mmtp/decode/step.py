@@ -21,6 +21,7 @@ class Step(Protocol):
     config: Any
     head: Any
     flow: Any
+    next_scale: Any
     backbone: Any
     unembedding: Any
 
@@ -40,6 +41,8 @@ class Step(Protocol):
     ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n d"]]: ...
 
     def embed_points(self, points: Float[Tensor, "n c"], time: float) -> Float[Tensor, "n d"]: ...
+
+    def ask(self, codes: Int[Tensor, " n"]) -> Float[Tensor, "m d"]: ...
 
 
 class SlotLogits:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import mmtp.config
@@ -136,6 +136,7 @@ def unified_loss(
     vertical: bool = False,
     anchors: Int[Tensor, "b n"] | None = None,
     group: dist.ProcessGroup | None = None,
+    undrafted: int | None = None,
 ) -> LossOutput:
     """Loss of a batch.
 
@@ -152,9 +153,10 @@ def unified_loss(
         vertical: the last of ``states`` predicts the code below x[t].
         anchors: positions that the states of draft offsets stand for; None for all.
         group: processes that have the other parts of the batch; None where this is all of it.
+        undrafted: slot whose tokens are no targets of draft offsets.
     """
     offsets = [*range(len(states) - 1), BELOW] if vertical else [*range(len(states))]
-    plan = plan_targets(batch, layout, offsets, config.inputs, anchors)
+    plan = plan_targets(batch, layout, offsets, config.inputs, anchors, undrafted)
     keys = [(modality, offset) for modality in layout.modalities for offset in offsets]
     (counts,) = _tallies(plan, keys, group, lambda item: len(item.rows))
     parts = 1 if group is None else group.size()
@@ -238,15 +240,15 @@ def plan_targets(
     offsets: Sequence[int] = (0,),
     inputs: tuple[str, ...] = (),
     anchors: Int[Tensor, "b n"] | None = None,
+    undrafted: int | None = None,
 ) -> list[Targets]:
-    """Groups every target that leaves a choice by (offset, slot); of draft offsets only those that ``anchors`` predict, if given."""
+    """Groups every target that leaves a choice by (offset, slot); of draft offsets only those that ``anchors`` predict, if given, and
+    none in the slot ``undrafted``.
+    """
     items = []
     s = batch.tokens.shape[1]
     here = torch.arange(s, device=batch.tokens.device)
-    predicted = batch.loss_mask
-    if inputs:
-        of_input = torch.tensor([slot.modality in inputs for slot in layout.slots], device=predicted.device)
-        predicted = predicted | of_input[batch.slots]
+    predicted = predicted_places(batch, layout, inputs)
     everywhere = here.expand_as(batch.tokens)
     for offset in offsets:
         back = above(batch, layout) if offset == BELOW else torch.full_like(batch.tokens, offset + 1)
@@ -264,14 +266,21 @@ def plan_targets(
         flat, before = rows * width + place[rows, columns], rows * s + columns - 1
         for index in slots.unique().tolist():
             slot = layout.slots[index]
-            if slot.size == 1:
-                continue  # a forced id: probability 1, nothing to learn
+            if slot.size == 1 or (offset and index == undrafted):
+                continue  # a forced id has probability 1, nothing to learn
             local = local_ids(targets, slot.generable)
             chosen = ((slots == index) & (local >= 0)).nonzero(as_tuple=True)[0]  # what is input only is no target
             if not len(chosen):
                 continue
             items.append(Targets(offset, slot.modality, slot.generable, flat[chosen], before[chosen], local[chosen]))
     return items
+
+
+def predicted_places(batch: Batch, layout: VocabLayout, inputs: Sequence[str] = ()) -> Bool[Tensor, "b s"]:
+    """Places whose tokens are targets: those under ``loss_mask``, and all of the media that are predicted as inputs as well."""
+    if not inputs:
+        return batch.loss_mask
+    return batch.loss_mask | torch.tensor([slot.modality in inputs for slot in layout.slots], device=batch.slots.device)[batch.slots]
 
 
 def local_ids(ids: Int[Tensor, " n"], ranges: tuple[tuple[int, int], ...]) -> Int[Tensor, " n"]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
@@ -17,12 +18,13 @@ from mmtp.models.embed import Embedding
 from mmtp.models.heads.base import Head, HeadConfig, Places, continuous_inputs, hide_vectors, vertical
 from mmtp.models.heads.flow import FlowHead
 from mmtp.models.heads.next import NextHead
-from mmtp.models.loss import LossConfig, LossOutput, unified_loss
+from mmtp.models.loss import LossConfig, LossOutput, predicted_places, unified_loss
+from mmtp.models.next_scale import NextScale, NextScaleConfig
 from mmtp.nn.attention import LayerCache, document_blocks, document_mask
 from mmtp.nn.block import init_weights
 from mmtp.nn.experts import Routes
 from mmtp.stream.vocab import Special, VocabLayout
-from mmtp.types import Batch
+from mmtp.types import Batch, Modality
 
 
 class UnifiedModel(nn.Module):
@@ -48,6 +50,7 @@ class UnifiedModel(nn.Module):
             feature_width: width of continuous input features; 0 for none.
             connector: how these become vectors of the model's width; a table with ``type``.
             flow: the head that writes vectors, where the vocabulary says that the model does; a table with ``type``.
+            next_scale: the pyramid of pictures that are written scale by scale; None writes codes one by one.
         """
 
         layout: VocabLayout
@@ -57,6 +60,7 @@ class UnifiedModel(nn.Module):
         feature_width: int = 0
         connector: Connector.Config = field(default_factory=lambda: Projector.Config(layers=1))
         flow: FlowHead.Config | None = None
+        next_scale: NextScaleConfig | None = None
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -70,6 +74,7 @@ class UnifiedModel(nn.Module):
         self._slot_modality = [slot.modality.index for slot in config.layout.slots]
         self.register_buffer("slot_modality", torch.tensor(self._slot_modality), persistent=False)
         assert isinstance(self.head, Head)
+        self.next_scale: Any = None if config.next_scale is None else NextScale(config.next_scale, config.layout, config.backbone.width)
         init_weights(self, config.backbone.depth)
         self.flow: Any = _build_flow(config)
         self.flex_attention = False
@@ -82,6 +87,7 @@ class UnifiedModel(nn.Module):
         drafts: bool = True,
         anchors: Int[Tensor, "b n"] | None = None,
         times: Float[Tensor, " vectors"] | None = None,
+        predicted: Bool[Tensor, "b s"] | None = None,
     ) -> list[Float[Tensor, "b _ d"]]:
         """States of all offsets: the next token first, then one per draft offset, then that of the row below where the head has one.
 
@@ -91,21 +97,31 @@ class UnifiedModel(nn.Module):
             drafts: whether their states are wanted.
             anchors: positions at which they are wanted; None wants all.
             times: of every vector of the batch that a block is made of, where these stand in it as points on their way from noise.
+            predicted: places at which predictions of codes of a scale are wanted; None wants those under ``loss_mask``.
         """
         x = self.embedding.batch(batch)
         if times is not None and batch.feature_index is not None:
             index = batch.feature_index[batch.loss_mask.flatten()[batch.feature_index]]
             x = x.flatten(0, 1).index_add(0, index, self.flow.embed_time(times).to(x.dtype)).view_as(x)
-        causal = document_mask(batch.document_ids)
-        spans = input_spans(batch, self.config.layout, self.flow is not None and self.flow.block)
-        if self.flex_attention:
-            mask = document_blocks(batch.document_ids, spans)
-        else:
-            mask = causal if spans is None else document_mask(batch.document_ids, spans)
-        routes = self.backbone.routes(self.slot_modality[batch.slots])
         # Always causal: a draft at t may know x[t+k], which a bidirectional span would carry back.
+        causal = document_mask(batch.document_ids)
         read, places = self.draft_inputs(self.head, batch, x.detach() if detach else x, causal)
-        return self.compute_states(x, mask, read, places, detach, drafts, anchors, routes)
+        spans = input_spans(batch, self.config.layout, self.flow is not None and self.flow.block)
+        positions, documents, until, queries = batch.positions, batch.document_ids, None, None
+        if self.next_scale is not None:
+            queries = self.next_scale.queries(batch, batch.loss_mask if predicted is None else predicted)
+            if queries is None:
+                x = x + self.next_scale.idle()
+            else:
+                x, positions, documents, spans, until = queries.appended(batch, x, spans)
+        if self.flex_attention:
+            mask = document_blocks(documents, spans, until)
+        else:
+            mask = causal if spans is None else document_mask(documents, spans, until)
+        modality = self.slot_modality[batch.slots]
+        routes = self.backbone.routes(F.pad(modality, (0, x.shape[1] - modality.shape[1]), value=Modality.IMAGE.index))
+        states = self.compute_states(x, positions, mask, read, places, detach, drafts, anchors, routes)
+        return states if queries is None else [queries.predict(states[0]), *states[1:]]
 
     def draft_inputs(
         self, head: Head, batch: Batch, embedded: Float[Tensor, "b s d"], mask: Bool[Tensor, "b 1 s s"]
@@ -128,6 +144,7 @@ class UnifiedModel(nn.Module):
     def compute_states(
         self,
         x: Tensor,
+        positions: Tensor,
         mask: Tensor | BlockMask,
         read: Tensor,
         places: Places,
@@ -137,9 +154,10 @@ class UnifiedModel(nn.Module):
         routes: Routes | None = None,
     ) -> list[Tensor]:
         """The part of the forward pass that is arithmetic alone, and so can be compiled as one graph."""
-        hidden = self.backbone(x, places.positions, mask, routes=routes)
+        hidden = self.backbone(x, positions, mask, routes=routes)
         states = [self.backbone.norm(hidden)]
         if drafts and self.head.mtp_depth:
+            hidden = hidden[:, : places.positions.shape[1]]  # queries stand behind the rows, and nothing is drafted from them
             states += self.head(hidden.detach() if detach else hidden, read, places, anchors)
         return states
 
@@ -158,8 +176,19 @@ class UnifiedModel(nn.Module):
             if self.flow.block:
                 batch, times, goal = self._noised(batch, features)
         anchors = config.draw_anchors(batch) if self.head.mtp_depth else None
-        states = self(batch, detach=config.detach, anchors=anchors, times=times)
-        output = unified_loss(states, self.unembedding.weight, batch, self.config.layout, config, vertical(self.head) > 0, anchors, group)
+        predicted = predicted_places(batch, self.config.layout, config.inputs)
+        states = self(batch, detach=config.detach, anchors=anchors, times=times, predicted=predicted)
+        output = unified_loss(
+            states,
+            self.unembedding.weight,
+            batch,
+            self.config.layout,
+            config,
+            vertical(self.head) > 0,
+            anchors,
+            group,
+            undrafted=None if self.next_scale is None else self.next_scale.slot,
+        )
         if index is None:
             return output
         flat = states[0].flatten(0, 1)
@@ -235,6 +264,15 @@ class UnifiedModel(nn.Module):
         times = torch.full((len(points),), time, device=points.device)
         return self.embedding.connect(self.flow.to_vectors(points)) + self.flow.embed_time(times)
 
+    def ask(self, codes: Int[Tensor, " n"]) -> Float[Tensor, "m d"]:
+        """Queries for the codes of the scale that follows.
+
+        Args:
+            codes: local ids of all scales before it.
+        """
+        assert self.next_scale is not None, "scales are due in models that write them only"
+        return self.next_scale(codes[None])[0, len(codes) :]
+
     def num_parameters(self) -> int:
         """Parameters, shared ones counted once."""
         return sum(p.numel() for p in self.parameters())
@@ -269,5 +307,5 @@ def input_spans(batch: Batch, layout: VocabLayout, written: bool = False) -> Int
     if index is None or batch.features is None:
         return None
     inside = (batch.slots == index) & (~batch.loss_mask | written)
-    starts = inside & ~torch.nn.functional.pad(inside, (1, 0))[:, :-1]
+    starts = inside & ~F.pad(inside, (1, 0))[:, :-1]
     return torch.where(inside, starts.cumsum(1), -1)

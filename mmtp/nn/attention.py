@@ -161,30 +161,39 @@ def _flex(device: str) -> Any:
     return flex_attention if device == "cpu" else torch.compile(flex_attention)
 
 
-def document_mask(document_ids: Int[Tensor, "b s"], bidirectional: Int[Tensor, "b s"] | None = None) -> Bool[Tensor, "b 1 s s"]:
+def document_mask(
+    document_ids: Int[Tensor, "b s"], bidirectional: Int[Tensor, "b s"] | None = None, until: Int[Tensor, "b s"] | None = None
+) -> Bool[Tensor, "b 1 s s"]:
     """True where a position may look: back inside its own document, and anywhere inside its own bidirectional span.
 
     Args:
         document_ids: padding (-1) sees padding only, so that no row of the softmax is empty.
-        bidirectional: number of the input-only span a position belongs to; -1 outside.
+        bidirectional: number of the span a position belongs to whose positions see each other; -1 outside.
+        until: the last position that each sees outside of its span; itself where nothing is given.
     """
     rows, s = document_ids.shape
     row, place = (torch.arange(n, device=document_ids.device) for n in (rows, s))
-    return _may_look(document_ids, bidirectional)(row[:, None, None], row, place[:, None], place).unsqueeze(1)
+    return _may_look(document_ids, bidirectional, until)(row[:, None, None], row, place[:, None], place).unsqueeze(1)
 
 
-def document_blocks(document_ids: Int[Tensor, "b s"], bidirectional: Int[Tensor, "b s"] | None = None) -> BlockMask:
+def document_blocks(
+    document_ids: Int[Tensor, "b s"], bidirectional: Int[Tensor, "b s"] | None = None, until: Int[Tensor, "b s"] | None = None
+) -> BlockMask:
     """The same in blocks, for FlexAttention."""
     rows, s = document_ids.shape
-    return create_block_mask(_may_look(document_ids, bidirectional), rows, None, s, s, device=document_ids.device)
+    return create_block_mask(_may_look(document_ids, bidirectional, until), rows, None, s, s, device=document_ids.device)
 
 
-def _may_look(document_ids: Tensor, bidirectional: Tensor | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def _may_look(
+    document_ids: Tensor, bidirectional: Tensor | None, until: Tensor | None
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Whether a position may look at another, by row, head (all look alike) and both places."""
     # Lambdas: FlexAttention counts parameters, which a checker of shapes around a function would hide.
-    if bidirectional is None:
+    if bidirectional is None and until is None:
         return lambda row, head, query, key: (document_ids[row, query] == document_ids[row, key]) & (key <= query)
+    own = torch.full_like(document_ids, -1) if bidirectional is None else bidirectional
+    last = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids) if until is None else until
     return lambda row, head, query, key: (
         (document_ids[row, query] == document_ids[row, key])
-        & ((key <= query) | ((bidirectional[row, query] == bidirectional[row, key]) & (bidirectional[row, query] >= 0)))
+        & ((key <= last[row, query]) | ((own[row, query] == own[row, key]) & (own[row, query] >= 0)))
     )

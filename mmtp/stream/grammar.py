@@ -178,6 +178,11 @@ class GrammarState:
         return min(1.0, (self._step + (self._k + ahead) // self._rule.pattern.num_codebooks) / max(1, last))
 
     @property
+    def grid(self) -> tuple[int, ...]:
+        """Dims that the open span has told so far; none where no span is open, and in sounds, whose length shows only at their end."""
+        return self._grid if self.in_span else ()
+
+    @property
     def coordinate(self) -> Triple:
         """(time, row, column) of the next token in its grid, -1 where no code is due. Where a sound may end: as if it went on."""
         return self._cell() if self._phase == _BODY else _NOWHERE

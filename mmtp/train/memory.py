@@ -218,7 +218,7 @@ def _measure(
                 x = model.embedding(tokens)
                 places = Places(tokens.unsqueeze(2).expand(-1, -1, 3), tokens, tokens, mask)
                 read = x.detach() if detach else x
-                states = model.compute_states(x, mask, read, places, detach, routes=_even_routes(model, tokens))
+                states = model.compute_states(x, places.positions, mask, read, places, detach, routes=_even_routes(model, tokens))
             learning = [state for state in states if state.requires_grad]
             grads = [torch.empty_like(state) for state in learning]
             forward = memory.live

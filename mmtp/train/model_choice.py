@@ -10,10 +10,13 @@ from mmtp.config import Config, ConfigError
 from mmtp.hub import from_pretrained, read_config
 from mmtp.models.backbone import OWN, upcycled
 from mmtp.models.embed import codebook_embeddings
+from mmtp.models.next_scale import NextScaleConfig
 from mmtp.models.presets import preset
 from mmtp.models.unified import UnifiedModel
 from mmtp.nn.block import Block
 from mmtp.stream.vocab import MediaEntry, VocabLayout, VocabMismatch
+from mmtp.tokenizers.quantizers import MultiScaleVQ
+from mmtp.types import Modality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,9 @@ class ModelChoice(Config):
         connector: a connector's configuration (``type`` and values) in place of the preset's: how the vectors of a continuous tokenizer are
             read. One that joins cells or resamples needs shards of ``mmtp tokenize --merge`` or ``--queries``.
         flow: configuration of the head that writes vectors (``type`` and values), for data whose vectors are drawn.
+        next_scale: let pictures whose codes are a pyramid of grids be written scale by scale (see :mod:`mmtp.models.next_scale`); needs
+            the tokenizer that the shards name, whose codebook the model takes over. Beside ``start`` it is added to a model that writes
+            them code by code.
         tie_embeddings: whether embedding and unembedding are one table; None leaves it to the preset. Untied, the embeddings of codes
             keep the nearness that ``codebook_init`` gives them: every step of a softmax moves all rows of a tied table.
         train: ``head`` freezes everything but the head (frozen-backbone heads as in Medusa-1, arXiv 2401.10774, section 2.2), ``features``
@@ -55,6 +61,7 @@ class ModelChoice(Config):
     head: dict[str, Any] = field(default_factory=dict)
     connector: dict[str, Any] = field(default_factory=dict)
     flow: dict[str, Any] = field(default_factory=dict)
+    next_scale: bool = False
     tie_embeddings: bool | None = None
     train: Literal["all", "head", "features"] = "all"
     codebook_init: bool = False
@@ -97,6 +104,7 @@ class ModelChoice(Config):
         data["head"] = self.head or data["head"]
         data["connector"] = self.connector or data["connector"]
         data["flow"] = self.flow or None
+        data["next_scale"] = _pyramid(layout)[0].to_dict() if self.next_scale else None
         data["feature_width"] = feature_width
         if self.tie_embeddings is not None:
             data["tie_embeddings"] = self.tie_embeddings
@@ -113,6 +121,7 @@ class ModelChoice(Config):
             model = from_pretrained(self.start)
             fresh = ("head.",) if self.head else ()
             fresh += ("embedding.features.",) if config.feature_width != model.config.feature_width else ()
+            fresh += ("next_scale.",) if config.next_scale != model.config.next_scale else ()
             known = model.config.layout
             same = not fresh and (config.layout, config.backbone) == (known, model.config.backbone)
             model = model if same else rebuilt(model, config, fresh)
@@ -122,6 +131,9 @@ class ModelChoice(Config):
             model = config.build()
             if self.codebook_init:
                 start_from_codebooks(model, config.layout.media)
+        if self.next_scale:
+            quantizer = _pyramid(layout)[1]
+            model.next_scale.take(quantizer.vq.codebook, quantizer.smooth)
         if self.train == "head":
             if not model.head.mtp_depth:
                 raise ConfigError("model: train = 'head', but this head has nothing to learn; give 'head' a type that drafts")
@@ -149,6 +161,7 @@ class ModelChoice(Config):
         known: UnifiedModel.Config = read_config(self.start)
         changes: dict[str, Any] = {"layout": layout.to_dict(), "backbone": known.backbone.to_dict() | self.backbone}
         changes |= {"head": self.head} if self.head else {}
+        changes |= {"next_scale": _pyramid(layout)[0].to_dict()} if self.next_scale else {}
         if feature_width and not known.feature_width:
             changes |= {"feature_width": feature_width} | ({"connector": self.connector} if self.connector else {})
         elif self.connector:
@@ -209,12 +222,37 @@ def start_from_codebooks(model: UnifiedModel, media: Iterable[MediaEntry]) -> No
     for entry in media:
         if entry.continuous:
             continue
-        tokenizer = from_pretrained(entry.name)
-        if (found := tokenizer.spec.fingerprint) != entry.fingerprint:
-            raise VocabMismatch(f"{entry.name!r}: its fingerprint is {found}, but the shards were made with {entry.fingerprint}")
+        tokenizer = _tokenizer(entry)
         for k in range(len(entry.codebook_sizes)):
             rows = slice(*layout.code_range(entry.modality, k))
             vectors = tokenizer.codebook_vectors(k)
             model.unembedding.weight[rows] = codebook_embeddings(vectors, model.unembedding.weight.shape[1])
             if not model.config.tie_embeddings:
                 model.embedding.table.weight[rows] = codebook_embeddings(vectors, model.config.backbone.width, UNTIED_STD)
+
+
+def _tokenizer(entry: MediaEntry) -> Any:
+    """The tokenizer that a vocabulary names.
+
+    Raises:
+        VocabMismatch: what has that name is another one.
+    """
+    tokenizer = from_pretrained(entry.name)
+    if (found := tokenizer.spec.fingerprint) != entry.fingerprint:
+        raise VocabMismatch(f"{entry.name!r}: its fingerprint is {found}, but the shards were made with {entry.fingerprint}")
+    return tokenizer
+
+
+def _pyramid(layout: VocabLayout) -> tuple[NextScaleConfig, MultiScaleVQ]:
+    """What a model that writes scale by scale is to know of pictures, and the quantizer that made their codes.
+
+    Raises:
+        ConfigError: the vocabulary has no pictures whose codes are a pyramid.
+    """
+    entry = next((entry for entry in layout.media if entry.modality is Modality.IMAGE and not entry.continuous), None)
+    quantizer = None if entry is None else getattr(_tokenizer(entry), "quantizer", None)
+    if not isinstance(quantizer, MultiScaleVQ):
+        have = "no codes of pictures" if entry is None else f"pictures of {entry.name!r}, whose codes are one grid"
+        raise ConfigError(f"model: next_scale is for pictures of a tokenizer with quantizer 'multi-scale-vq'; the shards have {have}")
+    config = quantizer.config
+    return NextScaleConfig(scales=config.scales, codebook_dim=config.codebook_dim, convolutions=config.convolutions), quantizer

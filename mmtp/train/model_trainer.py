@@ -236,21 +236,26 @@ def train_model(recipe: Recipe, folder: Path, *, data_root: Path, progress: bool
         rank=rank(),
         layout=choice.layout(joined_layout(datasets)),
     )
-    taught = TaughtBatches(batches, loss.distill) if loss.distill else None
     width = feature_width(datasets)
     config = choice.config(batches.layout, width)
     if config.flow is not None and processes() > 1:
         raise ConfigError("model: flow heads are trained by one process; their error is not yet that of the whole batch")
+    if config.next_scale is not None and loss.distill and loss.distill.image:
+        raise ConfigError(
+            "loss.distill.image: a visual teacher speaks to states behind codes, and next_scale learns from queries; leave out one"
+        )
+    taught = TaughtBatches(batches, loss.distill) if loss.distill else None
     with joined(recipe.run.parallel) as world:
         if choice.attention == "flex" and world.device.type == "cpu":
             raise ConfigError("model: attention = 'flex' is for accelerators (FlexAttention has no backward pass on a CPU); leave it out")
         available = available_memory(world.device)
-        if not surely_fits(config, recipe.run.batch * data.budget, available):
+        places = data.budget * (1 if config.next_scale is None else 2)  # a row has at most one query for each of its tokens
+        if not surely_fits(config, recipe.run.batch * places, available):
             estimate = estimate_memory(
                 config,
                 recipe.optim,
                 recipe.run,
-                budget=data.budget,
+                budget=places,
                 world_size=world.size,
                 recompute=choice.activation_checkpointing,
                 head_only=choice.train == "head",

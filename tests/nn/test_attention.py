@@ -38,10 +38,17 @@ def test_blocks_and_booleans_are_one_mask(data: st.DataObject, s: int, groups: i
     documents = torch.tensor([data.draw(ids.map(sorted)) for _ in range(2)])
     documents[1, s // 2 + 1 :] = -1
     spans = torch.tensor([data.draw(ids) for _ in range(2)]) - 2
+    until = torch.maximum(torch.arange(s) - torch.tensor([data.draw(ids) for _ in range(2)]), torch.zeros(2, s, dtype=torch.long))
     q, k, v = torch.randn(2, 2 * groups, s, 16), torch.randn(2, 2, s, 16), torch.randn(2, 2, s, 16)
-    for spanned in (None, spans):
-        whole, blocks = document_mask(documents, spanned), document_blocks(documents, spanned)
+    for spanned, last in ((None, None), (spans, None), (spans, until), (None, until)):
+        whole, blocks = document_mask(documents, spanned, last), document_blocks(documents, spanned, last)
         assert torch.equal(create_mask(blocks.mask_mod, 2, None, s, s, device="cpu"), whole)
+        if last is not None:
+            for row, query, key in torch.cartesian_prod(torch.arange(2), torch.arange(s), torch.arange(s))[:: s // 2 + 1].tolist():
+                together = spanned is not None and 0 <= spanned[row, query] == spanned[row, key]
+                sees = documents[row, query] == documents[row, key] and (key <= last[row, query] or together)
+                assert whole[row, 0, query, key] == sees
+            continue
         torch.testing.assert_close(attend(q, k, v, blocks), attend(q, k, v, whole), atol=2e-6, rtol=1e-5)
 
 

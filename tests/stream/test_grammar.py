@@ -346,9 +346,10 @@ def test_a_state_knows_its_span_and_how_far_it_is() -> None:
     layout = layout_of(image_k=2)
     grammar = StreamGrammar(layout)
     state = grammar.begin([Special.BOS, Special.BOI])
-    assert (state.span_modality, state.modality, state.progress()) == (Modality.IMAGE, Modality.TEXT, 0.0)
+    assert (state.span_modality, state.modality, state.progress(), state.grid) == (Modality.IMAGE, Modality.TEXT, 0.0, ())
     for extent in (1, 3):
         state.push(layout.dim(extent))
+    assert state.grid == (1, 3)
     seen = []
     for _ in range(3):
         for k in range(2):
@@ -357,5 +358,5 @@ def test_a_state_knows_its_span_and_how_far_it_is() -> None:
             state.push(layout.code_range(Modality.IMAGE, k)[0])
     assert seen == [0, 0, 0.5, 0.5, 1, 1] and state.progress() == 1.0
     state.push(Special.EOI)
-    assert (state.span_modality, state.progress()) == (Modality.TEXT, 0.0)
+    assert (state.span_modality, state.progress(), state.grid) == (Modality.TEXT, 0.0, ())
     assert grammar.begin([Special.BOS, Special.BOA, layout.code_range(Modality.AUDIO)[0]]).progress() == 0.0

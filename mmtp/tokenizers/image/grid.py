@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -13,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.config import Config
+from mmtp.nn.pyramid import scale_ends
 from mmtp.tokenizers.autoencoder import Autoencoder
 from mmtp.tokenizers.image.tiling import Tiling, Window
 from mmtp.tokenizers.quantizers import Quantized, QuantizerConfig
@@ -168,7 +168,7 @@ class ImageTokenizer(Autoencoder):
     @property
     def _ends(self) -> tuple[int, ...]:
         """Where in the row of codes each of the quantizer's scales ends."""
-        return tuple(accumulate(scale * scale for scale in self.quantizer.scales))
+        return scale_ends(self.quantizer.scales)
 
     @property
     def _downsampling(self) -> tuple[int, int]:

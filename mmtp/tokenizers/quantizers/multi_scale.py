@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize as _VectorQuantize
 
+from mmtp.nn.pyramid import averaged, enlarged, scale_ends
 from mmtp.tokenizers.quantizers.base import LibraryQuantizer, QuantizerConfig
 from mmtp.tokenizers.quantizers.vector import codebook_of, replace_dead_codes, start_in_training
 from mmtp.types import MmtpError
-
-SMOOTHED = 0.5
-"""Share of the convolution in what a scale adds (VAR's ``quant_resi``)."""
 
 
 class ScalesError(MmtpError):
@@ -91,7 +89,7 @@ class MultiScaleVQ(LibraryQuantizer):
         given, rest = torch.zeros_like(wanted), wanted.detach()
         ids, seen, loss = [], [], latents.new_zeros(())
         for i, scale in enumerate(self.scales):
-            cells = _cells(rest, scale)
+            cells = averaged(rest, scale)
             codes = self.vq(cells, freeze_codebook=True)[1]
             part = self._enlarged(self.vq.get_codes_from_indices(codes), i)
             given, rest = given + part, rest - part.detach()
@@ -115,7 +113,7 @@ class MultiScaleVQ(LibraryQuantizer):
 
     def _split(self, row: Int[Tensor, "b n"]) -> Iterator[Int[Tensor, "b _"]]:
         """The codes of every scale that there are codes of."""
-        ends = list(accumulate(scale * scale for scale in self.scales))
+        ends = scale_ends(self.scales)
         if row.shape[1] not in ends:
             raise ScalesError(f"{row.shape[1]} codes given; the first scales have {', '.join(map(str, ends))}")
         kept = self.scales[: ends.index(row.shape[1]) + 1]
@@ -123,11 +121,7 @@ class MultiScaleVQ(LibraryQuantizer):
 
     def _enlarged(self, entries: Float[Tensor, "b n d"], i: int) -> Float[Tensor, "b d h w"]:
         """What entries of a scale add to the latents."""
-        plane = rearrange(entries, "b (h w) d -> b d h w", h=self.scales[i])
-        if self.scales[i] < self.scales[-1]:
-            plane = F.interpolate(plane, size=(self.scales[-1],) * 2, mode="bicubic")
-        smooth = self.smooth[i * len(self.smooth) // len(self.scales)]
-        return plane.lerp(smooth(plane), SMOOTHED)
+        return enlarged(entries, i, self.scales, self.smooth)
 
     def _projected(self, given: Float[Tensor, "b d h w"]) -> Float[Tensor, "b n d2"]:
         return self.project_out(rearrange(given, "b d h w -> b (h w) d"))
@@ -139,11 +133,6 @@ class MultiScaleVQ(LibraryQuantizer):
             return
         seen = []
         for i, scale in enumerate(self.scales):
-            seen.append(_cells(rest, scale))
+            seen.append(averaged(rest, scale))
             rest = rest - self._enlarged(seen[-1], i)
         codebook_of(self.vq).init_embed_(torch.cat(seen, 1).flatten(0, 1)[None])
-
-
-def _cells(plane: Float[Tensor, "b d h w"], scale: int) -> Float[Tensor, "b n d"]:
-    """Means over the cells of a grid."""
-    return rearrange(F.adaptive_avg_pool2d(plane, scale), "b d h w -> b (h w) d")
