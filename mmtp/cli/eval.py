@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from mmtp.cli.measure import Measured
     from mmtp.cli.tables import Step
 
-What = Literal["vqa", "draw", "captions", "pictures", "speech", "tokenizer", "probe", "text", "parser"]
+What = Literal["vqa", "draw", "captions", "pictures", "speech", "loss", "tokenizer", "probe", "text", "parser"]
 
 
 def eval(
@@ -35,6 +35,7 @@ def eval(
     label: list[str] | None = None,
     caption: str = "{caption}",
     teachers: Path | None = None,
+    inputs: list[str] | None = None,
     usage: bool = False,
     report: Path | None = None,
     batch_size: int = 64,
@@ -48,6 +49,7 @@ def eval(
     captions: words for held-out pictures, by token F1, beside those for another picture, of the nearest known picture, and the best
     constant. pictures: drawings of held-out captions, judged by a classifier of real pictures, beside real and reconstructed ones.
     speech: word errors of what a model writes down of held-out recordings and, with --words, of what Whisper hears it say.
+    loss: cross-entropy of held-out shards of mmtp tokenize by medium, and how far drafts agree with the model.
     tokenizer: pictures, videos or recordings, as the tokenizer wants, through it and back. probe: labels of held-out pictures, read from
     what a continuous picture tokenizer gives, beside the same tokenizer untrained and its teachers. text: texts through a text tokenizer
     and back.
@@ -55,10 +57,10 @@ def eval(
     The exit code is 1 where the figure stays below --at-least.
 
     Args:
-        what: vqa, draw, captions, pictures, speech, parser, tokenizer, probe or text.
+        what: vqa, draw, captions, pictures, speech, loss, parser, tokenizer, probe or text.
         name: zoo entry, folder or Hub id of the model or tokenizer; none for parser.
         data: what to measure on: easy-vqa:test, a folder, *.tar, ...; a tokenizer of sound or videos needs one; for text: a source with
-            captions or questions, or python:MODULE. May be given several times: all of them together.
+            captions or questions, or python:MODULE; for loss: data sets of mmtp tokenize. May be given several times: all of them together.
         size: bring pictures and frames to this size first (64, or 96x64).
         crop: then cut each picture into as many crops of this size (256, or 384x256) as lie side by side around its middle, without
             overlap; pictures that are smaller are left out and counted.
@@ -81,6 +83,7 @@ def eval(
         label: of probe and pictures: which label of the pictures (group, caption); for pictures it may be given several times.
         caption: of pictures: how prompts are worded, with labels in braces ("{caption}, {style} style").
         teachers: of probe: the recipe whose teachers are measured beside.
+        inputs: of loss: media (text, image, ...) whose tokens count where they are input as well; given several times.
         usage: only count the codes that a tokenizer uses, over the whole set; nothing is decoded, which is several times quicker.
         report: write the tables, the plots beside codecs (for which these are measured at all qualities, which takes longer), and the
             first recordings, to this HTML file.
@@ -104,6 +107,7 @@ def eval(
         mmtp eval captions runs/emoji/result --bank emoji-train.tar --data emoji-val.tar
         mmtp eval pictures runs/emoji/result --bank emoji-train.tar --data emoji-val.tar --label group
         mmtp eval speech runs/speech/result --data prompts-en-val.tar --words
+        mmtp eval loss runs/emoji/result --data runs/emoji-val
         mmtp eval text text-bpe-4k --data python:pydoc_data.topics
     """
     from mmtp.cli import CHECK_FAILED, measure, measure_tokenizer
@@ -124,12 +128,15 @@ def eval(
             known, bank, data, label, caption, size, limit, features, sampling, candidates, max_tokens, bar
         ),
         "speech": lambda bar: measure.speech(known, data, limit, words, sampling, batch_size, bar),
+        "loss": lambda bar: measure.loss(known, data, tuple(inputs or ()), bar),
         "parser": lambda bar: measure.parser(data or [measure.EASY_VQA], limit, bar),
         "tokenizer": lambda bar: measure_tokenizer.tokenizer(known, how, bar),
         "probe": lambda bar: measure.probe(known, bank, data, label, size, limit, teachers, bar),
         "text": lambda bar: measure.text(known, data or [measure.EASY_VQA], limit),
     }
-    with progress_bar(f"eval {what}", {"vqa": "answers", "tokenizer": "items", "speech": "recordings"}.get(what, "pictures")) as bar:
+    with progress_bar(
+        f"eval {what}", {"vqa": "answers", "tokenizer": "items", "speech": "recordings", "loss": "rows"}.get(what, "pictures")
+    ) as bar:
         measured = measures[what](bar)
     show(*(table.rich() for table in measured.tables))
     if json is not None:

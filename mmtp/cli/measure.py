@@ -111,6 +111,23 @@ def probe(
     return Measured(found[0].neighbours, shown, values)
 
 
+def loss(name: str, data: list[str] | None, inputs: tuple[str, ...], bar: "Step") -> Measured:
+    from mmtp.data.loader import ShardDataset
+    from mmtp.eval.likelihood import evaluate_likelihood
+    from mmtp.hub import from_pretrained
+    from mmtp.models.unified import UnifiedModel
+    from mmtp.types import MmtpError
+
+    if not data:
+        raise MmtpError("mmtp eval loss: name data sets of mmtp tokenize with --data")
+    model = from_pretrained(name)
+    if not isinstance(model, UnifiedModel):
+        raise MmtpError(f"{name}: is a {type(model).__name__}, not a unified model")
+    found = evaluate_likelihood(model.eval(), [ShardDataset(folder) for folder in data], inputs=inputs, progress=bar)
+    table = found.table(f"{name}: loss of {named(data)}, {found.documents:,} documents")
+    return Measured(None, [table], found.to_dict())
+
+
 def captions(
     name: str,
     bank: list[str] | None,
