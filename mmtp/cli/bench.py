@@ -18,6 +18,7 @@ def bench(
     draft_cost: float | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     repeats: int = 1,
+    batch: int = 1,
     exact: bool = True,
     threads: int | None = None,
     json: Path | None = None,
@@ -28,7 +29,8 @@ def bench(
 
     Half of the prompts ask for easy-VQA's pictures, half for its answers; with --data they are the beginnings of its documents, up to
     what a model is to write, as many of each task. Every prompt is decoded by itself, plainly and speculatively in turn, in changing
-    order, over the same cache; speeds are medians over prompts, and their ratio is the median of the prompts' own.
+    order, over the same cache; speeds are medians over prompts, and their ratio is the median of the prompts' own. Beside the tokens that
+    a pass gives stands what bounds the gain: what drafts and verification cost per round, in passes of plain decoding.
 
     The exit code is 1 where any output differs that should not, or a ratio stays below --at-least.
 
@@ -46,6 +48,7 @@ def bench(
         draft_cost: what one more draft costs, in passes of the model; as many are made as pay. Without it all are.
         precision: of weights and activations.
         repeats: timings of each way per prompt; the median counts.
+        batch: prompts of a kind that are decoded together; speeds are then those of each of them.
         exact: let plain decoding run its own single-row kernels; by default both ways run the same kernels on the same shapes, and
             only so is output promised to be equal bit for bit.
         threads: cores to use; by default all.
@@ -57,6 +60,7 @@ def bench(
         mmtp bench decode vqa-s
         mmtp bench decode vqa-s --prompts 20 --temperature 1 --no-exact
         mmtp bench decode vqa-s --prompts 40 --report bench.html
+        mmtp bench decode vqa-s --prompts 64 --batch 8
         mmtp bench decode runs/emoji/result --data tokens/emoji-val --prompts 24 --threads 1
         mmtp bench decode vqa-s --threads 2 --at-least 1.8 --json bench.json
     """
@@ -84,7 +88,7 @@ def bench(
         else:
             asked = easy_vqa_prompts(Pipeline.from_pretrained(model), prompts)
         sampling = Sampling(guidance=guidance, verification=verification)
-        result = compare(engine, asked, sampling, temperatures=tuple(temperature or (0.0, 1.0)), repeats=repeats, progress=bar)
+        result = compare(engine, asked, sampling, temperatures=tuple(temperature or (0.0, 1.0)), repeats=repeats, batch=batch, progress=bar)
     settings = {
         "exact": exact,
         "guidance": guidance,
@@ -92,6 +96,7 @@ def bench(
         "drafts": drafts,
         "draft_cost": draft_cost,
         "precision": precision,
+        "batch": batch,
         "threads": torch.get_num_threads(),
         "device": str(engine.device),
     }

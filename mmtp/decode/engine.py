@@ -251,7 +251,11 @@ class Engine:
             # What rejection makes of a draft depends on the very q, so its rounding counts as well.
             least = MIN_EXACT_WIDTH if self.exact and any(row.sampling.verification == "rejection" for row in rows) else 0
             one_by_one = [row for row in going if row.index not in due]
+            begun = time.perf_counter()
             drafter.propose(one_by_one, lanes, hidden[:, : max(least, *counts)], counts, least)
+            seconds = time.perf_counter() - begun
+            for row in rows:
+                row.stats.drafting += seconds
 
     def pick(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[int]:
         """Chooses a token at every wanted place.

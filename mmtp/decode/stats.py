@@ -14,12 +14,14 @@ class DecodeStats:
     Attributes:
         per_pass: tokens that each pass of the backbone produced, the prompt's first.
         seconds: wall-clock time.
+        drafting: seconds of it in which drafts were made, for all rows of the batch.
         drafted: drafts proposed.
         accepted: drafts that stood, with all drafts before them.
     """
 
     per_pass: list[int] = field(default_factory=list)
     seconds: float = 0.0
+    drafting: float = 0.0
     drafted: Counter[tuple[str, int]] = field(default_factory=Counter)
     accepted: Counter[tuple[str, int]] = field(default_factory=Counter)
 

@@ -40,6 +40,17 @@ class Decoder(Protocol):
         """A continuation with its statistics."""
         ...
 
+    def generate_batch(
+        self,
+        prefixes: Sequence[Sequence[int]],
+        samplings: Sequence[Sampling],
+        max_new_tokens: int,
+        speculative: bool,
+        stop: Collection[int],
+    ) -> list[Generation]:
+        """Continuations of several, in one batch."""
+        ...
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -86,6 +97,16 @@ class Pair:
     def speedup(self) -> float:
         """Tokens per second of speculative over plain decoding."""
         return _rate(self.speculative) / _rate(self.plain)
+
+    @property
+    def round(self) -> float:
+        """Time of a round of speculative decoding, in passes of plain decoding."""
+        return _per_pass(self.speculative) / _per_pass(self.plain)
+
+    @property
+    def drafting(self) -> float:
+        """Part of :attr:`round` that drafts take; the rest verifies them."""
+        return self.round * self.speculative.drafting / max(self.speculative.seconds, 1e-9)
 
 
 @dataclass(frozen=True)
@@ -142,12 +163,25 @@ class DecodingResult:
                     len(part.pairs),
                     f"{equal} of {len(part.pairs)}",
                     f"{part.tokens_per_pass:.2f}",
+                    f"{statistics.median(p.drafting for p in part.pairs):.2f}",
+                    f"{statistics.median(p.round - p.drafting for p in part.pairs):.2f}",
                     f"{plain:.0f}",
                     f"{fast:.0f}",
                     f"{part.speedup:.2f} ×",
                 ]
             )
-        columns = ["decodes", "temperature", "prompts", "equal", "tokens / pass", "plain tokens / s", "MTP tokens / s", "speed"]
+        columns = [
+            "decodes",
+            "temperature",
+            "prompts",
+            "equal",
+            "tokens / pass",
+            "drafts",
+            "verification",
+            "plain tokens / s",
+            "MTP tokens / s",
+            "speed",
+        ]
         return Table(columns, rows, caption)
 
     def equal_streams(self, modality: str, offset: int) -> tuple[int, int]:
@@ -183,6 +217,7 @@ class DecodingResult:
                 part.acceptance_figure("share of drafts that stood"),
             ]
         words = (
+            "What drafts and their verification cost is told in passes of plain decoding; the speed is tokens per pass over their sum. "
             "A draft counts as accepted where it and all before it stood. In pictures and videos offsets +1, +2, … go along the row and "
         )
         return [*found, Text(f"{words}'below' comes from the row above; 'forced' are tokens about which a constraint leaves no choice.")]
@@ -209,6 +244,8 @@ class DecodingResult:
                     "equal": sum(p.equal for p in part.pairs),
                     "tokens_per_pass": round(part.tokens_per_pass, 3),
                     "speedup": round(part.speedup, 3),
+                    "drafts_cost": round(statistics.median(p.drafting for p in part.pairs), 3),
+                    "verification_cost": round(statistics.median(p.round - p.drafting for p in part.pairs), 3),
                     "plain_tokens_per_second": round(statistics.median(_rate(p.plain) for p in part.pairs), 2),
                     "speculative_tokens_per_second": round(statistics.median(_rate(p.speculative) for p in part.pairs), 2),
                 }
@@ -244,6 +281,7 @@ def compare(
     *,
     temperatures: Sequence[float] = (0.0, 1.0),
     repeats: int = 1,
+    batch: int = 1,
     max_seconds: float | None = None,
     progress: Progress | None = None,
 ) -> DecodingResult:
@@ -255,6 +293,7 @@ def compare(
         sampling: top-k, top-p and the first seed, which counts up over the prompts.
         temperatures: of sampling; 0 is greedy.
         repeats: how often each way is timed; the median time counts.
+        batch: prompts of a kind that are decoded together; each is then a pair whose seconds are those of all.
         max_seconds: decodes no further prompts after so long.
         progress: called with pairs decoded and pairs wanted.
     """
@@ -263,22 +302,45 @@ def compare(
     if prompts:  # The first call pays for what later ones do not: allocation, choice of kernels.
         for speculative in (False, True):
             engine.generate(prompts[0].tokens, sampling, min(prompts[0].max_new_tokens, 16), speculative, ())
-    for i, prompt in enumerate(prompts):
+    for i, group in enumerate(_batches(prompts, batch)):
         if i > 1 and max_seconds is not None and time.monotonic() - began > max_seconds:
             break
         for temperature in temperatures:
-            chosen = replace(sampling, temperature=temperature, seed=sampling.seed + i)
-            runs: dict[bool, list[Generation]] = {False: [], True: []}
+            chosen = [replace(sampling, temperature=temperature, seed=sampling.seed + i * batch + j) for j in range(len(group))]
+            runs: dict[bool, list[list[Generation]]] = {False: [], True: []}
             for turn in range(2 * repeats):
                 speculative = (turn + i) % 2 == 1
-                runs[speculative].append(engine.generate(prompt.tokens, chosen, prompt.max_new_tokens, speculative, prompt.stop))
-            outputs = [run.new_tokens for way in runs.values() for run in way]
-            plain, fast = (_median(runs[way]) for way in (False, True))
-            equal = all(tokens == outputs[0] for tokens in outputs)
-            pairs.append(Pair(prompt.kind, temperature, plain, fast, equal, outputs[0]))
-            if progress is not None:
-                progress(len(pairs), len(prompts) * len(temperatures))
+                runs[speculative].append(_decode(engine, group, chosen, speculative))
+            for j, prompt in enumerate(group):
+                outputs = [run[j].new_tokens for way in runs.values() for run in way]
+                plain, fast = (_median([run[j] for run in runs[way]]) for way in (False, True))
+                equal = all(tokens == outputs[0] for tokens in outputs)
+                pairs.append(Pair(prompt.kind, temperature, plain, fast, equal, outputs[0]))
+                if progress is not None:
+                    progress(len(pairs), len(prompts) * len(temperatures))
     return DecodingResult(pairs)
+
+
+def _batches(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
+    """Prompts in batches of what can be decoded together, in the order in which each batch began."""
+    if size == 1:
+        return [[prompt] for prompt in prompts]
+    found: list[list[Prompt]] = []
+    filling: dict[tuple[str, int, tuple[int, ...]], list[Prompt]] = {}
+    for prompt in prompts:
+        key = (prompt.kind, prompt.max_new_tokens, tuple(prompt.stop))
+        if len(filling.get(key, ())) in (0, size):
+            filling[key] = []
+            found.append(filling[key])
+        filling[key].append(prompt)
+    return found
+
+
+def _decode(engine: Decoder, group: Sequence[Prompt], samplings: Sequence[Sampling], speculative: bool) -> list[Generation]:
+    first = group[0]
+    if len(group) == 1:
+        return [engine.generate(first.tokens, samplings[0], first.max_new_tokens, speculative, first.stop)]
+    return engine.generate_batch([prompt.tokens for prompt in group], samplings, first.max_new_tokens, speculative, first.stop)
 
 
 def easy_vqa_prompts(pipeline: Pipeline, count: int, max_picture_tokens: int = 96) -> list[Prompt]:
@@ -328,6 +390,10 @@ def held_out_prompts(datasets: Iterable[ShardDataset], count: int, max_new_token
 def _median(runs: list[Generation]) -> DecodeStats:
     """Statistics of the run whose time is the (upper) median."""
     return sorted((run.stats for run in runs), key=lambda stats: stats.seconds)[len(runs) // 2]
+
+
+def _per_pass(stats: DecodeStats) -> float:
+    return max(stats.seconds, 1e-9) / max(1, stats.passes)
 
 
 def _rate(stats: DecodeStats) -> float:

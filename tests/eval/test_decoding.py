@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,7 @@ class Scripted:
 
     def __init__(self, unequal_at: int | None = None) -> None:
         self.calls: list[tuple[int, float, int, bool]] = []
+        self.batches: list[tuple[int, set[int]]] = []
         self.unequal_at = unequal_at
 
     def generate(self, prefix, sampling, max_new_tokens, speculative, stop):
@@ -25,10 +27,16 @@ class Scripted:
         stats = DecodeStats(
             per_pass=[2] * (len(new) // 2) if speculative else [1] * len(new),
             seconds=len(new) * 0.01 * drift / (2 if speculative else 1),
+            drafting=len(new) * 0.001 * drift if speculative else 0.0,
             drafted=Counter({("image", 1): 10, ("image", 2): 5, ("image", BELOW): 2, ("text", 1): 4}) if speculative else Counter(),
             accepted=Counter({("image", 1): 8, ("image", 2): 1, ("image", BELOW): 1, ("text", 1): 4}) if speculative else Counter(),
         )
         return Generation(list(prefix) + new, len(prefix), stats)
+
+    def generate_batch(self, prefixes, samplings, max_new_tokens, speculative, stop):
+        self.batches.append((len(prefixes), {prefix[0] for prefix in prefixes}))
+        rows = [self.generate(p, s, max_new_tokens, speculative, stop) for p, s in zip(prefixes, samplings, strict=True)]
+        return [replace(row, stats=replace(row.stats, seconds=rows[-1].stats.seconds)) for row in rows]
 
 
 PROMPTS = [Prompt("picture", [1, i], 64) for i in range(6)] + [Prompt("answer", [2, i], 4) for i in range(2)]
@@ -60,6 +68,8 @@ def test_result_counts_equality_speed_and_acceptance():
     table = result.table()
     assert [row[0] for row in table.rows] == ["picture", "answer"]
     assert table.rows[0][table.columns.index("equal")] == "6 of 6"
+    drafts, verification = (float(table.rows[0][table.columns.index(name)]) for name in ("drafts", "verification"))
+    assert drafts == pytest.approx(0.2, rel=0.25) and drafts + verification == pytest.approx(1.0, rel=0.25)
     assert result.acceptance_table().rows[:2] == [
         ["image", "below", "vertical", 16, 8, "50.0 %", "yes"],
         ["image", "+1", "horizontal", 80, 64, "80.0 %", "yes"],
@@ -89,3 +99,12 @@ def test_nothing_asked_gives_nothing():
 
 def test_time_that_is_up_ends_after_some_prompts_of_both_orders():
     assert len(compare(Scripted(), PROMPTS, max_seconds=0.0).pairs) == 4
+
+
+def test_prompts_of_a_kind_are_decoded_together():
+    engine = Scripted()
+    result = compare(engine, PROMPTS, temperatures=(1.0,), batch=4)
+    assert engine.batches == [(4, {1}), (4, {1}), (2, {1}), (2, {1}), (2, {2}), (2, {2})]
+    assert result.all_equal and [len(result.of(kind).pairs) for kind in ("picture", "answer")] == [6, 2]
+    seeds = {call[:3] for call in engine.calls[2:]}
+    assert len(seeds) == len(PROMPTS)  # each prompt has a seed of its own, the same in both ways
