@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,15 @@ def test_noise_is_a_function_of_seed_and_place() -> None:
     assert all(torch.equal(again.at(p, 50), first[p]) for p in (2, 0, 1))
     assert not torch.equal(Noise(8).at(0, 50), first[0])
     assert not torch.equal(first[0], first[1])
+
+
+def test_noise_is_philox_with_the_place_as_counter() -> None:
+    seed, noise = 2**63 + 5, Noise(2**63 + 5)
+    for place, begun in ((7, 3), (2, 0), (7, 3)):
+        fresh = [np.random.Generator(np.random.Philox(key=seed, counter=counter)) for counter in ((0, 0, 3, place), (0, begun, 2, place))]
+        assert noise.uniform(place) == fresh[0].random()
+        wanted = -np.log(fresh[1].standard_exponential(11, dtype=np.float32))
+        assert noise.of_draft(place, begun, 11).tolist() == wanted.tolist()
 
 
 def test_samples_follow_the_distribution() -> None:
