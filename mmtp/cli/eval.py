@@ -81,7 +81,7 @@ def eval(
             speech: on what the model says as well.
         bank: of probe, captions and pictures: labelled pictures to compare with and to fit on, sources as for --data.
         label: of probe and pictures: which label of the pictures (group, caption); for pictures it may be given several times.
-        caption: of pictures: how prompts are worded, with labels in braces ("{caption}, {style} style").
+        caption: of captions and pictures: how they are worded, with labels in braces ("{caption}, {style} style").
         teachers: of probe: the recipe whose teachers are measured beside.
         inputs: of loss: media (text, image, ...) whose tokens count where they are input as well; given several times.
         usage: only count the codes that a tokenizer uses, over the whole set; nothing is decoded, which is several times quicker.
@@ -123,7 +123,7 @@ def eval(
     measures: dict[str, Callable[[Step], Measured]] = {
         "vqa": lambda bar: measure.vqa(known, limit, controls, batch_size, bar),
         "draw": lambda bar: measure.draw(known, seeds, sampling, candidates, max_tokens, bar),
-        "captions": lambda bar: measure.captions(known, bank, data, size, limit, features, batch_size, bar),
+        "captions": lambda bar: measure.captions(known, bank, data, caption, size, limit, features, batch_size, bar),
         "pictures": lambda bar: measure.pictures(
             known, bank, data, label, caption, size, limit, features, sampling, candidates, max_tokens, bar
         ),

@@ -132,6 +132,7 @@ def captions(
     name: str,
     bank: list[str] | None,
     data: list[str] | None,
+    caption: str,
     size: str | None,
     limit: int | None,
     features: str | None,
@@ -143,7 +144,7 @@ def captions(
     from mmtp.pipeline import Pipeline
 
     bank, data = _bank(bank, data, "captions")
-    parts = [_labelled(sources, ["caption"], "{caption}", size, limit, bar) for sources in (bank, data)]
+    parts = [_labelled(sources, ["caption"], caption, size, limit, bar) for sources in (bank, data)]
     known, held_out = (Captioned(pictures, said) for pictures, said, _ in parts)
     network = FeatureNetwork.load(features) if features else None
     look = (lambda pictures: network.look(list(pictures)).pooled) if network else None

