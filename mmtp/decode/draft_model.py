@@ -43,7 +43,7 @@ class _ModelDrafter:
     def __init__(self, engine: Engine, max_drafts: int, num_lanes: int, capacity: int) -> None:
         self.engine, self.max_drafts = engine, max_drafts
         # A pass is as wide as the longest unread end, and begins behind the longest lane.
-        self.cache = engine.new_cache(engine.model.config.backbone.depth, num_lanes, capacity + 2 * (max_drafts + 1))
+        self.cache = engine.new_cache(engine.model.config.backbone.num_caches, num_lanes, capacity + 2 * (max_drafts + 1))
         self._begun = [0] * num_lanes  # length of each lane when it was drafted last
         self._drafts: list[list[int]] = [[] for _ in range(num_lanes)]
 

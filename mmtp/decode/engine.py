@@ -22,7 +22,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmtp.decode.cache import KVCache
@@ -150,7 +150,7 @@ class Engine:
             capacity += max_new_tokens  # rows that rest stand in the passes of a block as well, wherever they are
         if self.model.next_scale is not None:
             capacity += self.model.next_scale.ends[-1]  # a scale that is read, and queries for the next one
-        cache = self.new_cache(self.model.config.backbone.depth, len(lanes), capacity)
+        cache = self.new_cache(self.model.config.backbone.num_caches, len(lanes), capacity)
         drafter = self.drafts.begin(self, len(lanes), capacity) if speculative and self.window > 1 else None
         while not all(row.done for row in rows):
             self._round(rows, lanes, cache, drafter, width, stop)
@@ -208,7 +208,8 @@ class Engine:
             for lane in scale.row.lanes:
                 scale.stand(lane, cache.lengths[lane.index], embedded, mask)
                 slots[lane.index] += [scale.row.state.slot] * len(scale)
-        hidden = self.model.extend(embedded, positions, mask, cache.layers, slots)
+        seen = self._inputs_seen(lanes, cache.lengths, mask) if self.model.config.backbone.cross_attention_every else None
+        hidden = self.model.extend(embedded, positions, mask, cache.layers, slots, seen)
         last = [read[lane.index] - len(lane.drafts) - 1 for lane in lanes]
         wanted = []
         going = [row for row in rows if row.index not in waiting]
@@ -412,6 +413,18 @@ class Engine:
                 inside = run[skip : skip + max(0, tokens.shape[1] - at)]
                 embedded[lane.index, at : at + len(inside)] = inside.to(embedded.dtype)
         return embedded
+
+    def _inputs_seen(self, lanes: list[Lane], firsts: Sequence[int], mask: Bool[Tensor, "b 1 s t"]) -> Bool[Tensor, "b 1 s t"] | None:
+        """Which vectors each position may read by cross-attention: those of the span that ended last; None where no lane has any."""
+        if not any(lane.inputs for lane in lanes):
+            return None
+        seen = torch.zeros_like(mask)
+        for lane in lanes:
+            for first, end in lane.inputs:
+                behind = max(0, end - firsts[lane.index])
+                seen[lane.index, :, behind:] = False
+                seen[lane.index, :, behind:, first:end] = True
+        return seen
 
     def tensor(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, device=self.device)

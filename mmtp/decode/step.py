@@ -34,6 +34,7 @@ class Step(Protocol):
         mask: Tensor,
         caches: Sequence[LayerCache],
         slots: Sequence[Sequence[int]],
+        seen: Bool[Tensor, "b 1 s t"] | None = None,
     ) -> Float[Tensor, "b s d"]: ...
 
     def write(

@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask
 import mmtp.config
 from mmtp.nn.attention import LayerCache, fold_mask
 from mmtp.nn.block import Block
+from mmtp.nn.cross import CrossBlock
 from mmtp.nn.experts import ExpertBlock, Routes
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Rope, RopeScaling
@@ -43,6 +44,8 @@ class BackboneConfig(mmtp.config.Config):
         modality_specific: weights that every medium has of its own in each block: ``norms``; ``mlp``, norms and feed-forward layer; or
             ``all``, the projections of attention as well. A position takes those of its medium, so that arithmetic stays the same.
             The final norm is common to all. Blocks of draft heads have none.
+        cross_attention_every: n; before every n-th block, a gated cross-attention block reads the vectors of the continuous span that
+            ended last (Flamingo, arXiv 2204.14198, section 2.2), which then do not stand in the stream. 0: they do.
     """
 
     width: int
@@ -56,8 +59,11 @@ class BackboneConfig(mmtp.config.Config):
     norm_eps: float = 1e-6
     qk_norm: bool = True
     modality_specific: Literal["none", "norms", "mlp", "all"] = "none"
+    cross_attention_every: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.cross_attention_every <= self.depth:
+            raise ValueError(f"cross_attention_every {self.cross_attention_every}: 0 to the depth, {self.depth}, is wanted")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}")
         if self.head_dim % 2:
@@ -77,8 +83,31 @@ class BackboneConfig(mmtp.config.Config):
         return Rope(self.head_dim, self.rope_theta, self.rope_scaling)
 
     @property
+    def num_cross(self) -> int:
+        """Cross-attention blocks."""
+        return self.depth // self.cross_attention_every if self.cross_attention_every else 0
+
+    @property
+    def num_caches(self) -> int:
+        """Layers of keys and values that decoding keeps: of the blocks, then of cross-attention."""
+        return self.depth + self.num_cross
+
+    @property
     def _sizes(self) -> tuple[int, int, int, int, int, float, bool]:
         return self.width, self.num_heads, self.num_kv_heads, self.head_dim, self.mlp_width, self.norm_eps, self.qk_norm
+
+
+@dataclass(frozen=True)
+class Context:
+    """What cross-attention reads.
+
+    Attributes:
+        vectors: at the places of the stream that are theirs; what stands elsewhere does not count.
+        mask: True where a position may read one; in decoding, one that came in with an earlier pass as well.
+    """
+
+    vectors: Float[Tensor, "b s d"]
+    mask: Bool[Tensor, "b 1 s t"]
 
 
 class Backbone(nn.Module):
@@ -97,6 +126,7 @@ class Backbone(nn.Module):
         self.rope = config.rope()
         own = config.modality_specific != "none"
         self.blocks = nn.ModuleList(config.expert_block(modalities) if own else config.block() for _ in range(config.depth))
+        self.cross = nn.ModuleList(CrossBlock(*config._sizes[:-1]) for _ in range(config.num_cross))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.num_experts = len(modalities) if own else 0
         self._expert = {modality.index: i for i, modality in enumerate(modalities)}
@@ -110,6 +140,7 @@ class Backbone(nn.Module):
         mask: Bool[Tensor, "b #h s t"] | BlockMask | None,
         caches: Sequence[LayerCache] | None = None,
         routes: Routes | None = None,
+        context: Context | None = None,
     ) -> Float[Tensor, "b s d"]:
         """Hidden states before ``norm``.
 
@@ -117,14 +148,19 @@ class Backbone(nn.Module):
             x: embeddings.
             positions: rotary positions (time, row, column).
             mask: True where a position may look.
-            caches: one per block in decoding, None in training.
+            caches: ``num_caches`` of the configuration in decoding, None in training.
             routes: which medium's weights each position takes, of :meth:`routes` or :meth:`window_routes`; None where all share theirs.
+            context: what cross-attention reads; None where there is nothing to be read.
         """
         angles = self.rope(positions)
         if caches is not None and isinstance(mask, Tensor):
             mask = fold_mask(mask, self.config.num_heads // self.config.num_kv_heads, x.dtype)
         own = () if routes is None else (routes,)
+        every, (vectors, seen) = self.config.cross_attention_every, (None, None) if context is None else (context.vectors, context.mask)
         for i, block in enumerate(self.blocks):
+            if every and (i + 1) % every == 0:
+                n = i // every
+                x = self.cross[n](x, vectors, seen, None if caches is None else caches[len(self.blocks) + n])
             x = block(x, angles, mask, None if caches is None else caches[i], *own)
         return x
 

@@ -40,7 +40,14 @@ class Embedding(nn.Module):
         Raises:
             FeatureError: the model has no connector for them, their width differs, or the stream has other places for them.
         """
-        x = self.table(batch.tokens)
+        return self.place(batch, self.table(batch.tokens))
+
+    def place(self, batch: Batch, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
+        """The same with the features of a batch at their places.
+
+        Raises:
+            FeatureError: see :meth:`batch`.
+        """
         if batch.features is None or batch.feature_index is None:
             # Among several processes each must have a gradient of every weight, also of those that its rows have no use for.
             return x if self.features is None else x + 0 * sum(weight.sum() for weight in self.features.parameters())

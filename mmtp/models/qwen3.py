@@ -119,8 +119,10 @@ def to_qwen3(state: Mapping[str, Tensor], config: BackboneConfig, embedding: Ten
     """The inverse of :func:`from_qwen3`; loads into ``Qwen3ForCausalLM`` of transformers, without ``qk_norm`` into ``LlamaForCausalLM``.
 
     Raises:
-        Qwen3Error: media have weights of their own.
+        Qwen3Error: media have weights of their own, or there is cross-attention.
     """
+    if config.cross_attention_every:
+        raise Qwen3Error(f"cross_attention_every = {config.cross_attention_every}: Qwen3's layout has no place for cross-attention")
     if config.modality_specific != "none":
         raise Qwen3Error(f"modality_specific = {config.modality_specific!r}: Qwen3's layout has no place for weights of single media")
     out = {"model.embed_tokens.weight": embedding, "lm_head.weight": unembedding, "model.norm.weight": state["norm.weight"]}

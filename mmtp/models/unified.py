@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 import mmtp.config
-from mmtp.models.backbone import Backbone, BackboneConfig
+from mmtp.models.backbone import Backbone, BackboneConfig, Context
 from mmtp.models.connector import Connector, Projector
 from mmtp.models.embed import Embedding
-from mmtp.models.heads.base import Head, HeadConfig, Places, continuous_inputs, hide_vectors, vertical
+from mmtp.models.heads.base import DraftConfig, Head, HeadConfig, Places, continuous_inputs, hide_vectors, vertical
 from mmtp.models.heads.flow import FlowHead
 from mmtp.models.heads.next import NextHead
 from mmtp.models.loss import LossConfig, LossOutput, predicted_places, unified_loss
 from mmtp.models.next_scale import NextScale, NextScaleConfig
 from mmtp.nn.attention import LayerCache, document_blocks, document_mask
 from mmtp.nn.block import init_weights
+from mmtp.nn.cross import last_span_mask
 from mmtp.nn.experts import Routes
 from mmtp.stream.vocab import Special, VocabLayout
 from mmtp.types import Batch, Modality
@@ -72,11 +73,13 @@ class UnifiedModel(nn.Module):
             self.embedding.table if config.tie_embeddings else nn.Linear(config.backbone.width, config.layout.size, bias=False)
         )
         self._slot_modality = [slot.modality.index for slot in config.layout.slots]
+        self._feature_slot = config.layout.slot_index.get("feature.codes.0")
         self.register_buffer("slot_modality", torch.tensor(self._slot_modality), persistent=False)
         assert isinstance(self.head, Head)
         self.next_scale: Any = None if config.next_scale is None else NextScale(config.next_scale, config.layout, config.backbone.width)
         init_weights(self, config.backbone.depth)
         self.flow: Any = _build_flow(config)
+        _check_cross(config)
         self.flex_attention = False
 
     def forward(
@@ -99,7 +102,12 @@ class UnifiedModel(nn.Module):
             times: of every vector of the batch that a block is made of, where these stand in it as points on their way from noise.
             predicted: places at which predictions of codes of a scale are wanted; None wants those under ``loss_mask``.
         """
-        x = self.embedding.batch(batch)
+        context = None
+        if self.config.backbone.cross_attention_every:
+            x = self.embedding(batch.tokens)
+            context = self._context(batch, x)
+        else:
+            x = self.embedding.batch(batch)
         if times is not None and batch.feature_index is not None:
             index = batch.feature_index[batch.loss_mask.flatten()[batch.feature_index]]
             x = x.flatten(0, 1).index_add(0, index, self.flow.embed_time(times).to(x.dtype)).view_as(x)
@@ -120,8 +128,15 @@ class UnifiedModel(nn.Module):
             mask = causal if spans is None else document_mask(documents, spans, until)
         modality = self.slot_modality[batch.slots]
         routes = self.backbone.routes(F.pad(modality, (0, x.shape[1] - modality.shape[1]), value=Modality.IMAGE.index))
-        states = self.compute_states(x, positions, mask, read, places, detach, drafts, anchors, routes)
+        states = self.compute_states(x, positions, mask, read, places, detach, drafts, anchors, routes, context)
         return states if queries is None else [queries.predict(states[0]), *states[1:]]
+
+    def _context(self, batch: Batch, x: Float[Tensor, "b s d"]) -> Context:
+        """What cross-attention reads of a batch; in a batch without vectors nothing, by the same arithmetic."""
+        vectors = self.embedding.place(batch, torch.zeros_like(x))
+        spans = input_spans(batch, self.config.layout)
+        spans = torch.full_like(batch.slots, -1) if spans is None else spans
+        return Context(vectors, last_span_mask(spans, batch.document_ids))
 
     def draft_inputs(
         self, head: Head, batch: Batch, embedded: Float[Tensor, "b s d"], mask: Bool[Tensor, "b 1 s s"]
@@ -139,7 +154,9 @@ class UnifiedModel(nn.Module):
         if batch.feature_index is None:
             return embedded, places
         vectors = torch.zeros_like(batch.loss_mask).flatten().index_fill(0, batch.feature_index, True).view_as(batch.loss_mask)
-        return hide_vectors(continuous_inputs(head), embedded, places, vectors, self.embedding.table.weight[Special.FEATURE])
+        # Where cross-attention reads the vectors, the backbone reads the placeholder as well.
+        placeholder = embedded if self.config.backbone.cross_attention_every else self.embedding.table.weight[Special.FEATURE]
+        return hide_vectors(continuous_inputs(head), embedded, places, vectors, placeholder)
 
     def compute_states(
         self,
@@ -152,9 +169,10 @@ class UnifiedModel(nn.Module):
         drafts: bool = True,
         anchors: Tensor | None = None,
         routes: Routes | None = None,
+        context: Context | None = None,
     ) -> list[Tensor]:
         """The part of the forward pass that is arithmetic alone, and so can be compiled as one graph."""
-        hidden = self.backbone(x, positions, mask, routes=routes)
+        hidden = self.backbone(x, positions, mask, routes=routes, context=context)
         states = [self.backbone.norm(hidden)]
         if drafts and self.head.mtp_depth:
             hidden = hidden[:, : places.positions.shape[1]]  # queries stand behind the rows, and nothing is drafted from them
@@ -228,6 +246,7 @@ class UnifiedModel(nn.Module):
         mask: Tensor,
         caches: Sequence[LayerCache],
         slots: Sequence[Sequence[int]],
+        seen: Bool[Tensor, "b 1 s t"] | None = None,
     ) -> Float[Tensor, "b s d"]:
         """Hidden states (before the final norm) of a few more positions, given what the caches hold.
 
@@ -235,14 +254,22 @@ class UnifiedModel(nn.Module):
             embedded: of the positions, padded at the end.
             positions: rotary positions.
             mask: True where a position may look.
-            caches: one per block.
+            caches: ``num_caches`` of the backbone's configuration.
             slots: of the grammar, in which the tokens of every row stand, without padding.
+            seen: True at vectors that a position may read by cross-attention; None where there are none.
         """
         routes = None
         if self.backbone.num_experts:
             kinds = [[self._slot_modality[slot] for slot in row] for row in slots]
             routes = self.backbone.window_routes(kinds, embedded.shape[1])
-        return self.backbone(embedded, positions, mask, caches, routes)
+        context = None
+        if seen is not None:
+            context = Context(embedded, seen)
+            width = embedded.shape[1]
+            inside = [[slot == self._feature_slot for slot in row] + [False] * (width - len(row)) for row in slots]
+            placeholder = self.embedding.table.weight[Special.FEATURE]
+            embedded = torch.where(torch.tensor(inside, device=embedded.device)[..., None], placeholder, embedded)
+        return self.backbone(embedded, positions, mask, caches, routes, context)
 
     def write(
         self, states: Float[Tensor, "n d"], noise: Float[Tensor, "n c"], guides: Float[Tensor, "n d"], guidance: Float[Tensor, " n"]
@@ -295,6 +322,26 @@ def _build_flow(config: UnifiedModel.Config) -> FlowHead | None:
     if not config.feature_width:
         raise mmtp.config.ConfigError("feature_width: a model that writes vectors needs their width")
     return config.flow.build(state_width=config.backbone.width, vector_width=config.feature_width)
+
+
+def _check_cross(config: UnifiedModel.Config) -> None:
+    """Refuses cross-attention to vectors that do not come in, or stand in the stream all the same.
+
+    Raises:
+        ConfigError: says what to leave out.
+    """
+    if not config.backbone.cross_attention_every:
+        return
+    if not config.feature_width:
+        raise mmtp.config.ConfigError("backbone: cross_attention_every is for models that read vectors, and feature_width is 0")
+    if config.flow is not None:
+        raise mmtp.config.ConfigError("backbone: vectors that a model writes stand in the stream; leave out cross_attention_every or flow")
+    if config.next_scale is not None:
+        raise mmtp.config.ConfigError(
+            "backbone: scales are not predicted beside cross-attention; leave out cross_attention_every or next_scale"
+        )
+    if isinstance(config.head, DraftConfig) and config.head.continuous == "embeddings":
+        raise mmtp.config.ConfigError("head: continuous = 'embeddings', but vectors that cross-attention reads are none; leave it out")
 
 
 def input_spans(batch: Batch, layout: VocabLayout, written: bool = False) -> Int[Tensor, "b s"] | None:

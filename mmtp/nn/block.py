@@ -10,7 +10,23 @@ from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Angles
 
 
-class Block(nn.Module):
+class Layer(nn.Module):
+    """What models are a stack of, and training may divide among processes, compile or compute once more, each by itself.
+
+    Attributes:
+        dropout: share of what the layer adds to the stream that is left out in training (residual dropout; Vaswani et al. 2017,
+            section 5.4). Training sets it; of what a model is it is no part.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = 0.0
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+
+
+class Block(Layer):
     """Pre-norm attention and feed-forward, both residual.
 
     Args:
@@ -21,10 +37,6 @@ class Block(nn.Module):
         mlp_width: hidden width of the gated feed-forward layer.
         eps: of all norms.
         qk_norm: whether queries and keys are normalised.
-
-    Attributes:
-        dropout: share of what attention and feed-forward add to the stream that is left out in training (residual dropout; Vaswani et al.
-            2017, section 5.4). Training sets it; of what a model is it is no part.
     """
 
     def __init__(
@@ -35,7 +47,6 @@ class Block(nn.Module):
         self.attention = Attention(width, num_heads, num_kv_heads, head_dim, eps, qk_norm)
         self.mlp_norm: nn.Module = RMSNorm(width, eps)
         self.mlp: nn.Module = SwiGLU(width, mlp_width)
-        self.dropout = 0.0
 
     def forward(self, x: Float[Tensor, "b s d"], angles: Angles, mask: Mask, cache: LayerCache | None = None) -> Float[Tensor, "b s d"]:
         if cache is not None:
@@ -43,9 +54,6 @@ class Block(nn.Module):
             return self.mlp(self.mlp_norm(x)).add_(x)
         x = x + self._dropped(self.attention(self.attention_norm(x), angles, mask, cache))
         return x + self._dropped(self.mlp(self.mlp_norm(x)))
-
-    def _dropped(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
 def init_weights(module: nn.Module, depth: int, std: float = 0.02) -> None:

@@ -255,7 +255,7 @@ def _logits(model: UnifiedModel, tokens: list[int], cut: int, width: int, rows: 
     backbone, weight = model.config.backbone, model.unembedding.weight
     info = StreamGrammar(model.config.layout).analyse(torch.tensor(tokens))
     places = torch.from_numpy(info.positions).to(weight.device)
-    cache = KVCache(backbone.depth, rows, backbone.num_kv_heads, backbone.head_dim, len(tokens), weight.device, weight.dtype)
+    cache = KVCache(backbone.num_caches, rows, backbone.num_kv_heads, backbone.head_dim, len(tokens), weight.device, weight.dtype)
     out = []
     for start, end in [(0, cut), *((at, min(at + width, len(tokens))) for at in range(cut, len(tokens), width))]:
         ids = torch.tensor([tokens[start:end]] * rows, device=weight.device)

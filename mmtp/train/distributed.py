@@ -20,7 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from mmtp.config import Config, ConfigError
-from mmtp.nn.block import Block
+from mmtp.nn.block import Layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class World:
         dtype = torch.bfloat16 if precision == "bfloat16" else None
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for name, part in reversed(list(model.named_modules())):  # inner ones before those that they are parts of
-            if (isinstance(part, Block) or name == "head") and any(True for _ in part.parameters()):
+            if (isinstance(part, Layer) or name == "head") and any(True for _ in part.parameters()):
                 fully_shard(part, mesh=self.mesh, mp_policy=policy)
         # Embedding and unembedding stay whole until the backward pass has ended: the loss reads them after the forward pass.
         fully_shard(model, mesh=self.mesh, reshard_after_forward=False)

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
+from mmtp.models.backbone import Context
 from mmtp.models.heads.base import Places
 from mmtp.models.unified import UnifiedModel
 from mmtp.nn.attention import document_mask
-from mmtp.nn.block import Block
+from mmtp.nn.block import Layer
 from mmtp.nn.experts import Routes
 from mmtp.nn.memory import PeakMemory
 from mmtp.train.trainer import OptimConfig, RunConfig, hidden_matrices
@@ -35,7 +36,7 @@ class OutOfMemory(MmtpError):
 
 def recompute_blocks(model: nn.Module) -> None:
     """Lets every block keep only its input for the backward pass, and compute the rest once more there (Chen et al., arXiv 1604.06174)."""
-    for block in (part for part in model.modules() if isinstance(part, Block)):
+    for block in (part for part in model.modules() if isinstance(part, Layer)):
         # Blocks draw no random numbers, so there is no state of them to be kept.
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)  # type: ignore[method-assign]
 
@@ -97,13 +98,15 @@ def estimate_memory(
     shard = run.parallel.sizes(world_size)[1]
     half = run.precision == "bfloat16"
     rows = run.batch // world_size
-    depth = config.backbone.depth
+    # What more blocks take is told by the least number of them after which all parts come again.
+    unit = config.backbone.cross_attention_every or 1
+    units = config.backbone.depth / unit
     one, two = (
         _measure(config, blocks, rows, budget, half=half, divided=shard > 1, recompute=recompute, head_only=head_only, detach=detach)
-        for blocks in (1, 2)
+        for blocks in (unit, 2 * unit)
     )
-    deep = _Size(*(first + (depth - 1) * (second - first) for first, second in zip(one, two, strict=True)))
-    block = two.weights - one.weights
+    deep = _Size(*(round(first + (units - 1) * (second - first)) for first, second in zip(one, two, strict=True)))
+    block = (two.weights - one.weights) // unit
     width, choices = config.backbone.width, max(sum(high - low for low, high in slot.generable) for slot in config.layout.slots)
     word = 2 if half else 4
     table = 4 * config.layout.size * width
@@ -200,12 +203,12 @@ def _measure(
         trained = [p for p in model.parameters() if p.requires_grad]
         counts = (
             sum(sizes.values()),
-            sum(size for name, size in sizes.items() if not name.startswith(("backbone.blocks.", "head."))),
+            sum(size for name, size in sizes.items() if not name.startswith(("backbone.blocks.", "backbone.cross.", "head."))),
             sum(p.numel() for p in trained),
             sum(p.numel() for p in hidden_matrices(model)),
         )
         if divided and half:  # blocks are gathered in bfloat16; otherwise autocast keeps a copy of every weight
-            for part in (*model.backbone.blocks.modules(), *model.head.modules()):
+            for part in (*model.backbone.blocks.modules(), *model.backbone.cross.modules(), *model.head.modules()):
                 for name, p in part.named_parameters(recurse=False):
                     setattr(part, name, nn.Parameter(p.detach().bfloat16(), requires_grad=p.requires_grad))
         for p in model.parameters():
@@ -218,7 +221,9 @@ def _measure(
                 x = model.embedding(tokens)
                 places = Places(tokens.unsqueeze(2).expand(-1, -1, 3), tokens, tokens, mask)
                 read = x.detach() if detach else x
-                states = model.compute_states(x, places.positions, mask, read, places, detach, routes=_even_routes(model, tokens))
+                context = Context(torch.zeros_like(x), mask) if config.backbone.cross_attention_every else None
+                routes = _even_routes(model, tokens)
+                states = model.compute_states(x, places.positions, mask, read, places, detach, routes=routes, context=context)
             learning = [state for state in states if state.requires_grad]
             grads = [torch.empty_like(state) for state in learning]
             forward = memory.live

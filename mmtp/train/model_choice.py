@@ -13,7 +13,7 @@ from mmtp.models.embed import codebook_embeddings
 from mmtp.models.next_scale import NextScaleConfig
 from mmtp.models.presets import preset
 from mmtp.models.unified import UnifiedModel
-from mmtp.nn.block import Block
+from mmtp.nn.block import Layer
 from mmtp.stream.vocab import MediaEntry, VocabLayout, VocabMismatch
 from mmtp.tokenizers.quantizers import MultiScaleVQ
 from mmtp.types import Modality
@@ -28,8 +28,9 @@ class ModelChoice(Config):
         start: a saved model to go on from, over the same tokenizers as far as both know them. Media of the shards that are new to it join
             its vocabulary, untrained; media that only it knows stay as they are. Where the shards hold continuous features and the model
             reads none, it gets an untrained projection for them.
-        backbone: values of the backbone that differ from the preset's. Beside ``start`` only ``modality_specific``, to give media weights
-            of their own, which begin as copies of those they have shared (:func:`mmtp.models.backbone.upcycled`).
+        backbone: values of the backbone that differ from the preset's. Beside ``start`` only two: ``modality_specific``, to give media
+            weights of their own, which begin as copies of those they have shared (:func:`mmtp.models.backbone.upcycled`); and
+            ``cross_attention_every``, for a model that reads no vectors yet, whose gates begin closed.
         head: a head's configuration (``type`` and values) in place of the preset's or of ``start``'s. Beside ``start`` the new head
             begins untrained, the rest keeps what it has learnt: so draft heads are added to a model that has none.
         connector: a connector's configuration (``type`` and values) in place of the preset's: how the vectors of a continuous tokenizer are
@@ -41,8 +42,8 @@ class ModelChoice(Config):
         tie_embeddings: whether embedding and unembedding are one table; None leaves it to the preset. Untied, the embeddings of codes
             keep the nearness that ``codebook_init`` gives them: every step of a softmax moves all rows of a tied table.
         train: ``head`` freezes everything but the head (frozen-backbone heads as in Medusa-1, arXiv 2401.10774, section 2.2), ``features``
-            everything but the projection of continuous features (feature alignment, the first stage of LLaVA, arXiv 2304.08485,
-            section 4.2).
+            everything but the projection of continuous features, and cross-attention where that reads them (feature alignment, the first
+            stage of LLaVA, arXiv 2304.08485, section 4.2; Flamingo, arXiv 2204.14198, section 2.2).
         codebook_init: let the embeddings of codes (beside ``start``: of media that are new to it) start from the codebooks of their
             tokenizers, so that codes which look alike begin alike; needs the tokenizers that the shards name (zoo entries, or folders of
             that name).
@@ -146,17 +147,19 @@ class ModelChoice(Config):
                 )
             model.requires_grad_(False)
             model.embedding.features.requires_grad_(True)
+            model.backbone.cross.requires_grad_(True)
         for block in model.modules():
-            if isinstance(block, Block) and next(block.parameters()).requires_grad:
+            if isinstance(block, Layer) and next(block.parameters()).requires_grad:
                 block.dropout = self.dropout
         model.flex_attention = self.attention == "flex"
         return model
 
     def _started(self, layout: VocabLayout, feature_width: int) -> UnifiedModel.Config:
         """The saved model's configuration, with a new head, new media or a new connector where they are wanted."""
-        if set(self.backbone) - {"modality_specific"} or self.flow or self.tie_embeddings is not None:
+        if set(self.backbone) - {"modality_specific", "cross_attention_every"} or self.flow or self.tie_embeddings is not None:
             raise ConfigError(
-                f"model: 'backbone' (but for modality_specific), 'flow' and 'tie_embeddings' belong to a preset; {self.start} has its own"
+                f"model: 'backbone' (but for modality_specific and cross_attention_every), 'flow' and 'tie_embeddings' belong to a preset; "
+                f"{self.start} has its own"
             )
         known: UnifiedModel.Config = read_config(self.start)
         changes: dict[str, Any] = {"layout": layout.to_dict(), "backbone": known.backbone.to_dict() | self.backbone}
@@ -167,6 +170,8 @@ class ModelChoice(Config):
         elif self.connector:
             raise ConfigError(f"model: 'connector' is for shards with vectors and a model that reads none yet; {self.start} has its own")
         config = UnifiedModel.Config.from_dict(known.to_dict() | changes, "model")
+        if known.feature_width and config.backbone.cross_attention_every != known.backbone.cross_attention_every:
+            raise ConfigError(f"model: cross_attention_every is for a model that reads no vectors yet; {self.start} does")
         has, wanted = known.backbone.modality_specific, config.backbone.modality_specific
         if OWN.index(wanted) < OWN.index(has):
             raise ConfigError(f"model: modality_specific = {wanted!r}, but media of {self.start} have more of their own ({has!r}) to lose")

@@ -16,7 +16,7 @@ from mmtp.hub import save_pretrained
 from mmtp.models.heads.base import BELOW
 from mmtp.models.loss import LossConfig, LossOutput
 from mmtp.models.unified import UnifiedModel
-from mmtp.nn.block import Block
+from mmtp.nn.block import Layer
 from mmtp.train.distill import TaughtBatch, TaughtBatches, Teachers
 from mmtp.train.distributed import World, joined, processes, rank, whole_state
 from mmtp.train.log import RunLog
@@ -79,7 +79,7 @@ class ModelTask:
         self.model, self.batches, self.config = model, batches, loss
         self.world = world or World(next(model.parameters()).device)
         if compiled and self.world.size > 1:
-            for block in (part for part in model.modules() if isinstance(part, Block)):
+            for block in (part for part in model.modules() if isinstance(part, Layer)):
                 block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
         elif compiled:
             model.compute_states = torch.compile(model.compute_states, dynamic=False)  # type: ignore[method-assign]

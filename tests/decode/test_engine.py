@@ -13,11 +13,11 @@ from mmtp.models.heads.sequential import SequentialHead
 from mmtp.models.heads.synchronized import SynchronizedHead
 from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel
-from mmtp.stream.grammar import GrammarError
-from mmtp.stream.packing import collate
+from mmtp.stream.grammar import GrammarError, StreamGrammar
+from mmtp.stream.packing import PackDocument, collate
 from mmtp.stream.vocab import Special
 from mmtp.types import Batch, Modality
-from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, document, model
+from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, VECTORS, asked, document, model, opened, reader
 
 PICTURE = [Special.BOS, Special.USER, 40, 41, Special.END, Special.ASSISTANT, Special.BOI, LAYOUT.dim(5), LAYOUT.dim(6)]
 ROW = [*PICTURE[:7], LAYOUT.dim(4), LAYOUT.dim(5), *(LAYOUT.code_range(Modality.IMAGE)[0] + code for code in range(5))]
@@ -344,3 +344,53 @@ def test_rows_of_mixed_media_equal_their_solo_runs(own_weights: UnifiedModel, se
     together = engine.generate_batch(prefixes, samplings, limit)
     for prefix, sampling, row in zip(prefixes, samplings, together, strict=True):
         assert row.tokens == engine.generate(prefix, sampling, limit, speculative=False).tokens
+
+
+def written(net: UnifiedModel, prompt: PackDocument, tokens: list[int], sampling: Sampling, limit: int) -> list[int]:
+    """Decoding of a prompt with vectors as on a blackboard."""
+    grammar, noise, tokens = StreamGrammar(VECTORS), Noise(sampling.seed), list(tokens)
+    for _ in range(limit):
+        state = grammar.begin(tokens)
+        slot = VECTORS.slots[state.slot]
+        if state.done:
+            break
+        if slot.forced is not None:
+            tokens.append(slot.forced)
+            continue
+        stream, info = torch.tensor([tokens]), grammar.analyse(torch.tensor(tokens))
+        packed = Batch(
+            tokens=stream,
+            positions=torch.from_numpy(info.positions).long()[None],
+            document_ids=torch.zeros_like(stream),
+            slots=torch.from_numpy(info.slots).long()[None],
+            loss_mask=torch.zeros_like(stream, dtype=torch.bool),
+            features=prompt.features,
+            feature_index=(stream[0] == Special.FEATURE).nonzero()[:, 0],
+            feature_grids=torch.from_numpy(prompt.feature_grids),
+        )
+        ids = torch.tensor([i for lo, hi in slot.generable for i in range(lo, hi)])
+        with torch.no_grad():
+            logits = net(packed, drafts=False)[0][0, -1] @ net.unembedding.weight[ids].T
+        tokens.append(int(ids[choose(logits[None], sampling.of(state.modality), noise, [len(tokens)])[0]]))
+    return tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_vectors_that_cross_attention_reads_decode_as_on_the_blackboard(temperature: float) -> None:
+    net = opened(reader()).eval()
+    for weight in (net.embedding.features.layers[0].weight, *(block.out.weight for block in net.backbone.cross)):
+        torch.nn.init.normal_(weight, std=0.3)
+    documents = [asked(3, pictures=2), asked(4)]
+    prompts = [[*document.tokens.tolist()[: document.tokens.tolist().index(Special.ASSISTANT) + 1]] for document in documents]
+    with torch.no_grad():
+        vectors = [net.embedding.connect(document.features, torch.from_numpy(document.feature_grids)) for document in documents]
+    samplings = [Sampling(seed=seed, temperature=temperature) for seed in range(3)]
+    wanted = [written(net, *each, 16) for each in zip(documents, prompts, samplings, strict=False)]
+    assert wanted[0][len(prompts[0]) :] != wanted[1][len(prompts[1]) :]
+    for exact in (False, True):
+        for speculative in (False, True):
+            engine = Engine(net, exact=exact)
+            rows = engine.generate_batch([*prompts, TEXT], samplings, 16, speculative, vectors=[*vectors, None])
+            assert [row.tokens for row in rows[:2]] == wanted
+            assert rows[2].tokens == engine.generate(TEXT, samplings[2], 16, not speculative).tokens
+            assert engine.generate(prompts[1], samplings[1], 16, speculative, vectors=vectors[1]).tokens == wanted[1]

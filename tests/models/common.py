@@ -1,5 +1,7 @@
 """A small world for model tests: a vocabulary of text and pictures, random documents, packed batches."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -8,12 +10,13 @@ from mmtp.models.heads.next import NextHead
 from mmtp.models.heads.sequential import SequentialHead
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.grammar import StreamGrammar
-from mmtp.stream.packing import collate
+from mmtp.stream.packing import PackDocument, collate
 from mmtp.stream.template import Turn, encode_document
 from mmtp.stream.vocab import MediaEntry, TextEntry, VocabLayout
 from mmtp.types import Batch, Modality, Segment
 
 LAYOUT = VocabLayout(TextEntry("words", 50), (MediaEntry(Modality.IMAGE, "pictures", codebook_sizes=(40,)),), 16)
+VECTORS = VocabLayout(LAYOUT.text, (*LAYOUT.media, MediaEntry(Modality.IMAGE, "vit")), 16)
 GRAMMAR = StreamGrammar(LAYOUT)
 BACKBONE = BackboneConfig(width=48, depth=2, num_heads=4, num_kv_heads=2, head_dim=12, mlp_width=64)
 
@@ -40,3 +43,32 @@ def document(seed: int, words: int = 5, grid: tuple[int, int] = (3, 4)) -> tuple
 def batch(count: int = 4, budget: int = 80, **kwargs: int) -> Batch:
     """Random documents, packed."""
     return collate([document(i, words=3 + i % 4, **kwargs) for i in range(count)], GRAMMAR, budget)
+
+
+def reader(**changes: object) -> UnifiedModel:
+    """A tiny model that reads vectors by cross-attention."""
+    torch.manual_seed(0)
+    backbone = replace(BACKBONE, cross_attention_every=1)
+    config = UnifiedModel.Config(layout=VECTORS, backbone=backbone, head=SequentialHead.Config(mtp_depth=2), feature_width=5)
+    net = replace(config, **changes).build()
+    torch.nn.init.normal_(net.embedding.table.weight, std=0.3)
+    return net
+
+
+def opened(net: UnifiedModel) -> UnifiedModel:
+    for block in net.backbone.cross:
+        torch.nn.init.constant_(block.attention_gate, 1.0)
+        torch.nn.init.constant_(block.mlp_gate, 1.0)
+    return net
+
+
+def asked(seed: int, answer: int = 0, pictures: int = 1) -> PackDocument:
+    """Pictures as vectors, a word behind each, and an answer."""
+    generator = torch.Generator().manual_seed(seed)
+    parts: list[Segment] = []
+    for i in range(pictures):
+        parts.append(Segment(Modality.IMAGE, features=torch.randn(2, 2, 5, generator=generator), target=False))
+        parts.append(Segment(Modality.TEXT, torch.tensor([1 + i]), target=False))
+    said = Turn("assistant", (Segment(Modality.TEXT, torch.tensor([answer, answer])),))
+    document = encode_document(VECTORS, (Turn("user", tuple(parts)), said))
+    return PackDocument(document.tokens, document.target_mask, document.features, document.feature_grids)

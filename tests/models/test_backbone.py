@@ -1,4 +1,7 @@
-"""Media with weights of their own: each medium's touch its positions alone, attention is over all, copies compute what one did."""
+"""Media with weights of their own: each medium's touch its positions alone, attention is over all, copies compute what one did.
+
+Cross-attention: what a position may read of pictures, and that it learns to.
+"""
 
 import dataclasses
 import os
@@ -10,14 +13,20 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from mmtp.config import ConfigError
 from mmtp.hub import from_pretrained, save_pretrained
 from mmtp.models.backbone import OWN, upcycled
+from mmtp.models.heads.next import NextHead
+from mmtp.models.heads.sequential import SequentialHead
 from mmtp.models.heads.synchronized import SynchronizedHead
 from mmtp.models.loss import LossConfig
-from mmtp.models.unified import UnifiedModel
+from mmtp.models.unified import UnifiedModel, input_spans
+from mmtp.nn.attention import document_mask
+from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.packing import collate
-from mmtp.types import Modality
-from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, batch, document, model
+from mmtp.stream.template import Turn, encode_document
+from mmtp.types import Modality, Segment
+from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, VECTORS, asked, batch, document, model, opened, reader
 
 CHOICES = OWN[1:]
 
@@ -126,3 +135,62 @@ def test_one_graph_serves_batches_of_any_mixture() -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(argv, env=environment, stderr=subprocess.PIPE, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_closed_gates_leave_the_model_as_it_is_without_cross_attention() -> None:
+    net, packed = reader().eval(), collate([asked(0), asked(1)], StreamGrammar(VECTORS), 40)
+    plain = reader(backbone=BACKBONE).eval()
+    plain.load_state_dict({k: v for k, v in net.state_dict().items() if ".cross." not in k})
+    with torch.no_grad():
+        embedded = plain.embedding(packed.tokens)
+        without = plain.backbone(embedded, packed.positions, document_mask(packed.document_ids, input_spans(packed, VECTORS)))
+        assert torch.equal(net(packed)[0], plain.backbone.norm(without))
+        assert not torch.equal(opened(net)(packed)[0], plain.backbone.norm(without))
+
+
+def test_positions_read_the_last_picture_of_their_document() -> None:
+    net, packed = opened(reader()).eval(), collate([asked(0, pictures=2), asked(1)], StreamGrammar(VECTORS), 60)
+    assert len(packed.tokens) == 1
+    before = net(packed)
+    for span in range(3):
+        features = packed.features.clone()
+        features[4 * span] = torch.randn(5)
+        own, after = packed.document_ids[0, packed.feature_index[4 * span]], int(packed.feature_index[4 * span + 3]) + 1
+        for offset, (one, other) in enumerate(zip(before, net(dataclasses.replace(packed, features=features)), strict=True)):
+            moved = (one != other).any(-1)[0].nonzero()[:, 0]
+            assert int(moved[0]) == after and (packed.document_ids[0, moved] == own).all(), offset
+    seen = net._context(packed, net.embedding(packed.tokens)).mask[0, 0]
+    last = int((packed.document_ids[0] == 0).nonzero()[-1])
+    assert seen[last].nonzero()[:, 0].tolist() == packed.feature_index[4:8].tolist()
+
+
+def test_it_learns_from_what_it_reads_and_opens_its_gates() -> None:
+    """Prompts differ in their vectors alone. Batches without any leave no weight without a gradient."""
+    net = reader(head=NextHead.Config())
+    packed = collate([asked(i, answer=i) for i in range(4)], StreamGrammar(VECTORS), 40)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(60):
+        output = net.loss(packed, LossConfig())
+        optimizer.zero_grad()
+        output.total.backward()
+        optimizer.step()
+    assert output.sums[Modality.TEXT, 0] / output.counts[Modality.TEXT, 0] < 0.05
+    assert all(float(block.attention_gate.detach().abs()) > 0.01 for block in net.backbone.cross)
+    optimizer.zero_grad()
+    words = encode_document(VECTORS, (Turn("assistant", (Segment(Modality.TEXT, torch.arange(5)),)),))
+    net.loss(collate([(words.tokens, words.target_mask)], StreamGrammar(VECTORS), 40), LossConfig()).total.backward()
+    assert all(weight.grad is not None for weight in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"feature_width": 0}, "cross_attention_every is for models that read vectors"),
+        ({"head": SequentialHead.Config(continuous="embeddings")}, "continuous = 'embeddings', but vectors that cross-attention reads"),
+    ],
+)
+def test_cross_attention_to_nothing_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        reader(**changes)
+    with pytest.raises(ValueError, match="cross_attention_every 3: 0 to the depth, 2, is wanted"):
+        dataclasses.replace(BACKBONE, cross_attention_every=3)

@@ -60,3 +60,9 @@ def test_says_which_field_is_missing() -> None:
     del fields["hidden_size"]
     with pytest.raises(Qwen3Error, match="hidden_size: is missing"):
         backbone_config(fields)
+
+
+def test_cross_attention_is_not_exported() -> None:
+    table, crossed = torch.randn(10, 32), replace(CONFIG, cross_attention_every=1)
+    with pytest.raises(Qwen3Error, match="cross_attention_every = 1: Qwen3's layout has no place"):
+        to_qwen3(Backbone(crossed).state_dict(), crossed, table, table)

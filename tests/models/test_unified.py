@@ -7,11 +7,9 @@ from mmtp.models.embed import FeatureError
 from mmtp.models.heads.sequential import SequentialHead
 from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel, input_spans
-from mmtp.stream.vocab import MediaEntry, Special, VocabLayout
-from mmtp.types import Batch, Modality
-from tests.models.common import BACKBONE, LAYOUT, batch, model
-
-VECTORS = VocabLayout(LAYOUT.text, (*LAYOUT.media, MediaEntry(Modality.IMAGE, "vit")), 16)
+from mmtp.stream.vocab import Special
+from mmtp.types import Batch
+from tests.models.common import BACKBONE, VECTORS, batch, model
 
 
 def replaced(old: Batch, **changes: object) -> Batch:

@@ -13,7 +13,7 @@ from mmtp.nn.memory import PeakMemory
 from mmtp.train.distributed import ParallelConfig
 from mmtp.train.memory import MemoryEstimate, OutOfMemory, available_memory, check_memory, estimate_memory, recompute_blocks, surely_fits
 from mmtp.train.trainer import OptimConfig, RunConfig, Trainer
-from tests.models.common import LAYOUT, batch, model
+from tests.models.common import LAYOUT, VECTORS, batch, model
 
 TINY = UnifiedModel.Config(
     layout=LAYOUT,
@@ -21,7 +21,12 @@ TINY = UnifiedModel.Config(
     head=SequentialHead.Config(mtp_depth=2),
 )
 SMALL = replace(TINY, backbone=BackboneConfig(width=256, depth=6, num_heads=4, num_kv_heads=2, head_dim=64, mlp_width=704))
-MIXED = replace(SMALL, backbone=replace(SMALL.backbone, depth=3, modality_specific="all"))
+MIXED = replace(
+    SMALL,
+    layout=VECTORS,
+    feature_width=16,
+    backbone=replace(SMALL.backbone, depth=4, modality_specific="all", cross_attention_every=2),
+)
 OPTIM = OptimConfig(ema=0.9)
 
 
@@ -45,7 +50,8 @@ class SameRows:
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(
-    ("config", "rows", "precision"), [(TINY, 4, "float32"), (TINY, 2, "bfloat16"), (SMALL, 2, "float32"), (MIXED, 2, "float32")]
+    ("config", "rows", "precision"),
+    [(TINY, 4, "float32"), (TINY, 2, "bfloat16"), (SMALL, 2, "float32"), (MIXED, 2, "float32")],
 )
 def test_the_estimate_is_what_training_takes(
     config: UnifiedModel.Config, rows: int, precision: str, recompute: bool, tmp_path: Path

@@ -79,3 +79,21 @@ def test_media_get_weights_of_their_own_that_begin_as_copies(root: Path, tmp_pat
     torch.testing.assert_close(states[2], states[1], atol=1e-5, rtol=1e-4)
     with pytest.raises(ConfigError, match="media of .*mixed have more of their own \\('mlp'\\) to lose"):
         ModelChoice(start=str(tmp_path / "mixed"), backbone={"modality_specific": "none"}).model(known)
+
+
+def test_a_model_gets_cross_attention_to_vectors_with_closed_gates(root: Path, tmp_path: Path) -> None:
+    known = ShardDataset(root / "shards").layout
+    before = preset("tiny", known).build().eval()
+    save_pretrained(before, tmp_path / "plain")
+    choice = ModelChoice(start=str(tmp_path / "plain"), backbone={"cross_attention_every": 2}, train="features")
+    layout = choice.layout(VocabLayout(None, (MediaEntry(Modality.IMAGE, "vit"),), 12))
+    after = choice.model(layout, feature_width=6).eval()
+    save_pretrained(after, tmp_path / "crossed")
+    batches = [PackedBatches(ShardDataset(root / "shards"), rows=2, budget=64, layout=over).batch(0) for over in (known, layout)]
+    with torch.no_grad():
+        states = [net(batch, drafts=False)[0] for net, batch in zip((before, from_pretrained(tmp_path / "crossed")), batches, strict=True)]
+    torch.testing.assert_close(*states)
+    learns = {name.split(".")[1] for name, weight in after.named_parameters() if weight.requires_grad}
+    assert learns == {"features", "cross"} and len(after.backbone.cross) == 1
+    with pytest.raises(ConfigError, match="cross_attention_every is for a model that reads no vectors yet"):
+        ModelChoice(start=str(tmp_path / "crossed"), backbone={"cross_attention_every": 0}).model(layout, feature_width=6)

@@ -112,7 +112,7 @@ class Places:
 
 
 def hide_vectors(
-    continuous: str, embedded: Float[Tensor, "b s d"], places: Places, vectors: Bool[Tensor, "b s"], placeholder: Float[Tensor, " d"]
+    continuous: str, embedded: Float[Tensor, "b s d"], places: Places, vectors: Bool[Tensor, "b s"], placeholder: Float[Tensor, "... d"]
 ) -> tuple[Float[Tensor, "b s d"], Places]:
     """What a head reads of whole rows where some positions have a vector in place of a token.
 
