@@ -130,7 +130,7 @@ def ways_of(net: UnifiedModel, batch: int, new_tokens: int, compared: bool) -> d
 def passes_of(net: UnifiedModel, batch: int, context: int) -> dict[str, Callable[[], int]]:
     """A pass of every width behind a context, as a call."""
     engine = Engine(net)
-    cache = engine.new_cache(net.config.backbone.depth, batch, context + max(WIDTHS))
+    cache = engine.chooser.new_cache(net.config.backbone.depth, batch, context + max(WIDTHS))
     text = next(i for i, slot in enumerate(net.config.layout.slots) if slot.modality is Modality.TEXT)
 
     def run(width: int) -> int:

@@ -3,6 +3,9 @@
 A token's slot in the cache is its place in the stream. A pass writes ``s`` slots from each row's length on; what lies beyond a
 row's length is garbage that no query sees, because a query sees only slots up to its own. So accepting fewer tokens than were
 written, or padding a pass to a fixed width, needs no clean-up.
+
+A row of the cache is a lane. Passes are of some consecutive lanes, on which the cache is focused; the others keep what they hold, and
+what they hold can be copied.
 """
 
 from collections.abc import Sequence
@@ -13,8 +16,10 @@ from torch import Tensor
 
 from mmtp.types import MmtpError
 
-# Attention runs over whole blocks of slots, so that plain and speculative passes see equal shapes (and so equal rounding).
+# Attention runs over whole blocks of slots, so that few shapes occur.
 BLOCK = 64
+# Kernels on CPUs sum over so many keys at a time. Over whole blocks of them the sum at a place is the same bits in every pass.
+EXACT_BLOCK = 512
 FIRST_CAPACITY = 256
 
 
@@ -33,6 +38,10 @@ class KVCache:
         capacity: greatest number of tokens per row; room is made as it is needed.
         device: where it lives.
         dtype: of keys and values.
+        block: passes attend to whole blocks of so many slots.
+
+    Attributes:
+        lengths: tokens in the lanes in focus.
     """
 
     def __init__(
@@ -44,15 +53,19 @@ class KVCache:
         capacity: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        block: int = BLOCK,
     ) -> None:
-        self.limit = capacity
-        self.capacity = min(-(-capacity // BLOCK) * BLOCK, FIRST_CAPACITY)
+        self.limit, self.block = capacity, block
+        self.capacity = min(-(-capacity // block) * block, max(block, FIRST_CAPACITY))
         shape = (num_layers, 2, batch_size, num_kv_heads, self.capacity, head_dim)
         self.storage = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = [0] * batch_size
+        self.first = 0
+        self._held = [0] * batch_size  # lengths of all lanes; those in focus are written back when the focus moves
         self.layers = [_Layer(self, i) for i in range(num_layers)]
-        self._places = torch.arange(-(-capacity // BLOCK) * BLOCK, device=device)
-        self._rows = torch.arange(batch_size, device=device).unsqueeze(1)
+        self._places = torch.arange(-(-capacity // block) * block, device=device)
+        self._lanes = torch.arange(batch_size, device=device).unsqueeze(1)
+        self._rows = self._lanes
         self._slots = torch.empty(0)
         self.extent = 0
         self.seen: Sequence[Tensor] = ()
@@ -67,22 +80,24 @@ class KVCache:
         longest = max(self.lengths)
         if longest + width > self.limit:
             raise CacheFullError(f"context of {self.limit} tokens is full: {longest} are in it and {width} more do not fit")
-        self.extent = -(-(longest + width) // BLOCK) * BLOCK
+        self.extent = -(-(longest + width) // self.block) * self.block
         if self.extent > self.capacity:
             self._grow()
         seen = self._places[: self.extent]
         # Views of all layers at once: slicing each of them would cost as much as a small product.
-        self.seen = self.storage.narrow(4, 0, self.extent).flatten(0, 1).unbind(0)
+        lanes = self.storage.narrow(2, self.first, len(self.lengths))
+        self.seen = lanes.narrow(4, 0, self.extent).flatten(0, 1).unbind(0)
         if len(self.lengths) == 1:
             start = self.lengths[0]
-            self.fresh = self.storage.narrow(4, start, width).flatten(0, 1).unbind(0)
+            self.fresh = lanes.narrow(4, start, width).flatten(0, 1).unbind(0)
             return (seen <= self._places[start : start + width].unsqueeze(1))[None, None]
+        self.fresh = ()
         self._slots = torch.tensor(self.lengths, device=self.storage.device).unsqueeze(1) + self._places[:width]
         return (seen <= self._slots.unsqueeze(2)).unsqueeze(1)
 
     def _grow(self) -> None:
         """Twice the room, so that copying costs a constant per token in the long run."""
-        self.capacity = max(self.extent, 2 * self.capacity)
+        self.capacity = min(max(self.extent, 2 * self.capacity), len(self._places))
         grown = self.storage.new_zeros((*self.storage.shape[:4], self.capacity, self.storage.shape[5]))
         grown[..., : self.storage.shape[4], :] = self.storage
         self.storage = grown
@@ -90,6 +105,36 @@ class KVCache:
     def commit(self, counts: Sequence[int]) -> None:
         """Keeps the first ``counts[row]`` tokens of the pass; the others are as if never written."""
         self.lengths = [n + c for n, c in zip(self.lengths, counts, strict=True)]
+
+    def focus(self, first: int, count: int) -> None:
+        """Turns to ``count`` lanes from ``first`` on: passes are of these alone."""
+        self._settle()
+        self.first, self.lengths = first, self._held[first : first + count]
+        self._rows = self._lanes[:count]
+
+    def held(self, lane: int) -> int:
+        """Tokens that any lane holds."""
+        self._settle()
+        return self._held[lane]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Puts the first ``length`` tokens of a lane into another, in place of what that held; lanes are counted from the first of all."""
+        self._settle()
+        if length and source != target:
+            self.storage[:, :, target, :, :length] = self.storage[:, :, source, :, :length]
+        self._held[target] = length
+        self.lengths = self._held[self.first : self.first + len(self.lengths)]
+
+    def swap(self, one: int, other: int) -> None:
+        """Exchanges what two lanes hold."""
+        self._settle()
+        length = max(self._held[one], self._held[other])
+        self.storage[:, :, [one, other], :, :length] = self.storage[:, :, [other, one], :, :length]
+        self._held[one], self._held[other] = self._held[other], self._held[one]
+        self.lengths = self._held[self.first : self.first + len(self.lengths)]
+
+    def _settle(self) -> None:
+        self._held[self.first : self.first + len(self.lengths)] = self.lengths
 
 
 class _Layer:

@@ -1,12 +1,13 @@
 """Drafts from a smaller model over the same vocabulary, as speculative decoding began (Leviathan et al. 2023; Chen et al. 2023)."""
 
+import sys
+from collections.abc import Sequence
 from itertools import takewhile
 
 from jaxtyping import Float
 from torch import Tensor
 
-from mmtp.decode.drafts import Verifier
-from mmtp.decode.engine import Engine
+from mmtp.decode.chooser import Chooser, exact_width
 from mmtp.decode.rows import Choice, Lane, Row
 from mmtp.decode.step import Step
 
@@ -22,7 +23,7 @@ class ModelDrafts:
     def __init__(self, model: Step, max_drafts: int = 4) -> None:
         if max_drafts < 1:
             raise ValueError(f"max_drafts {max_drafts}: at least 1 is wanted")
-        self.engine, self.max_drafts = Engine(model), max_drafts
+        self.chooser, self.max_drafts = Chooser(model), max_drafts
 
     def length(self, model: Step) -> int:
         """As of any :class:`mmtp.decode.drafts.Drafts`.
@@ -30,32 +31,64 @@ class ModelDrafts:
         Raises:
             VocabMismatch: the two models differ in their vocabularies.
         """
-        model.config.layout.check_same(self.engine.model.config.layout, "the drafting model")
+        model.config.layout.check_same(self.chooser.model.config.layout, "the drafting model")
         return self.max_drafts
 
-    def begin(self, engine: Verifier, num_lanes: int, capacity: int) -> "_ModelDrafter":
-        return _ModelDrafter(self.engine, self.max_drafts, num_lanes, capacity)
+    def begin(self, chooser: Chooser, num_lanes: int, capacity: int, exact: bool = False) -> "_ModelDrafter":
+        return _ModelDrafter(self.chooser, self.max_drafts, num_lanes, capacity, exact)
+
+
+class _Begun:
+    """A lane when it was drafted last.
+
+    Attributes:
+        length: of it.
+        drafts: that it was given.
+    """
+
+    def __init__(self, length: int = 0, drafts: Sequence[int] = ()) -> None:
+        self.length, self.drafts = length, drafts
 
 
 class _ModelDrafter:
     """Keeps what the model has read of every lane, drafts included; those that stood are not read again."""
 
-    def __init__(self, engine: Engine, max_drafts: int, num_lanes: int, capacity: int) -> None:
-        self.engine, self.max_drafts = engine, max_drafts
+    lookahead = 0
+
+    def __init__(self, chooser: Chooser, max_drafts: int, num_lanes: int, capacity: int, exact: bool) -> None:
+        self.chooser, self.max_drafts = chooser, max_drafts
         # A pass is as wide as the longest unread end, and begins behind the longest lane.
-        self.cache = engine.new_cache(engine.model.config.backbone.num_caches, num_lanes, capacity + 2 * (max_drafts + 1))
-        self._begun = [0] * num_lanes  # length of each lane when it was drafted last
-        self._drafts: list[list[int]] = [[] for _ in range(num_lanes)]
+        layers = chooser.model.config.backbone.num_caches
+        self.cache = chooser.new_cache(layers, num_lanes, 2 * (capacity + exact_width(max_drafts + 1)), exact)
+        self._all = [_Begun() for _ in range(num_lanes)]
+        self._begun = self._all
 
     def restart(self, lane: int) -> None:
-        self.cache.lengths[lane] = self._begun[lane] = 0
+        self.cache.lengths[lane] = 0
+        self._begun[lane].length, self._begun[lane].drafts = 0, ()
+
+    def focus(self, first: int, count: int) -> None:
+        self.cache.focus(first, count)
+        self._begun = self._all[first : first + count]
+
+    def held(self, lane: int) -> int:
+        return sys.maxsize  # what is missing is read later
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        read = min(length, self.cache.held(source), self._all[source].length)
+        self.cache.copy(source, target, read)
+        self._all[target] = _Begun(read)
+
+    def swap(self, one: int, other: int) -> None:
+        self.cache.swap(one, other)
+        self._all[one], self._all[other] = self._all[other], self._all[one]
 
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
         for row in rows:
             if row.branch is not None and row.branch.fresh:
                 self.restart(row.branch.index)
-        for i, lane in enumerate(lanes):
-            stood = self._begun[i] + _common(self._drafts[i], lane.tokens[self._begun[i] :])
+        for i, (lane, begun) in enumerate(zip(lanes, self._begun, strict=True)):
+            stood = begun.length + _common(begun.drafts, lane.tokens[begun.length :])
             self.cache.lengths[i] = min(self.cache.lengths[i], stood)
         open_rows = [row for row in rows if not row.done]
         for k in range(1, self.max_drafts + 1):
@@ -69,17 +102,19 @@ class _ModelDrafter:
                 guide = branch.guide(k - 1, ends[branch.index]) if branch is not None and ends[branch.index] >= 0 else None
                 place, weight = len(row.tokens) + k - 1, row.weight(state)
                 wanted.append(Choice(row, ends[row.index], state.slot, place, guide, weight, answer=row.answer(-1)))
-            proposed = self.engine.propose(self.engine.model.backbone.norm, states, wanted, least > 0)
+            proposed = self.chooser.propose(self.chooser.model.backbone.norm, states, wanted, least > 0)
             open_rows = [row for row, draft in zip(open_rows, proposed, strict=True) if row.take_draft(draft, k)]
-        self._begun, self._drafts = [len(lane.tokens) for lane in lanes], [lane.drafts for lane in lanes]
+        for lane, begun in zip(lanes, self._begun, strict=True):
+            begun.length, begun.drafts = len(lane.tokens), lane.drafts
 
     def _pass(self, open_rows: list[Row], lanes: list[Lane], least: int) -> tuple[Float[Tensor, "b s d"], list[int]]:
         """Reads what some rows, and their branches within spans, have not read; the column of each lane's last state, -1 for none."""
-        model, lengths, tensor = self.engine.model, self.cache.lengths, self.engine.tensor
+        model, lengths, tensor = self.chooser.model, self.cache.lengths, self.chooser.tensor
         reading = {lane.index for row in open_rows for lane in row.lanes if lane is row or lane.draft_states[-1].in_span}
         windows = [(lane.tokens + lane.drafts)[lengths[lane.index] :] if lane.index in reading else [] for lane in lanes]
         places = [(lane.positions + lane.draft_positions)[lengths[lane.index] :] for lane in lanes]
-        longest = max(least, *map(len, windows))
+        longest = max(map(len, windows))
+        longest = exact_width(longest) if least else longest
         mask = self.cache.begin(longest)
         tokens = tensor([w + [0] * (longest - len(w)) for w in windows])
         positions = tensor([(p + [(0, 0, 0)] * longest)[:longest] for p in places])
@@ -89,6 +124,6 @@ class _ModelDrafter:
         return states, [len(w) - 1 for w in windows]
 
 
-def _common(drafts: list[int], tokens: list[int]) -> int:
+def _common(drafts: Sequence[int], tokens: list[int]) -> int:
     """How many drafts stood."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(drafts, tokens, strict=False)))

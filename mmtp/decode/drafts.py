@@ -4,52 +4,28 @@ A :class:`Drafts` is a way of drafting, a :class:`Drafter` what it keeps for one
 that of plain decoding, or distributed like it: see :mod:`mmtp.decode.sample`.
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from mmtp.decode.cache import BLOCK, KVCache
+from mmtp.decode.cache import KVCache
+from mmtp.decode.chooser import Chooser
 from mmtp.decode.rows import Choice, Lane, Row
-from mmtp.decode.sample import Draft
 from mmtp.decode.step import Step
 from mmtp.models.heads.base import BELOW, Places, continuous_inputs, mask_vectors, vertical
-from mmtp.stream.vocab import Slot, Special
-
-
-@runtime_checkable
-class Verifier(Protocol):
-    """What drafting asks of the engine that verifies."""
-
-    model: Step
-    slots: Sequence[Slot]
-    dtype: torch.dtype
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def embed(self, tokens: Int[Tensor, "b s"], lanes: list[Lane], firsts: Sequence[int]) -> Float[Tensor, "b s d"]:
-        """Embeddings of a window of every lane, vectors included."""
-        ...
-
-    def propose(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[Draft]:
-        """Draws a draft at every wanted place from states."""
-        ...
-
-    def new_cache(self, layers: int, rows: int, capacity: int) -> KVCache:
-        """An empty cache of the model's sizes."""
-        ...
-
-    def tensor(self, values: list[Any]) -> Tensor:
-        """On the model's device."""
-        ...
+from mmtp.stream.vocab import Special
 
 
 @runtime_checkable
 class Drafter(Protocol):
-    """Proposes tokens for the rows of a batch."""
+    """Proposes tokens for the rows of a batch. What it keeps, it keeps by lanes, as :class:`mmtp.decode.cache.KVCache` does."""
+
+    @property
+    def lookahead(self) -> int:
+        """How many tokens behind a place what is kept of the place may hang on."""
+        ...
 
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
         """Adds drafts to rows that go on, by :meth:`mmtp.decode.rows.Row.take_draft`, as long as they want them.
@@ -58,7 +34,7 @@ class Drafter(Protocol):
 
         Args:
             rows: with the token chosen last as the end of ``tokens``.
-            lanes: the rows, and the branches of those that are guided.
+            lanes: those in focus: the rows, and the branches of those that are guided.
             hidden: states of the anchors that the last pass added, padded at the end.
             counts: how many anchors each lane has added.
             least: width of passes and rows of logits at least, where the very probabilities of drafts count; else 0.
@@ -66,7 +42,23 @@ class Drafter(Protocol):
         ...
 
     def restart(self, lane: int) -> None:
-        """Forgets what is kept of a lane: the branch begins anew."""
+        """Forgets what is kept of a lane in focus: the branch begins anew."""
+        ...
+
+    def focus(self, first: int, count: int) -> None:
+        """Turns to ``count`` lanes from ``first`` on; :meth:`propose` is of these alone."""
+        ...
+
+    def held(self, lane: int) -> int:
+        """Tokens of any lane of which what is needed is kept; the lane's length where nothing is needed."""
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Puts what is kept of the first ``length`` tokens of a lane into another, in place of what that held; 0 empties it."""
+        ...
+
+    def swap(self, one: int, other: int) -> None:
+        """Exchanges what two lanes hold."""
         ...
 
 
@@ -78,13 +70,14 @@ class Drafts(Protocol):
         """Drafts per pass at most, for a model; 0 where it gives none."""
         ...
 
-    def begin(self, engine: Verifier, num_lanes: int, capacity: int) -> Drafter:
+    def begin(self, chooser: Chooser, num_lanes: int, capacity: int, exact: bool = False) -> Drafter:
         """A drafter for one batch.
 
         Args:
-            engine: that verifies.
-            num_lanes: rows of the batch, branches included.
+            chooser: that verifies.
+            num_lanes: lanes of the batch.
             capacity: tokens per lane at most.
+            exact: whether what is kept is to be the same bits in every batch.
         """
         ...
 
@@ -95,8 +88,9 @@ class HeadDrafts:
     def length(self, model: Step) -> int:
         return model.head.mtp_depth + vertical(model.head)
 
-    def begin(self, engine: Verifier, num_lanes: int, capacity: int) -> Drafter:
-        return HeadDrafter(engine, engine.new_cache(engine.model.head.num_caches, num_lanes, capacity), engine.model.head.mtp_depth)
+    def begin(self, chooser: Chooser, num_lanes: int, capacity: int, exact: bool = False) -> Drafter:
+        head = chooser.model.head
+        return HeadDrafter(chooser, chooser.new_cache(head.num_caches, num_lanes, capacity, exact), head.mtp_depth)
 
 
 class HeadDrafter:
@@ -110,40 +104,68 @@ class HeadDrafter:
     drafts on with those of the row above, all at once, for none depends on another.
 
     Args:
-        engine: gives model, logits and grammar.
+        chooser: gives model, logits and grammar.
         cache: of the head's layers.
         depth: tokens to propose at most.
     """
 
-    def __init__(self, engine: Verifier, cache: KVCache, depth: int) -> None:
-        self.engine, self.cache, self.depth = engine, cache, depth
-        self.vertical = vertical(engine.model.head)
-        shape = (len(cache.lengths), cache.limit + BLOCK)
-        self._banks = torch.zeros(shape, dtype=torch.long, device=engine.device)
-        self.continuous = continuous_inputs(engine.model.head)
-        self._vectors = torch.zeros(shape, dtype=torch.bool, device=engine.device)
-        self._modality = [slot.modality.index for slot in engine.slots]
-        width = engine.model.config.backbone.width if self.vertical else 0
-        self._below = torch.zeros(*shape, width, dtype=engine.dtype, device=engine.device)
+    def __init__(self, chooser: Chooser, cache: KVCache, depth: int) -> None:
+        self.chooser, self.cache, self.depth = chooser, cache, depth
+        head, lanes, device = chooser.model.head, len(cache.lengths), chooser.device
+        self.vertical, self.continuous = vertical(head), continuous_inputs(head)
+        self._modality = [slot.modality.index for slot in chooser.slots]
+        # By lane and place; room is made with the cache's.
+        self._banks = torch.zeros(lanes, 0, dtype=torch.long, device=device)
+        self._vectors = torch.zeros(lanes, 0, dtype=torch.bool, device=device)
+        width = chooser.model.config.backbone.width if self.vertical else 0
+        self._below = torch.zeros(lanes, 0, width, dtype=chooser.dtype, device=device)
+
+    @property
+    def lookahead(self) -> int:
+        return self.depth if self.chooser.model.head.num_caches else 0
 
     def restart(self, lane: int) -> None:
         self.cache.lengths[lane] = 0
 
+    def focus(self, first: int, count: int) -> None:
+        self.cache.focus(first, count)
+
+    def held(self, lane: int) -> int:
+        return self.cache.held(lane)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        self.cache.copy(source, target, length)
+        for kept in (self._banks, self._vectors, self._below):
+            kept[target, :length] = kept[source, :length]
+
+    def swap(self, one: int, other: int) -> None:
+        self.cache.swap(one, other)
+        for kept in (self._banks, self._vectors, self._below):
+            kept[[one, other]] = kept[[other, one]]
+
+    def _begin(self, width: int) -> Tensor:
+        """Readies a pass and returns its mask."""
+        mask, more = self.cache.begin(width), self.cache.capacity - self._banks.shape[1]
+        if more > 0:
+            self._banks, self._vectors = (torch.nn.functional.pad(kept, (0, more)) for kept in (self._banks, self._vectors))
+            self._below = torch.nn.functional.pad(self._below, (0, 0, 0, more))
+        return mask
+
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
-        engine, model, exact = self.engine, self.engine.model, least > 0
+        chooser, model, exact = self.chooser, self.chooser.model, least > 0
         if not model.head.num_caches:
             hidden, counts = self._newest(hidden, counts)
             hidden = torch.nn.functional.pad(hidden, (0, 0, 0, max(0, least - 1)))
-        mask = self.cache.begin(hidden.shape[1])
+        mask = self._begin(hidden.shape[1])
         for lane, count in zip(lanes, counts, strict=True):
             first = self.cache.lengths[lane.index]
             kinds = [self._modality[slot] for slot in lane.slots[first : first + count]]
-            self._banks[lane.index, first : first + count] = engine.tensor(kinds)
+            self._banks[self.cache.first + lane.index, first : first + count] = chooser.tensor(kinds)
             if self.continuous == "masked":
                 vectors = [token == Special.FEATURE for token in lane.tokens[first : first + count]]
-                self._vectors[lane.index, first : first + count] = torch.tensor(vectors, device=engine.device)
+                self._vectors[self.cache.first + lane.index, first : first + count] = chooser.tensor(vectors)
         if self.continuous == "masked":
-            mask = mask_vectors(mask, self._vectors[:, : self.cache.extent], engine.tensor(self.cache.lengths))
+            mask = mask_vectors(mask, self._seen(self._vectors), chooser.tensor(self.cache.lengths))
         state = hidden
         open_rows = [row for row in rows if not row.done]
         for k in range(1, self.depth + 1):
@@ -152,12 +174,12 @@ class HeadDrafter:
                 below = model.head.below(hidden, *self._read(0, lanes, counts, mask), self.cache.layers)
                 for lane, count in zip(lanes, counts, strict=True):
                     first = self.cache.lengths[lane.index]
-                    self._below[lane.index, first : first + count] = below[lane.index, :count]
+                    self._below[self.cache.first + lane.index, first : first + count] = below[lane.index, :count]
             open_rows = [row for row in open_rows if row.wants(k)]
             if not open_rows:
                 break
             wanted = [self._choice(row, counts, k) for row in open_rows]
-            proposed = engine.propose(_identity, out, wanted, exact)
+            proposed = chooser.propose(_identity, out, wanted, exact)
             open_rows = [row for row, draft in zip(open_rows, proposed, strict=True) if row.take_draft(draft, k)]
         self.cache.commit(counts)
         if self.vertical:
@@ -177,12 +199,17 @@ class HeadDrafter:
             drafted = [state.slot for state in lane.draft_states]
             slots = (lane.slots[first + 1 :] + drafted[max(0, first + 1 - have) :])[:count]
             modalities.append([self._modality[slot] for slot in slots] + [0] * (width - len(slots)))
-        tensor, banks = self.engine.tensor, self._banks[:, : self.cache.extent]
+        tensor, banks = self.chooser.tensor, self._seen(self._banks)
         if self.continuous == "embeddings":
-            embedded = self.engine.embed(tensor(tokens), lanes, [length + k for length in self.cache.lengths])
+            embedded = self.chooser.embed(tensor(tokens), lanes, [length + k for length in self.cache.lengths])
         else:
-            embedded = self.engine.model.embed(tensor(tokens))  # tokens at the places of vectors are the placeholder
+            embedded = self.chooser.model.embed(tensor(tokens))  # tokens at the places of vectors are the placeholder
         return embedded, Places(tensor(positions), tensor(modalities), banks, mask)
+
+    def _seen(self, kept: Tensor) -> Tensor:
+        """What is kept of the lanes in focus, as far as the pass attends."""
+        cache = self.cache
+        return kept[cache.first : cache.first + len(cache.lengths), : cache.extent]
 
     def _draft_rows(self, open_rows: list[Row], exact: bool) -> None:
         """Goes on with the codes that the row above has predicted, as far as its anchors are known."""
@@ -194,7 +221,9 @@ class HeadDrafter:
                 weight = row.weight(row.draft_states[-1], anchor + above - place)
                 wanted.append(Choice(row, anchor, row.slots[anchor], anchor + above, self._guide(row, anchor), weight))
                 distances.append(above)
-        for choice, above, draft in zip(wanted, distances, self.engine.propose(_identity, self._below, wanted, exact), strict=True):
+        for choice, above, draft in zip(
+            wanted, distances, self.chooser.propose(_identity, self._seen(self._below), wanted, exact), strict=True
+        ):
             # What was chosen past the end of the span, or of a video's frame, has no row above it.
             if choice.row.draft_states[-1].above == above and choice.row.wants(BELOW):
                 choice.row.take_draft(draft, BELOW)

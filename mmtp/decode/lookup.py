@@ -4,13 +4,15 @@ Prompt lookup decoding (Saxena 2023, github.com/apoorvumang/prompt-lookup-decodi
 no pass of any network, and pays where answers repeat: quotations, code, lists.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
-from mmtp.decode.drafts import Drafter, Verifier
+from mmtp.decode.chooser import Chooser
+from mmtp.decode.drafts import Drafter
 from mmtp.decode.rows import Lane, Row
 from mmtp.decode.sample import Draft
 from mmtp.decode.step import Step
@@ -41,17 +43,32 @@ class LookupDrafts:
     def length(self, model: Step) -> int:
         return self.max_drafts
 
-    def begin(self, engine: Verifier, num_lanes: int, capacity: int) -> Drafter:
-        return _LookupDrafter(self, engine.slots, num_lanes)
+    def begin(self, chooser: Chooser, num_lanes: int, capacity: int, exact: bool = False) -> Drafter:
+        return _LookupDrafter(self, chooser.slots, num_lanes)
+
+
+class _Index:
+    """What follows each n-gram of a stream, where it stood last.
+
+    Attributes:
+        after: n-gram -> the place behind it.
+        end: places up to here are in it.
+    """
+
+    def __init__(self) -> None:
+        self.after: dict[tuple[int, ...], int] = {}
+        self.end = 0
 
 
 class _LookupDrafter:
-    """What follows each n-gram of each row, where it stood last."""
+    """An index of each row."""
+
+    lookahead = 0
 
     def __init__(self, source: LookupDrafts, slots: Sequence[Slot], num_lanes: int) -> None:
         self.source, self.slots = source, slots
-        self._after: list[dict[tuple[int, ...], int]] = [{} for _ in range(num_lanes)]
-        self._indexed = [0] * num_lanes
+        self._all = [_Index() for _ in range(num_lanes)]
+        self._indices = self._all
 
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
         for row in rows:
@@ -61,15 +78,27 @@ class _LookupDrafter:
     def restart(self, lane: int) -> None:
         """Branches draft what their rows do; nothing is kept of them."""
 
+    def focus(self, first: int, count: int) -> None:
+        self._indices = self._all[first : first + count]
+
+    def held(self, lane: int) -> int:
+        return sys.maxsize  # what is missing is read off the stream
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        self._all[target] = _Index()
+
+    def swap(self, one: int, other: int) -> None:
+        self._all[one], self._all[other] = self._all[other], self._all[one]
+
     def _find(self, row: Row) -> int:
         """The place after an earlier occurrence of the stream's end; 0 where there is none."""
-        tokens, after, sizes = row.tokens, self._after[row.index], range(self.source.max_ngram, self.source.min_ngram - 1, -1)
-        for end in range(self._indexed[row.index] + 1, len(tokens)):
+        tokens, index, sizes = row.tokens, self._indices[row.index], range(self.source.max_ngram, self.source.min_ngram - 1, -1)
+        for end in range(index.end + 1, len(tokens)):
             for n in sizes:
                 if n <= end:
-                    after[tuple(tokens[end - n : end])] = end
-        self._indexed[row.index] = max(self._indexed[row.index], len(tokens) - 1)
-        return next((place for n in sizes if (place := after.get(tuple(tokens[-n:]), 0))), 0)
+                    index.after[tuple(tokens[end - n : end])] = end
+        index.end = max(index.end, len(tokens) - 1)
+        return next((place for n in sizes if (place := index.after.get(tuple(tokens[-n:]), 0))), 0)
 
     def _copy(self, row: Row, place: int) -> None:
         for k in range(self.source.max_drafts):

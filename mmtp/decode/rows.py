@@ -1,6 +1,8 @@
 """Requests on their way through the engine: what stands, what is drafted, and the unconditional branch of guided ones."""
 
+import time
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import Tensor
 from mmtp.decode.constrain import AnswerState, Constraint, ConstraintError
 from mmtp.decode.pace import Pace
 from mmtp.decode.sample import Draft, Noise, Sampling
-from mmtp.decode.stats import DecodeStats
+from mmtp.decode.stats import DecodeStats, Generation
 from mmtp.models.heads.base import FORCED
 from mmtp.models.next_scale import NextScale
 from mmtp.stream.grammar import GrammarState, StreamGrammar
@@ -19,26 +21,52 @@ from mmtp.stream.vocab import Special
 from mmtp.types import MmtpError
 
 
+class DecodeError(MmtpError):
+    """A request that cannot be decoded, or was not to its end: names the row and what to change."""
+
+
 class FeaturesError(MmtpError):
     """A prompt whose vectors do not fit its places for them."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+    """What is to go on from where, and how.
+
+    Attributes:
+        prefix: the start of a legal stream, at least one token.
+        sampling: how tokens are chosen; the default samples at temperature 1 with seed 0.
+        max_new_tokens: limit.
+        stop: ids after which to end.
+        vectors: what the ``<feature>`` tokens of the prefix stand for, in order, in the model's width.
+        constraint: what the new tokens must meet. They are text then, up to the token that ends the turn (or the document, outside of
+            turns), and the row ends with it. The limit may cut them before; ``cut`` of the result tells.
+    """
+
+    prefix: Sequence[int]
+    sampling: Sampling = field(default_factory=Sampling)
+    max_new_tokens: int = 512
+    stop: Collection[int] = ()
+    vectors: Float[Tensor, "n d"] | None = None
+    constraint: Constraint | None = None
+
+
 class Lane:
-    """A stream that a row of the batch carries: its tokens for good, and drafts that may follow them.
+    """A stream that a lane of the batch carries: its tokens for good, and drafts that may follow them.
 
     Args:
-        index: row of the batch.
         state: the grammar's, before the first token.
 
     Attributes:
+        index: lane of the pass; -1 before it has one.
         slots: of the grammar, in which every token stands.
         vectors: offset -> what stands there in place of the token's embedding; runs of vectors, in order.
         inputs: offsets at which each continuous span begins and ends whose positions see each other.
         draft_states: [j] is the state after j drafts.
     """
 
-    def __init__(self, index: int, state: GrammarState) -> None:
-        self.index = index
+    def __init__(self, state: GrammarState) -> None:
+        self.index = -1
         self.begin(state)
 
     def begin(self, state: GrammarState) -> None:
@@ -50,6 +78,11 @@ class Lane:
         self.vectors: dict[int, Float[Tensor, "_ d"]] = {}
         self.inputs: list[tuple[int, int]] = []
         self.forget_drafts()
+
+    @property
+    def rests(self) -> bool:
+        """Whether it has nothing to read."""
+        return False
 
     def append(self, token: int) -> None:
         """Keeps a token for good."""
@@ -84,14 +117,18 @@ class Branch(Lane):
         fresh: a span was opened; what the caches hold of the last one is void.
     """
 
-    def __init__(self, index: int, grammar: StreamGrammar) -> None:
-        super().__init__(index, grammar.begin())
+    def __init__(self, grammar: StreamGrammar) -> None:
+        super().__init__(grammar.begin())
         self.grammar = grammar
         self.fresh = False
 
     @property
     def open(self) -> bool:
         return self.state.in_span
+
+    @property
+    def rests(self) -> bool:
+        return not self.state.in_span
 
     @property
     def openers(self) -> Collection[int]:
@@ -124,56 +161,67 @@ class Row(Lane):
 
     Args:
         grammar: of the model's vocabulary.
-        index: row of the batch.
-        prefix: what the request starts from.
-        sampling: how tokens are chosen.
-        limit: new tokens at most.
-        branch_index: row of the batch that carries the unconditional branch, where the sampling is guided.
-        vectors: what the ``<feature>`` tokens of the prefix stand for, in order.
-        constraint: what the new tokens must meet.
+        request: what is asked.
+        number: by which messages call it.
+        context: tokens that the row may have, its prefix among them; None for as many as it asks for.
         pace: tells how many drafts pay; without it all are made.
         next_scale: of a model that writes pictures scale by scale.
 
     Attributes:
+        prompt_length: where the new tokens begin.
+        done: whether it has ended.
+        cut: whether the limit ended the row, or the context.
+        cancelled: whether it was told to end.
         proposals: the drafts, as they were drawn.
         offsets: at which each draft was made; ``BELOW`` from the row above it.
-        cut: whether the limit ended the row.
+
+    Raises:
+        GrammarError: the prefix breaks the grammar; names the offset.
+        DecodeError: the prefix is empty or leaves no room in the context, or the limit is negative.
+        FeaturesError: the prefix has other places for vectors.
+        ConstraintError: no text may follow the prefix, or the constraint was compiled for another vocabulary.
     """
 
     def __init__(
         self,
         grammar: StreamGrammar,
-        index: int,
-        prefix: Sequence[int],
-        sampling: Sampling,
-        limit: int,
-        branch_index: int,
-        vectors: Float[Tensor, "n d"] | None = None,
-        constraint: Constraint | None = None,
+        request: Request,
+        number: int = 0,
+        context: int | None = None,
         pace: Pace | None = None,
         next_scale: NextScale | None = None,
     ) -> None:
-        self.pace, self.next_scale = pace, next_scale
-        super().__init__(index, grammar.begin())
-        self.sampling = sampling
-        self.noise = Noise(sampling.seed)
+        self.number, self.pace, self.next_scale = number, pace, next_scale
+        self.prompt_length, limit = len(request.prefix), request.max_new_tokens
+        if not self.prompt_length:
+            raise DecodeError(f"row {number}: the prefix is empty; a stream starts with <bos>")
+        if limit < 0:
+            raise DecodeError(f"row {number}: max_new_tokens {limit}: 0 or more is wanted")
+        if context is not None and self.prompt_length + min(limit, 1) > context:
+            raise DecodeError(f"row {number}: a prefix of {self.prompt_length} tokens leaves no room in a context of {context}; shorten it")
+        super().__init__(grammar.begin())
+        self.begun = time.perf_counter()
+        self.sampling, self.stop = request.sampling, request.stop
+        self.noise = Noise(request.sampling.seed)
         self.stats = DecodeStats()
         self.written: list[Float[Tensor, " c"]] = []
-        self.branch = Branch(branch_index, grammar) if sampling.guided else None
+        self.branch = Branch(grammar) if request.sampling.guided else None
         first, last = grammar.layout.text_range
         self._first_text = first
-        self._written_text = torch.zeros(last - first, dtype=torch.bool)
-        for token in prefix:
+        # Which text tokens stand in the stream; nothing but the penalty asks.
+        self._written_text = torch.zeros(last - first if self.sampling.repetition_penalty != 1 else 0, dtype=torch.bool)
+        for token in request.prefix:
             self.append(token)
             self._note(token)
             if self.branch is not None:
                 self.branch.follow(token)
-        self._take_inputs(grammar, vectors)
-        if constraint is not None:
-            self._constrain(grammar, constraint)
-        self.end = len(prefix) + limit
+        self._take_inputs(grammar, request.vectors)
+        if request.constraint is not None:
+            self._constrain(grammar, request.constraint)
+        self.end = self.prompt_length + limit if context is None else min(self.prompt_length + limit, context)
         self.done = limit == 0 or self.state.done
         self.cut = not self.state.done
+        self.cancelled = False
         self.forget_drafts()
 
     def forget_drafts(self) -> None:
@@ -190,7 +238,7 @@ class Row(Lane):
         bodies = [span.body for span in grammar.spans(np.array(self.tokens)) if span.continuous]
         places, given = self.tokens.count(Special.FEATURE), 0 if vectors is None else len(vectors)
         if places != given or places != sum(body.stop - body.start for body in bodies):
-            raise FeaturesError(f"row {self.index}: {given} vectors for {places} <feature> tokens; each needs one, and its span an end")
+            raise FeaturesError(f"row {self.number}: {given} vectors for {places} <feature> tokens; each needs one, and its span an end")
         if vectors is not None:
             self.inputs = [(body.start, body.stop) for body in bodies]
             runs = vectors.split([body.stop - body.start for body in bodies])
@@ -199,9 +247,9 @@ class Row(Lane):
     def _constrain(self, grammar: StreamGrammar, constraint: Constraint) -> None:
         """From here on, tokens are those of an answer that meets a constraint."""
         if constraint.layout != grammar.layout:
-            raise ConstraintError(f"row {self.index}: {constraint.name} was compiled for another vocabulary")
+            raise ConstraintError(f"row {self.number}: {constraint.name} was compiled for another vocabulary")
         if self.state.slot not in (grammar.turn, grammar.doc):
-            raise ConstraintError(f"row {self.index}: {constraint.name} needs a prefix after which text may stand")
+            raise ConstraintError(f"row {self.number}: {constraint.name} needs a prefix after which text may stand")
         self.state = AnswerState(self.state, constraint.follow())
 
     def answer(self, ahead: int) -> AnswerState | None:
@@ -214,13 +262,30 @@ class Row(Lane):
         """Why a constrained answer could not go on; empty where it could."""
         return self.state.failure if isinstance(self.state, AnswerState) else ""
 
-    def push(self, token: int, stop: Collection[int]) -> None:
+    @property
+    def generation(self) -> Generation:
+        """What has come of it so far.
+
+        Raises:
+            DecodeError: it was cancelled.
+        """
+        if self.cancelled:
+            raise DecodeError(f"row {self.number}: was cancelled after {len(self.tokens) - self.prompt_length} new tokens")
+        vectors = torch.stack(self.written) if self.written else None
+        return Generation(self.tokens, self.prompt_length, self.stats, vectors, self.cut, self.failure)
+
+    def finish(self) -> None:
+        """Is at its end: drops what nobody will ask for again."""
+        self.forget_drafts()
+        self.stats.seconds = time.perf_counter() - self.begun
+
+    def push(self, token: int) -> None:
         """Keeps a token for good, which may end the row."""
         self.append(token)
         self._note(token)
         if self.branch is not None:
             self.branch.follow(token)
-        ended = token in stop or self.state.done
+        ended = token in self.stop or self.state.done
         self.done = ended or len(self.tokens) >= self.end
         self.cut = not ended
 
@@ -228,12 +293,12 @@ class Row(Lane):
         if 0 <= token - self._first_text < len(self._written_text):
             self._written_text[token - self._first_text] = True
 
-    def accept(self, truths: Sequence[int], stop: Collection[int]) -> int:
+    def accept(self, truths: Sequence[int]) -> int:
         """Keeps true choices up to the first that differs from its draft; returns how many drafts stood."""
         drafted = [(str(state.modality), offset) for state, offset in zip(self.draft_states, self.offsets, strict=False)]
         before, kept = len(self.tokens), 0
         for j, truth in enumerate(truths):
-            self.push(truth, stop)
+            self.push(truth)
             if j == len(self.drafts) or truth != self.drafts[j]:
                 break
             kept += 1
@@ -247,12 +312,12 @@ class Row(Lane):
         self.noise.forget_before(len(self.tokens))
         return kept
 
-    def take_scale(self, codes: Sequence[int], stop: Collection[int]) -> None:
+    def take_scale(self, codes: Sequence[int]) -> None:
         """Keeps the codes of a scale, as far as the row goes on."""
         before = len(self.tokens)
         for code in codes:
             if not self.done:
-                self.push(code, stop)
+                self.push(code)
         self.stats.per_pass.append(len(self.tokens) - before)
         self.noise.forget_before(len(self.tokens))
 
@@ -261,6 +326,22 @@ class Row(Lane):
         self.written.append(vector)
         for lane in self.lanes:
             lane.vectors[len(lane.tokens) - 1] = embedded
+
+    @property
+    def rejects(self) -> bool:
+        """Whether its drafts are judged by rejection, so that the output hangs on the very probabilities of drafts."""
+        return self.sampling.verification == "rejection"
+
+    def alike(self, other: Lane, length: int) -> int:
+        """How much of ``length`` tokens in common with another lane has equal vectors too, and cuts no span that is read at once."""
+        for first in self.vectors.keys() | other.vectors.keys():
+            one, two = self.vectors.get(first), other.vectors.get(first)
+            if first < length and (one is None or two is None or one.shape != two.shape or not torch.equal(one, two)):
+                length = first
+        for first, end in (*self.inputs, *other.inputs):
+            if first < length and (end > length or (first, end) not in self.inputs or (first, end) not in other.inputs):
+                length = first
+        return length
 
     @property
     def lanes(self) -> list[Lane]:

@@ -4,6 +4,7 @@ Queries (:mod:`mmtp.models.next_scale`) stand behind what a pass reads, where dr
 that come of them are tokens like any others, which the next pass reads, with the queries of the scale after them behind.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,11 +58,11 @@ class Due:
         mask[lane.index, :, columns, end - self.known : end] = False
         mask[lane.index, :, columns, end : end + len(self)] = True
 
-    def choices(self, read: dict[int, int]) -> list[Choice]:
+    def choices(self, read: Sequence[int]) -> list[Choice]:
         """The places where codes are chosen.
 
         Args:
-            read: lane -> how many tokens the pass reads of it, ahead of the queries.
+            read: how many tokens the pass reads of each lane, ahead of the queries.
         """
         row, branch = self.row, self.row.branch
         return [

@@ -47,7 +47,7 @@ class Generation:
     Attributes:
         tokens: the prompt and what follows it.
         prompt_length: where the new tokens begin.
-        stats: of this row; ``seconds`` are those of its batch.
+        stats: of this row; ``seconds`` are those from its submission to its end.
         vectors: those of the new ``<feature>`` tokens, in order; None where there are none.
         cut: whether the limit ended it, in the midst of what it wrote.
         failure: why a constrained answer could not go on; empty where it could.

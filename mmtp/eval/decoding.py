@@ -293,7 +293,7 @@ def compare(
         sampling: top-k, top-p and the first seed, which counts up over the prompts.
         temperatures: of sampling; 0 is greedy.
         repeats: how often each way is timed; the median time counts.
-        batch: prompts of a kind that are decoded together; each is then a pair whose seconds are those of all.
+        batch: prompts of a kind that are decoded together; each is then a pair whose seconds run until its own end.
         max_seconds: decodes no further prompts after so long.
         progress: called with pairs decoded and pairs wanted.
     """

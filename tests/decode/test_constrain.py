@@ -40,7 +40,7 @@ SCHEMA = {
     "required": ["colour", "count", "tags"],
     "additionalProperties": False,
 }
-PATTERN = r"[a-c]{2,5}(-\d{3})?|é+!"
+PATTERN = r"[a-c]{2,5}(-[0-9]{3})?|é+!"  # \d is any digit of Unicode, of which Python may know fewer
 ANSWERS = [json.dumps({"colour": c, "count": n, "tags": [n > 3]}) for c, n in (("red", 1), ("blue", 12), ("green", 7))]
 WORDS = TextTokenizer.train(ANSWERS * 4, 300)
 LAYOUT = VocabLayout(TextEntry("words", 300), (MediaEntry(Modality.IMAGE, "pictures", codebook_sizes=(40,)),), 16)

@@ -12,7 +12,7 @@ from mmtp.decode.draft_model import ModelDrafts
 from mmtp.decode.drafts import Drafts, HeadDrafts
 from mmtp.decode.engine import DecodeError, Engine
 from mmtp.decode.lookup import LookupDrafts
-from mmtp.decode.rows import Row
+from mmtp.decode.rows import Request, Row
 from mmtp.decode.sample import Sampling, warp
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.vocab import Special, TextEntry, VocabLayout, VocabMismatch
@@ -86,15 +86,16 @@ def test_text_is_looked_up_where_it_stood_last(large: UnifiedModel) -> None:
     fast = Engine(large, drafts=LookupDrafts(max_drafts=2)).generate(PICTURE, Sampling(seed=1), 15)
     assert {modality for modality, _ in fast.stats.drafted} <= {"text"}  # codes of pictures are not looked up
     engine = Engine(large, drafts=LookupDrafts(max_drafts=3, max_ngram=2))
-    drafter = engine.drafts.begin(engine, 1, 100)
-    row = Row(GRAMMAR, 0, [Special.BOS, Special.USER, 60, 61, 70, 65, 61, 70], Sampling(), 20, -1)
+    drafter = engine.drafts.begin(engine.chooser, 1, 100)
+    row = Row(GRAMMAR, Request(prefix=[Special.BOS, Special.USER, 60, 61, 70, 65, 61, 70], max_new_tokens=20))
+    row.index = 0
     drafter.propose([row], [row], torch.zeros(1, 1, 1), [1], 0)
     assert row.drafts == [65, 61, 70] and row.offsets == [1, 2, 3]
     row.forget_drafts()
-    row.push(50, ())
+    row.push(50)
     drafter.propose([row], [row], torch.zeros(1, 1, 1), [1], 0)
     assert row.drafts == []  # 50 is new
-    row.push(50, ())
+    row.push(50)
     drafter.propose([row], [row], torch.zeros(1, 1, 1), [1], 0)
     assert row.drafts == [50, 50, 50]  # a short period goes on
 

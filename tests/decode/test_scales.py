@@ -45,14 +45,14 @@ def listened(
     engine: Engine, prefix: list[int], sampling: Sampling, limit: int, speculative: bool = True
 ) -> tuple[Generation, torch.Tensor]:
     """What an engine writes, and the logits from which it chose codes."""
-    seen, scores = [], engine.scores
+    seen, scores = [], engine.chooser.scores
 
     def listen(*arguments):
         for row, slot, own, logits in scores(*arguments):
             seen.extend(logits.clone().unbind() if slot == LAYOUT.slot_index["image.codes.0"] else [])
             yield row, slot, own, logits
 
-    engine.scores = listen
+    engine.chooser.scores = listen
     return engine.generate(prefix, sampling, limit, speculative), torch.stack(seen)
 
 

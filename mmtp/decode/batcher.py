@@ -1,0 +1,403 @@
+"""Continuous batching: requests join a running batch when there is room, and leave it when they are done (Yu et al. 2022, Orca).
+
+Rows take the first lanes of the cache, a guided row two. What joins reads its prompt in a pass of its own and then takes part in the
+common one; what leaves gives its lane to the last row, so that a pass is always of just the lanes in use. What a lane held stays behind it
+until the lane is needed, and with it the keys and values of prompts that others may begin with: a row that joins copies what it has in
+common with one that is there, or was lately, and reads the rest. Whatever comes and goes, a row's output is that of its solo run.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmtp.decode.cache import KVCache
+from mmtp.decode.chooser import MIN_EXACT_WIDTH, Chooser, exact_width
+from mmtp.decode.drafts import Drafter, Drafts
+from mmtp.decode.pace import Pace
+from mmtp.decode.rows import Choice, DecodeError, Lane, Request, Row
+from mmtp.decode.scales import Due
+from mmtp.decode.stats import Generation
+from mmtp.decode.vectors import write_blocks, write_tokens
+from mmtp.stream.vocab import Special
+
+FORCED_DRAFTS = 16  # tokens without a choice that may follow the drafts of a pass
+SHARED = 32
+"""Tokens in common from which on copying them is worth a pass more for the rest."""
+PADDING = 64  # tokens of padding that cost less than a pass of their own
+
+
+class Piece(NamedTuple):
+    """What came of a row since the last piece.
+
+    Attributes:
+        tokens: new ones; none is taken back.
+        generation: the whole, with the last piece; None before.
+    """
+
+    tokens: list[int]
+    generation: Generation | None = None
+
+
+class Batcher:
+    """A running batch; :meth:`mmtp.decode.engine.Engine.batcher` gives one.
+
+    Args:
+        chooser: with the model.
+        drafts: where drafts come from; None decodes plainly.
+        exact: see the engine.
+        draft_cost: likewise.
+        max_lanes: rows at a time, where a guided row counts twice.
+        context: tokens that a row may have, its prompt among them.
+        kept: lanes more, for what rows that are done have left; it is found in lanes without a row as well.
+        shared: tokens in common from which on rows share them; None shares nothing.
+
+    Attributes:
+        prompt_tokens: of all prompts that have got a lane.
+        copied_tokens: of these, that were copied from other rows.
+    """
+
+    def __init__(
+        self,
+        chooser: Chooser,
+        drafts: Drafts | None,
+        *,
+        exact: bool = False,
+        draft_cost: float | None = None,
+        max_lanes: int = 16,
+        context: int = 4096,
+        kept: int = 0,
+        shared: int | None = SHARED,
+    ) -> None:
+        for name, value, least in (("max_lanes", max_lanes, 1), ("context", context, 1), ("kept", kept, 0), ("shared", shared, 1)):
+            if value is not None and value < least:
+                raise DecodeError(f"{name} {value}: {least} or more is wanted")
+        self.chooser, self.exact, self.draft_cost = chooser, exact, draft_cost
+        self.max_lanes, self.context, self.kept, self.shared = max_lanes, context, kept, shared
+        window, model = 1 + (drafts.length(chooser.model) if drafts else 0), chooser.model
+        self._width = exact_width(window) if exact else 0
+        self._most_forced = 0 if drafts is None else self._width - 1 if exact else window - 1 + FORCED_DRAFTS
+        # A branch that has just begun reads a token more than a row.
+        capacity = context + exact_width(max(window, self._width, 1 + self._most_forced) + 1)
+        if model.flow is not None and model.flow.block:
+            capacity += context  # rows stand in the passes of another's block as well, wherever they are
+        self._ahead = 0 if model.next_scale is None else model.next_scale.ends[-1]  # queries for the next scale, behind what is read
+        capacity += self._ahead
+        lanes = max_lanes + kept
+        self.cache = chooser.new_cache(model.config.backbone.num_caches, lanes, capacity, exact)
+        self.drafter = drafts.begin(chooser, lanes, capacity, exact) if drafts and window > 1 else None
+        self._keepers: list[KVCache | Drafter] = [self.cache, *([self.drafter] if self.drafter is not None else [])]
+        self.prompt_tokens = self.copied_tokens = 0
+        self._number = 0
+        self._waiting: deque[Row] = deque()
+        self._ended: list[Row] = []
+        self._rows: list[Row] = []
+        self._lanes: list[Lane] = []  # of the rows; each stands at its index
+        self._left: list[Row] = []  # rows that are done and whose lanes are not needed yet, the one of use latest last
+        self._focus(0, 0)
+
+    @property
+    def busy(self) -> bool:
+        """Whether rows run, wait, or have ended without :meth:`step` having said so."""
+        return bool(self._rows or self._waiting or self._ended)
+
+    @torch.inference_mode()
+    def submit(self, request: Request) -> Row:
+        """Takes a request, which joins as soon as there is room for it.
+
+        Returns:
+            The row: ``tokens`` grow as it runs, ``done`` tells its end, ``generation`` what came of it.
+
+        Raises:
+            MmtpError: the request is not in order, see :class:`mmtp.decode.rows.Row`; no other row is touched.
+        """
+        pace = None if self.draft_cost is None else Pace(self.draft_cost)
+        row = Row(self.chooser.grammar, request, self._number, self.context, pace, self.chooser.model.next_scale)
+        if len(row.lanes) > self.max_lanes:
+            raise DecodeError(f"row {row.number}: guidance takes two lanes, and max_lanes is {self.max_lanes}")
+        self._number += 1
+        (self._ended if row.done else self._waiting).append(row)
+        return row
+
+    @torch.inference_mode()
+    def cancel(self, row: Row) -> None:
+        """Ends a row at once; asking for its result raises from then on. One that has ended stays as it is."""
+        if row.done:
+            return
+        row.done = row.cancelled = True
+        if row in self._waiting:
+            self._waiting.remove(row)
+        else:
+            self._release()
+        row.finish()
+
+    @torch.inference_mode()
+    def step(self) -> list[Row]:
+        """Lets rows join, and runs one pass of all that are there.
+
+        Returns:
+            The rows that have ended since the last step, cancelled ones left out.
+        """
+        if self._waiting:
+            self._admit()
+        if self._rows:
+            self._pass(self._rows, self._lanes)
+            self._release()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def stream(self, row: Row) -> Iterator[Piece]:
+        """What comes of a row, as it settles; the others go on beside it. One that is closed before its end cancels the row.
+
+        Raises:
+            DecodeError: the row was cancelled.
+        """
+        told = row.prompt_length
+        try:
+            while True:
+                if not row.done:
+                    self.step()
+                new = row.tokens[told:]
+                told += len(new)
+                if row.done:
+                    yield Piece(new, row.generation)
+                    return
+                if new:
+                    yield Piece(new)
+        finally:
+            self.cancel(row)
+
+    def _admit(self) -> None:
+        """Gives lanes to rows that wait, first come, first served, and lets them read their prompts."""
+        while group := self._next_group():
+            lanes = [lane for row in group for lane in row.lanes]
+            first = len(self._lanes)
+            for i, lane in enumerate(lanes):
+                lane.index = i
+            self._focus(first, len(lanes))
+            self._pass(group, lanes)
+            for lane in lanes:
+                lane.index += first
+            self._rows += group
+            self._lanes += lanes
+            self._focus(0, len(self._lanes))
+            self._release()
+
+    def _next_group(self) -> list[Row]:
+        """Rows that read their prompts together: those that fit, and would not rather copy from one of the others."""
+        group: list[Row] = []
+        begins, unread, used = [], [], len(self._lanes)
+        while self._waiting and used + len(self._waiting[0].lanes) <= self.max_lanes:
+            row = self._waiting[0]
+            source, common = self._source(row)
+            begin, rest = common, max(len(lane.tokens) - (common if lane is row else 0) for lane in row.lanes)
+            if group:
+                if self.shared and max(self._common(row, other, other.prompt_length) for other in group) >= common + self.shared:
+                    break
+                widest = max(rest, *unread)
+                padded = widest * (len(unread) + 1) - sum(unread) - rest
+                if max(begin, *begins) + exact_width(widest) + self._ahead > self.cache.limit or padded > sum(unread) + rest + PADDING:
+                    break
+            self._waiting.popleft()
+            self.prompt_tokens += len(row.tokens)
+            self.copied_tokens += common
+            self._claim(used, source, common)
+            if row.branch is not None:
+                self._claim(used + 1)
+            group.append(row)
+            begins.append(begin)
+            unread.append(rest)
+            used += len(row.lanes)
+        return group
+
+    def _source(self, row: Row) -> tuple[Row | None, int]:
+        """The row that has most in common with one that waits, and how many tokens of it are worth a copy."""
+        if self.shared is None or (row.branch is not None and row.branch.open):
+            return None, 0
+        source, most = None, self.shared - 1
+        for other in (*self._rows, *self._left):
+            held = self.cache.held(other.index)
+            common = self._common(row, other, held if self.drafter is None else min(held, self.drafter.held(other.index)))
+            if common > most:
+                source, most = other, common
+        return source, most if source is not None else 0
+
+    def _common(self, row: Row, other: Row, held: int) -> int:
+        """How much of a prompt another row holds, and a drafter what it needs of it."""
+        if self.drafter is None:
+            common = _common(row.tokens, other.tokens)
+        else:
+            # What a drafter keeps of what a row has written may come of drafts that did not stand. That costs a few drafts; where the
+            # probabilities of drafts decide, it would cost the output.
+            common = _common(row.tokens, other.tokens[: other.prompt_length] if row.rejects else other.tokens) - self.drafter.lookahead
+        return row.alike(other, min(common, held, len(row.tokens) - 1))
+
+    def _claim(self, lane: int, source: Row | None = None, common: int = 0) -> None:
+        """Makes the first free lane ready, with what is common with another row. What it has held moves on, unless that is the oldest."""
+        here = next((row for row in self._left if row.index == lane), None)
+        if here is not None:
+            taken = {row.index for row in self._left}
+            free = next((i for i in range(lane + 1, self.max_lanes + self.kept) if i not in taken), None)
+            oldest = self._left.pop(0) if free is None else None
+            target = lane if oldest is here else oldest.index if oldest is not None else free
+            if target is not None and target != lane:
+                self._swap(lane, target)
+                here.index = target
+                if oldest is not None:
+                    oldest.index = lane
+        for keeper in self._keepers:
+            keeper.copy(lane if source is None else source.index, lane, common)
+        if source in self._left:
+            self._left.remove(source)
+            self._left.append(source)
+
+    def _release(self) -> None:
+        """Rows that are done leave; the last lanes move up into theirs."""
+        done = [row for row in self._rows if row.done]
+        if not done:
+            return
+        self._rows = [row for row in self._rows if not row.done]
+        for lane in sorted((lane for row in done for lane in row.lanes), key=lambda lane: lane.index, reverse=True):
+            last = self._lanes.pop()
+            if last is not lane:
+                self._swap(lane.index, last.index)
+                self._lanes[lane.index] = last
+                lane.index, last.index = last.index, lane.index
+        self._focus(0, len(self._lanes))
+        for row in done:
+            row.finish()
+            if self.shared is not None and len(row.tokens) >= self.shared:
+                self._left.append(row)
+            if not row.cancelled:
+                self._ended.append(row)
+
+    def _swap(self, one: int, other: int) -> None:
+        for keeper in self._keepers:
+            keeper.swap(one, other)
+
+    def _focus(self, first: int, count: int) -> None:
+        for keeper in self._keepers:
+            keeper.focus(first, count)
+
+    def _pass(self, rows: list[Row], lanes: list[Lane]) -> None:
+        """One pass over the window of every lane in focus; each row takes what it finds true, and drafts anew."""
+        chooser, cache, drafter, starts = self.chooser, self.cache, self.drafter, self.cache.lengths
+        for row in rows:
+            if row.branch is not None and row.branch.fresh:
+                row.branch.fresh = False
+                starts[row.branch.index] = 0
+                if drafter is not None:
+                    drafter.restart(row.branch.index)
+        windows, places = [], []
+        for lane, start in zip(lanes, starts, strict=True):
+            windows.append([] if lane.rests else lane.tokens[start:] + lane.drafts)
+            places.append([] if lane.rests else lane.positions[start:] + lane.draft_positions)
+        read = [len(window) for window in windows]
+        due: dict[int, Due] = {}
+        if chooser.model.next_scale is not None:
+            due = {row.index: scale for row in rows if (scale := Due.of(chooser.model, row)) is not None}
+            for scale in due.values():
+                for lane in scale.row.lanes:
+                    windows[lane.index] += [0] * len(scale)
+                    places[lane.index] += scale.positions(lane)
+        longest = max(map(len, windows))
+        if self.exact:
+            longest = max(self._width, exact_width(longest))
+        mask = cache.begin(longest)
+        tokens = chooser.tensor([w + [0] * (longest - len(w)) for w in windows])
+        positions = chooser.tensor([p + [(0, 0, 0)] * (longest - len(p)) for p in places])
+        for lane, start in zip(lanes, starts, strict=True):
+            for first, end in lane.inputs:
+                if first >= start and not lane.rests:
+                    mask[lane.index, :, first - start : end - start, first:end] = True
+        embedded = chooser.embed(tokens, lanes, starts)
+        slots = [lane.window_slots(start, length) for lane, start, length in zip(lanes, starts, read, strict=True)]
+        for scale in due.values():
+            for lane in scale.row.lanes:
+                scale.stand(lane, starts[lane.index], embedded, mask)
+                slots[lane.index] += [scale.row.state.slot] * len(scale)
+        seen = chooser.inputs_seen(lanes, starts, mask) if chooser.model.config.backbone.cross_attention_every else None
+        hidden = chooser.model.extend(embedded, positions, mask, cache.layers, slots, seen)
+        counts, writing = self._accept(rows, lanes, hidden, read, due)
+        cache.commit(counts)
+        for some in [[choice] for choice in writing] if self.exact else [writing] if writing else []:
+            if chooser.model.flow.block:
+                write_blocks(chooser, [choice.row for choice in some], cache, self.exact)
+            else:
+                write_tokens(chooser, hidden, some)
+        if drafter is not None and not all(row.done for row in rows):
+            # What rejection makes of a draft depends on the very q, so its rounding counts as well.
+            least = MIN_EXACT_WIDTH if self.exact and any(row.rejects for row in rows) else 0
+            one_by_one, most, begun = [row for row in rows if row.index not in due], max(counts), time.perf_counter()
+            drafter.propose(one_by_one, lanes, hidden[:, : exact_width(most) if least else most], counts, least)
+            seconds = time.perf_counter() - begun
+            for row in rows:
+                row.stats.drafting += seconds
+        if self._most_forced:
+            for row in rows:
+                if not row.done:
+                    row.draft_forced(self._most_forced)
+
+    def _accept(
+        self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], read: list[int], due: dict[int, Due]
+    ) -> tuple[list[int], list[Choice]]:
+        """Every row takes its true choices.
+
+        Args:
+            rows: of the pass.
+            lanes: of the pass.
+            hidden: its states.
+            read: tokens that it has read of each lane, drafts among them.
+            due: whole scales that are chosen in the place of tokens one by one.
+
+        Returns:
+            How many tokens each lane keeps of the pass, and the choices of vectors that are to be written.
+        """
+        last = [length - len(lane.drafts) - 1 for length, lane in zip(read, lanes, strict=True)]
+        wanted: list[Choice] = []
+        begins: list[int] = []
+        for row in rows:
+            begins.append(len(wanted))
+            if row.index in due:
+                wanted += due[row.index].choices(read)
+                continue
+            for j, state in enumerate(row.draft_states[:-1] if row.scale_due else row.draft_states):
+                guide = None if row.branch is None else row.branch.guide(j, last[row.branch.index] + j)
+                draft = row.proposals[j] if j < len(row.proposals) else None
+                place = len(row.tokens) + j
+                wanted.append(Choice(row, last[row.index] + j, state.slot, place, guide, row.weight(state), draft, row.answer(j)))
+        chosen = self.chooser.pick(self.chooser.model.backbone.norm, hidden, wanted, self.exact)
+        counts, writing = [0] * len(lanes), []
+        for row, begin, end in zip(rows, begins, [*begins[1:], len(wanted)], strict=True):
+            kept = 0
+            if row.index in due:
+                row.take_scale(chosen[begin:end])
+            else:
+                kept = row.accept(chosen[begin:end])
+            counts[row.index] = last[row.index] + 1 + kept
+            if row.tokens[-1] == Special.FEATURE:
+                writing.append(wanted[begin + row.stats.per_pass[-1] - 1])
+            if row.branch is not None:
+                if read[row.branch.index] and not row.branch.fresh:
+                    counts[row.branch.index] = last[row.branch.index] + 1 + min(kept, len(row.branch.drafts))
+                row.branch.forget_drafts()
+            row.forget_drafts()
+        return counts, writing
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of what two streams begin with in common, by halving: slices compare fast."""
+    low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:
+        return high
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

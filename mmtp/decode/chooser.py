@@ -1,0 +1,157 @@
+"""A model as decoding uses it: reads windows of lanes, and chooses among the ids that grammar, constraint and settings leave."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mmtp.decode.cache import BLOCK, EXACT_BLOCK, KVCache
+from mmtp.decode.rows import Choice, Lane, Row
+from mmtp.decode.sample import Draft, choose, penalize, propose
+from mmtp.decode.step import SlotLogits, Step
+from mmtp.nn.linear import pack_linears
+from mmtp.stream.grammar import StreamGrammar
+
+MIN_EXACT_WIDTH = 4
+"""From four rows on, matrix kernels give each row the same result whatever the number of rows; attention's, which take many queries in
+parts, where the last part has as many."""
+
+
+def exact_width(width: int) -> int:
+    """The least width from ``width`` on at which every kernel gives each row the same result."""
+    return -(-width // MIN_EXACT_WIDTH) * MIN_EXACT_WIDTH
+
+
+class Chooser:
+    """Chooses tokens with a model.
+
+    Args:
+        model: in evaluation mode.
+    """
+
+    def __init__(self, model: Step) -> None:
+        self.model = model
+        self.grammar = StreamGrammar(model.config.layout)
+        self.logits = SlotLogits(model.config.layout, model.unembedding.weight)
+        self.slots = model.config.layout.slots
+        if isinstance(model, torch.nn.Module):
+            pack_linears(model)
+        self.device, self.dtype = model.unembedding.weight.device, model.unembedding.weight.dtype
+
+    def new_cache(self, layers: int, lanes: int, capacity: int, exact: bool = False) -> KVCache:
+        """A cache for so many layers with keys and values of the backbone's shape.
+
+        Args:
+            layers: of it.
+            lanes: of it.
+            capacity: tokens per lane at most.
+            exact: whether sums are to be the same bits in every pass.
+        """
+        backbone, block = self.model.config.backbone, EXACT_BLOCK if exact else BLOCK
+        return KVCache(layers, lanes, backbone.num_kv_heads, backbone.head_dim, capacity, self.device, self.dtype, block)
+
+    def pick(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[int]:
+        """Chooses a token at every wanted place.
+
+        Args:
+            norm: applied to the states first.
+            hidden: states of the pass.
+            wanted: where.
+            exact: take at least as many rows at a time as make the kernels agree.
+        """
+        tokens = [self._forced(choice) or 0 for choice in wanted]
+        for row, slot, own, scores in self.scores(norm, hidden, wanted, exact):
+            settings, places = row.sampling.of(self.slots[slot].modality), [wanted[i].place for i in own]
+            drafts = [None if (d := wanted[i].draft) is None else d._replace(token=self.logits.local(slot, d.token)) for i in own]
+            for i, local in zip(own, choose(scores, settings, row.noise, places, drafts), strict=True):
+                tokens[i] = self.logits.token(slot, local)
+        return tokens
+
+    def propose(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[Draft]:
+        """Drafts a token at every wanted place; arguments are those of :meth:`pick`."""
+        proposed = [Draft(self._forced(choice) or 0) for choice in wanted]
+        for row, slot, own, scores in self.scores(norm, hidden, wanted, exact):
+            withheld = [self.logits.local(slot, token) for token in row.withheld if self.slots[slot].generates(token)]
+            settings, places = row.sampling.of(self.slots[slot].modality), [wanted[i].place for i in own]
+            for i, draft in zip(own, propose(scores, settings, row.noise, places, len(row.tokens), withheld), strict=True):
+                proposed[i] = draft._replace(token=self.logits.token(slot, draft.token))
+        return proposed
+
+    def _forced(self, choice: Choice) -> int | None:
+        """The one id that grammar and constraint leave at a place, if they leave only one."""
+        return self.slots[choice.slot].forced if choice.answer is None else choice.answer.forced
+
+    def scores(
+        self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool
+    ) -> Iterator[tuple[Row, int, list[int], Float[Tensor, "m n"]]]:
+        """Logits at the wanted places, after guidance and penalty, over each slot's legal ids alone.
+
+        Places with only one legal id are left out.
+
+        Yields:
+            A row, a slot, indices of the row's places of that slot, and their logits.
+        """
+        by_slot: dict[int, list[int]] = defaultdict(list)
+        for i, choice in enumerate(wanted):
+            if self._forced(choice) is None:
+                by_slot[choice.slot].append(i)
+        for slot, members in by_slot.items():
+            at = [(wanted[i].row.index, wanted[i].column) for i in members]
+            guided = [n for n, i in enumerate(members) if wanted[i].guide is not None]
+            at += [guide for i in members if (guide := wanted[i].guide) is not None]
+            states = norm(hidden[[lane for lane, _ in at], [column for _, column in at]])
+            missing = max(0, MIN_EXACT_WIDTH - len(at)) if exact else 0
+            logits = self.logits(torch.nn.functional.pad(states, (0, 0, 0, missing)), slot)
+            if guided:
+                scale = torch.tensor([[wanted[members[n]].weight] for n in guided], device=logits.device, dtype=logits.dtype)
+                logits[guided] = torch.lerp(logits[len(members) : len(at)], logits[guided], scale)
+            for n, i in enumerate(members):
+                if (answer := wanted[i].answer) is not None:
+                    logits[n, ~self.logits.among(slot, answer.legal).to(logits.device)] = float("-inf")
+            each = iter(logits.split(1))
+            for row, group in groupby(members, key=lambda i: wanted[i].row):
+                own = list(group)
+                scores = torch.cat([next(each) for _ in own])
+                if row.sampling.repetition_penalty != 1 and (text := self.logits.text(slot)).stop:
+                    seen = row.seen([wanted[i].place for i in own]).to(scores.device)
+                    scores[:, text] = penalize(scores[:, text], seen, row.sampling.repetition_penalty)
+                yield row, slot, own, scores
+
+    def embed(self, tokens: Int[Tensor, "b s"], lanes: list[Lane], firsts: Sequence[int]) -> Float[Tensor, "b s d"]:
+        """Embeddings of a window of every lane, with vectors where they stand in place of tokens.
+
+        Args:
+            tokens: of the windows.
+            lanes: whose.
+            firsts: offset at which each lane's window begins.
+        """
+        embedded = self.model.embed(tokens)
+        for lane in lanes:
+            begin = firsts[lane.index]
+            for first, run in reversed(lane.vectors.items()):
+                skip, at = max(0, begin - first), max(0, first - begin)
+                if skip >= len(run):
+                    break  # what stands before the window, and all before it
+                inside = run[skip : skip + max(0, tokens.shape[1] - at)]
+                embedded[lane.index, at : at + len(inside)] = inside.to(embedded.dtype)
+        return embedded
+
+    def inputs_seen(self, lanes: list[Lane], firsts: Sequence[int], mask: Bool[Tensor, "b 1 s t"]) -> Bool[Tensor, "b 1 s t"] | None:
+        """Which vectors each position may read by cross-attention: those of the span that ended last; None where no lane has any."""
+        if not any(lane.inputs for lane in lanes):
+            return None
+        seen = torch.zeros_like(mask)
+        for lane in lanes:
+            for first, end in lane.inputs:
+                behind = max(0, end - firsts[lane.index])
+                seen[lane.index, :, behind:] = False
+                seen[lane.index, :, behind:, first:end] = True
+        return seen
+
+    def tensor(self, values: list[Any]) -> Tensor:
+        """On the model's device."""
+        return torch.tensor(values, device=self.device)

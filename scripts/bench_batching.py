@@ -1,0 +1,115 @@
+"""Random requests through continuous batching, against each alone: ``python scripts/bench_batching.py --requests 10000``.
+
+Requests of random lengths, seeds, samplings, guidance, constraints and stops join and leave running batches of a tiny untrained model at
+random times; some are cancelled, some cannot be served, some go on from what others have said. Each one's output must be that of its solo
+run, token for token, and memory must stay what it was after the first tenth. A line per way of drafting; exit status 1 if any differs.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from mmtp.decode.constrain import Constrainer, ConstraintError
+from mmtp.decode.draft_model import ModelDrafts
+from mmtp.decode.drafts import Drafts
+from mmtp.decode.engine import Engine
+from mmtp.decode.lookup import LookupDrafts
+from mmtp.models.backbone import BackboneConfig
+from mmtp.models.heads.base import HeadConfig
+from mmtp.models.heads.next import NextHead
+from mmtp.models.heads.parallel import ParallelHead
+from mmtp.models.heads.sequential import SequentialHead
+from mmtp.models.heads.synchronized import SynchronizedHead
+from mmtp.models.unified import UnifiedModel
+from mmtp.stream.grammar import StreamGrammar
+from mmtp.stream.vocab import MediaEntry, TextEntry, VocabLayout
+from mmtp.testing.traffic import Traced, Traffic, stir, trace
+from mmtp.types import Modality
+
+LAYOUT = VocabLayout(
+    TextEntry("words", 256),
+    (
+        MediaEntry(Modality.IMAGE, "pictures", codebook_sizes=(40,)),
+        MediaEntry(Modality.AUDIO, "sounds", codebook_sizes=(24, 24), delays=(0, 1)),
+    ),
+    16,
+)
+BACKBONE = BackboneConfig(width=48, depth=2, num_heads=4, num_kv_heads=2, head_dim=12, mlp_width=64)
+WAYS = ("sequential", "synchronized", "parallel", "look-up", "model")
+GROWTH = 64 << 20  # bytes by which a process may grow for other reasons than its requests
+
+
+def build(head: HeadConfig) -> UnifiedModel:
+    """An untrained model."""
+    torch.manual_seed(0)
+    net = UnifiedModel.Config(layout=LAYOUT, backbone=BACKBONE, head=head).build().eval()
+    stir(net)
+    return net
+
+
+def engine(way: str) -> Engine:
+    """One that drafts in a way."""
+    heads: dict[str, HeadConfig] = {
+        "sequential": SequentialHead.Config(mtp_depth=3),
+        "synchronized": SynchronizedHead.Config(mtp_depth=2, vertical=4),
+        "parallel": ParallelHead.Config(mtp_depth=2),
+    }
+    net = build(heads.get(way, NextHead.Config()))
+    drafts: dict[str, Drafts] = {"look-up": LookupDrafts(max_drafts=3), "model": ModelDrafts(net, 2)}
+    return Engine(net, exact=True, drafts=drafts.get(way))
+
+
+def traffic(seed: int) -> Traffic:
+    """Requests over the vocabulary, with constraints where llguidance is installed."""
+    assert LAYOUT.text is not None
+    try:
+        compiler = Constrainer(LAYOUT, {i: bytes([i]) for i in range(256)}, list)
+        schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+        constraints = [compiler.regex("[a-c]{2,9}x?"), compiler.choices(["yes", "no", "no way"]), compiler.json_schema(schema)]
+    except ConstraintError:
+        constraints = []
+    return Traffic(StreamGrammar(LAYOUT), seed, constraints)
+
+
+def line(way: str, found: Traced) -> str:
+    """A row of the table."""
+    copied, (before, after) = found.copied_tokens / found.prompt_tokens, (n >> 20 for n in found.resident)
+    return (
+        f"| {way} | {found.ended} | {found.cancelled} | {found.refused} | {len(found.unequal)} | {found.tokens} | {copied:.0%} "
+        f"| {found.tokens / found.seconds:.0f} | {found.tokens / found.solo_seconds:.0f} | {found.cache_bytes[0]} → {found.cache_bytes[1]} "
+        f"| {before} → {after} |"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table.
+
+    Args:
+        argv: arguments; those of the process where none are given.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=10_000, help="in all, divided among the ways of drafting")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--max-lanes", type=int, default=8, help="rows at a time")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    columns = "ended", "cancelled", "refused", "unequal", "tokens", "prompts copied", "tokens/s", "alone", "cache, bytes", "process, MiB"
+    print("| drafts | " + " | ".join(columns) + " |\n|---|" + "--:|" * len(columns))
+    wrong = 0
+    for i, way in enumerate(args.ways):
+        found = trace(engine(way), traffic(args.seed + i), -(-args.requests // len(args.ways)), max_lanes=args.max_lanes)
+        print(line(way, found), flush=True)
+        for request in found.unequal[:3]:
+            print(f"{way}: differs from its solo run: {request}", file=sys.stderr)
+        grown = found.cache_bytes[1] > found.cache_bytes[0] or found.resident[1] > found.resident[0] + GROWTH
+        if grown:
+            print(f"{way}: memory grew with the number of requests", file=sys.stderr)
+        wrong += len(found.unequal) + grown
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""Rows that come and go: each gets what it would get alone."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import zip_longest
+
+import pytest
+import torch
+
+from mmtp.decode.batcher import Batcher
+from mmtp.decode.engine import DecodeError, Engine
+from mmtp.decode.rows import Request
+from mmtp.decode.sample import Sampling, SamplingError
+from mmtp.models.heads.synchronized import SynchronizedHead
+from mmtp.models.unified import UnifiedModel
+from mmtp.stream.grammar import GrammarError
+from mmtp.stream.vocab import Special
+from tests.models.common import BACKBONE, GRAMMAR, LAYOUT
+from tests.models.test_writing import BLOCK, FLOW, PROMPT, WIDTH, writer
+from tests.models.test_writing import LAYOUT as LAYOUT_OF_VECTORS
+
+WORDS = [Special.BOS, Special.USER, *range(40, 80)]
+PICTURE = [*WORDS, Special.END, Special.ASSISTANT, Special.BOI, LAYOUT.dim(3), LAYOUT.dim(4)]
+REJECTING = Sampling(verification="rejection", temperature=2.0)
+
+
+@pytest.fixture(scope="module")
+def net() -> UnifiedModel:
+    """One that drafts rows of pictures as well."""
+    torch.manual_seed(0)
+    head = SynchronizedHead.Config(mtp_depth=2, vertical=4)
+    built = UnifiedModel.Config(layout=LAYOUT, backbone=BACKBONE, head=head).build().eval()
+    torch.nn.init.normal_(built.embedding.table.weight, std=0.3)
+    return built
+
+
+@pytest.fixture(scope="module")
+def engine(net: UnifiedModel) -> Engine:
+    return Engine(net, exact=True)
+
+
+def run(batcher: Batcher) -> list[int]:
+    """Until nothing is left to do; in which order rows ended."""
+    return [row.number for _ in iter(lambda: batcher.busy, False) for row in batcher.step()]
+
+
+def request(prefix: list[int], limit: int = 20, **changes: object) -> Request:
+    return Request(prefix=prefix, sampling=Sampling(**changes), max_new_tokens=limit)
+
+
+def test_lanes_are_given_to_who_comes_next(engine: Engine) -> None:
+    batcher = engine.batcher(max_lanes=3, context=100)
+    limits = [9, 2, 30, 1, 5, 3]
+    rows = [batcher.submit(request(WORDS[: 5 + i], limit, temperature=0.0)) for i, limit in enumerate(limits)]
+    rows.append(batcher.submit(request(PICTURE, 8, guidance=2.0)))  # needs two lanes, and so waits longer than it would for one
+    seen = 0
+    while batcher.busy:
+        batcher.step()
+        used = sum(len(row.lanes) for row in rows if not row.done and len(row.tokens) > row.prompt_length)
+        seen = max(seen, used)
+        assert used <= 3
+    assert seen == 3
+    for row, limit in zip(rows, [*limits, 8], strict=True):
+        assert len(row.generation.new_tokens) == limit or row.tokens[-1] == Special.EOS
+    assert batcher.cache.storage.shape[2] == 3
+
+
+def test_variants_of_a_prompt_read_it_once(engine: Engine) -> None:
+    batcher = engine.batcher(max_lanes=8)
+    asked = [request(WORDS, 12, seed=seed) for seed in range(5)]
+    rows = [batcher.submit(one) for one in asked]
+    run(batcher)
+    assert batcher.copied_tokens == 4 * (len(WORDS) - engine.model.head.mtp_depth)
+    for one, row in zip(asked, rows, strict=True):
+        assert row.tokens == engine.generate(one.prefix, one.sampling, 12).tokens
+    again = batcher.submit(asked[0])  # long after the others are gone
+    run(batcher)
+    assert batcher.copied_tokens == 5 * (len(WORDS) - engine.model.head.mtp_depth)
+    assert again.tokens == rows[0].tokens
+
+
+@pytest.mark.parametrize("sampling", [Sampling(seed=4), replace(REJECTING, seed=4)], ids=["coupling", "rejection"])
+def test_a_conversation_goes_on_where_it_was(engine: Engine, sampling: Sampling) -> None:
+    batcher = engine.batcher(max_lanes=2, context=400)
+    first = batcher.submit(Request(prefix=WORDS, sampling=sampling, max_new_tokens=40))
+    run(batcher)
+    longer = [*first.tokens, *range(40, 50)]
+    GRAMMAR.begin(longer)
+    before = batcher.copied_tokens
+    second = batcher.submit(Request(prefix=longer, sampling=sampling, max_new_tokens=20))
+    run(batcher)
+    # Of an answer that was drafted, rejection shares nothing: the head has seen drafts there that did not stand.
+    alike = len(WORDS) if sampling.rejects else len(first.tokens)
+    assert alike - 3 <= batcher.copied_tokens - before <= alike
+    alone = engine.generate(longer, sampling, 20)
+    assert second.tokens == alone.tokens
+
+
+def test_what_is_oldest_makes_room(engine: Engine) -> None:
+    batcher = engine.batcher(max_lanes=1, kept=1, context=100)
+    prompts = [[Special.BOS, Special.USER, *range(start, start + 38)] for start in (40, 41, 42)]
+    copied = []
+    for i in (0, 1, 0, 2, 0, 1):  # the second leaves when the third comes, for the first was used in between
+        batcher.submit(request(prompts[i], 3))
+        before = batcher.copied_tokens
+        run(batcher)
+        copied.append(batcher.copied_tokens > before)
+    assert copied == [False, False, True, False, True, False]
+
+
+def test_nothing_is_shared_where_vectors_differ_or_a_span_would_be_cut() -> None:
+    net = writer().eval()
+    engine = Engine(net, exact=True)
+    size = LAYOUT_OF_VECTORS.text_range[0]
+    span = [Special.BOF, LAYOUT_OF_VECTORS.dim(2), LAYOUT_OF_VECTORS.dim(3), *[Special.FEATURE] * 6, Special.EOF]
+    prefix = [Special.BOS, Special.USER, *range(size, size + 40), *span, size, size + 1]
+    opened = prefix.index(Special.BOF) + 3
+    with torch.no_grad():
+        one, other = (net.embedding.connect(torch.randn(6, WIDTH)) for _ in range(2))
+    batcher, copied, rows = engine.batcher(max_lanes=1, kept=3), [], []
+    asked = [(one, prefix), (one.clone(), prefix), (other, prefix), (one, [*prefix[:-2], size + 5, size + 6])]
+    for vectors, tokens in asked:
+        before = batcher.copied_tokens
+        rows.append(batcher.submit(Request(prefix=tokens, vectors=vectors, max_new_tokens=12)))
+        run(batcher)
+        copied.append(batcher.copied_tokens - before)
+    assert copied == [0, len(prefix) - 1, opened, len(prefix) - 2]
+    for (vectors, tokens), row in zip(asked, rows, strict=True):
+        assert row.tokens == engine.generate(tokens, None, 12, vectors=vectors).tokens
+    assert rows[0].alike(rows[1], opened + 2) == opened  # positions of a span see each other, so that no part of it can do without the rest
+
+
+@pytest.mark.parametrize("flow", ["token", "block"])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_rows_that_write_vectors_come_and_go(flow: str, guidance: float) -> None:
+    net = writer(flow=FLOW if flow == "token" else BLOCK).eval()
+    for parameter in net.flow.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    engine = Engine(net, exact=True)
+    batcher = engine.batcher(max_lanes=4, context=64, shared=2)
+    prompts = [PROMPT, PROMPT[:-3], PROMPT, PROMPT[:-1], PROMPT[:5]]
+    asked = [Request(prefix=p, sampling=Sampling(seed=i, guidance=guidance), max_new_tokens=8 + i) for i, p in enumerate(prompts)]
+    rows = []
+    for one in asked:
+        rows.append(batcher.submit(one))
+        batcher.step()
+    run(batcher)
+    for one, row in zip(asked, rows, strict=True):
+        alone = engine.generate(one.prefix, one.sampling, one.max_new_tokens)
+        assert row.tokens == alone.tokens
+        assert (row.generation.vectors is None) == (alone.vectors is None)
+        if alone.vectors is not None:
+            assert torch.equal(row.generation.vectors, alone.vectors)
+
+
+def test_each_bad_request_has_its_error_and_touches_no_other(engine: Engine) -> None:
+    batcher = engine.batcher(max_lanes=2, context=64)
+    good = batcher.submit(request(WORDS, 20))
+    batcher.step()
+    beyond = LAYOUT.size + 7
+    for make, error, message in (
+        (lambda: request([]), DecodeError, "row 1: the prefix is empty"),
+        (lambda: request([Special.BOS, *[40] * 70]), DecodeError, "row 1: a prefix of 71 tokens leaves no room in a context of 64"),
+        (lambda: request([Special.BOS, Special.USER, Special.EOI]), GrammarError, "offset 2"),
+        (lambda: request([Special.BOS, beyond]), GrammarError, f"offset 1: .*{beyond}"),
+        (lambda: request([Special.BOS, -3]), GrammarError, "offset 1: .*-3"),
+        (lambda: request(WORDS, -1), DecodeError, "row 1: max_new_tokens -1"),
+        (lambda: request(WORDS, temperature=-0.5), SamplingError, "temperature -0.5"),
+    ):
+        with pytest.raises(error, match=message):
+            batcher.submit(make())
+        batcher.step()
+    run(batcher)
+    assert good.tokens == engine.generate(WORDS, Sampling(), 20).tokens
+    with pytest.raises(DecodeError, match="row 0: guidance takes two lanes, and max_lanes is 1"):
+        engine.batcher(max_lanes=1).submit(request(WORDS, guidance=2.0))
+    with pytest.raises(DecodeError, match="max_lanes 0: 1 or more"):
+        engine.batcher(max_lanes=0)
+
+
+def test_the_context_ends_a_row_as_the_limit_does(engine: Engine) -> None:
+    batcher = engine.batcher(context=50)
+    row = batcher.submit(request(WORDS, 500))
+    run(batcher)
+    assert len(row.tokens) == 50 and row.generation.cut
+    assert row.tokens == engine.generate(WORDS, Sampling(), 8).tokens
+
+
+def test_cancelled_rows_leave_at_once(engine: Engine) -> None:
+    batcher = engine.batcher(max_lanes=2, context=100)
+    rows = [batcher.submit(request(WORDS[: 4 + i], 40, seed=i, temperature=0.0)) for i in range(4)]
+    batcher.step()
+    batcher.cancel(rows[0])
+    batcher.cancel(rows[3])  # before it had a lane
+    ended = run(batcher)
+    assert sorted(ended) == [1, 2]
+    for i in (0, 3):
+        with pytest.raises(DecodeError, match=f"row {i}: was cancelled after {len(rows[i].tokens) - 4 - i} new tokens"):
+            rows[i].generation  # noqa: B018
+    batcher.cancel(rows[1])  # has ended, and stays as it is
+    for i in (1, 2):
+        assert rows[i].generation.tokens == engine.generate(WORDS[: 4 + i], Sampling(seed=i, temperature=0.0), 40).tokens
+
+
+def test_a_stream_tells_tokens_as_they_settle(engine: Engine) -> None:
+    asked = request(PICTURE, 30, seed=2)
+    pieces = list(engine.stream(asked))
+    *before, last = pieces
+    assert [token for piece in pieces for token in piece.tokens] == last.generation.new_tokens
+    assert len(pieces) > 5 and all(piece.tokens and piece.generation is None for piece in before)
+    assert last.generation.tokens == engine.generate(asked.prefix, asked.sampling, 30).tokens
+    with pytest.raises(DecodeError, match="the prefix is empty"):
+        engine.stream(request([]))
+
+
+def test_streams_go_on_beside_each_other_and_one_that_is_closed_ends_its_row(engine: Engine) -> None:
+    batcher = engine.batcher(context=100)
+    asked = [request(WORDS[: 4 + i], 30, seed=i, temperature=0.0) for i in range(3)]
+    rows = [batcher.submit(one) for one in asked]
+    streams: list[Iterator] = [batcher.stream(row) for row in rows]
+    next(streams[1])
+    streams[1].close()
+    assert rows[1].cancelled and not rows[0].cancelled
+    got = {0: [], 2: []}
+    for pieces in zip_longest(streams[0], streams[2]):
+        for number, piece in zip(got, pieces, strict=True):
+            got[number] += piece.tokens if piece else []
+    for number, tokens in got.items():
+        assert tokens == engine.generate(asked[number].prefix, asked[number].sampling, 30).new_tokens
+
+
+def test_the_batch_of_an_engine_takes_turns(engine: Engine) -> None:
+    prefixes, samplings = [WORDS[: 4 + i] for i in range(6)], [Sampling(seed=i, guidance=2.0 if i == 2 else 1.0) for i in range(6)]
+    together, few = (engine.generate_batch(prefixes, samplings, 15, max_lanes=lanes) for lanes in (None, 2))
+    assert [row.tokens for row in together] == [row.tokens for row in few]
