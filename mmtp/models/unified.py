@@ -76,6 +76,8 @@ class UnifiedModel(nn.Module):
         self._feature_slot = config.layout.slot_index.get("feature.codes.0")
         self.register_buffer("slot_modality", torch.tensor(self._slot_modality), persistent=False)
         assert isinstance(self.head, Head)
+        if config.next_scale is not None and config.backbone.cross_attention_every:
+            raise mmtp.config.ConfigError("next_scale: queries do not read vectors by cross-attention; leave out cross_attention_every")
         self.next_scale: Any = None if config.next_scale is None else NextScale(config.next_scale, config.layout, config.backbone.width)
         init_weights(self, config.backbone.depth)
         self.flow: Any = _build_flow(config)

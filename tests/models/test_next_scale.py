@@ -181,5 +181,7 @@ def test_the_pyramid_is_saved_with_the_model_and_the_vocabulary_knows_nothing_of
 def test_vocabularies_without_a_pyramid_are_refused(media: tuple, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         UnifiedModel.Config(layout=VocabLayout(LAYOUT.text, media), backbone=BACKBONE, next_scale=PYRAMID).build()
+    with pytest.raises(ConfigError, match="next_scale: queries do not read vectors by cross-attention"):
+        writer(backbone=dataclasses.replace(BACKBONE, cross_attention_every=1))
     with pytest.raises(ConfigError, match=r"scales \[2, 2\]"):
         NextScaleConfig.from_dict({"scales": [2, 2], "codebook_dim": 4, "convolutions": 1})
