@@ -7,6 +7,7 @@ processor, far too little for another weight. Only a release that means to chang
 import platform
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,12 @@ def first_outputs(entry: Any, folder: Path) -> dict[str, Tensor]:
     if hasattr(entry, "spec"):
         return tokenizer_golden(entry, media(entry))
     pipeline = Pipeline.from_pretrained(folder)
-    segment = pipeline.encode_pictures([picture("circle", "blue")])[0]
-    answer = text_segment(pipeline.encode_text, "blue", target=True)
-    document = (question_turn(pipeline.encode_text, "what color is the shape?", segment), Turn("assistant", (answer,)))
+    known = {medium.modality for medium in pipeline.layout.media}
+    given = pipeline.encode_pictures([picture("circle", "blue")]) if Modality.IMAGE in known else []
+    given += pipeline.encode_sounds([voice(0.6)]) if Modality.AUDIO in known else []
+    question = question_turn(pipeline.encode_text, "what color is the shape?")
+    asked = Turn("user", (*(replace(segment, target=False) for segment in given), *question.segments))
+    document = (asked, Turn("assistant", (text_segment(pipeline.encode_text, "blue", target=True),)))
     return model_golden(entry, torch.from_numpy(encode_document(pipeline.layout, document).tokens))
 
 
