@@ -2,14 +2,15 @@
 
 A folder holds ``config.json`` (registry names and values), ``model.safetensors`` (or shards ``model-00001-of-00002.safetensors``),
 ``README.md`` (the card), ``recipe.toml`` (what ``mmtp train`` read), ``golden.safetensors`` (inputs and what they must give) and
-whatever files the class keeps beside them. ``from_pretrained`` takes the name of a zoo entry, a path or a Hub id.
+whatever files the class keeps beside them. ``from_pretrained`` takes the name of a zoo entry, a path or a Hub id; and, of a language
+model of transformers, ``transformers:NAME``, whose text tokenizer it gives.
 """
 
 import difflib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_SHARD_BYTES = 15 * 2**20
+LIBRARY, SMOLLM2 = "transformers:", "smollm2"
 ZOO_FOLDERS = {"tokenizer": "tokenizers", "model": "models"}
 
 
@@ -62,19 +64,26 @@ def zoo_entries(family: str) -> list[str]:
     return sorted(p.name for p in root.iterdir() if (p / "config.json").is_file()) if root.is_dir() else []
 
 
+def is_language_model(name: str | Path) -> bool:
+    """Whether a name means a language model in transformers' format (:mod:`mmtp.hf`): ``transformers:NAME``, or ``smollm2``."""
+    return str(name) == SMOLLM2 or (str(name).startswith(LIBRARY) and str(name) != LIBRARY)
+
+
 def find(name: str | Path) -> Path:
     """The folder of a zoo entry, a path or a Hub id (``owner/name``, needs the ``hf`` extra).
 
     Raises:
         HubError: nothing is found; names the nearest zoo entry.
     """
+    if is_language_model(name):
+        raise HubError(f"{name}: is a language model of transformers; it can be a text tokenizer (--text), or what a recipe starts from")
     if (Path(name) / "config.json").is_file():
         return Path(name)
     for family in ZOO_FOLDERS:
         if str(name) in zoo_entries(family):
             return zoo_root(family) / str(name)
     if isinstance(name, str) and name.count("/") == 1 and not Path(name).exists():
-        return _download(name)
+        return download(name)
     if Path(name).exists():
         raise HubError(f"{name}: has no config.json, so it is not a saved tokenizer or model")
     known = [entry for family in ZOO_FOLDERS for entry in zoo_entries(family)]
@@ -83,13 +92,36 @@ def find(name: str | Path) -> Path:
     raise HubError(f"{name}: no such path or zoo entry; {hint}")
 
 
+def download(repo_id: str, patterns: Sequence[str] | None = None) -> Path:
+    """The folder of a Hub id, fetched where it is not here yet.
+
+    Args:
+        repo_id: ``owner/name``.
+        patterns: of the files that are wanted; None wants all.
+
+    Raises:
+        HubError: an extra is not installed, or it cannot be fetched.
+    """
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise HubError(f"{repo_id}: looks like a Hub id, and that needs an extra: pip install 'mmtp[hf]'") from error
+    try:
+        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=None if patterns is None else list(patterns)))
+    except Exception as error:
+        raise HubError(f"{repo_id}: cannot be fetched from the Hub ({type(error).__name__})") from error
+
+
 def from_pretrained(name: str | Path, **runtime: Any) -> Any:
     """Loads a tokenizer or model, in evaluation mode and float32.
 
     Args:
-        name: a zoo entry (``"image-fsq-f8"``), a folder, or a Hub id (``"owner/name"``).
+        name: a zoo entry (``"image-fsq-f8"``), a folder, or a Hub id (``"owner/name"``); or a language model of transformers
+            (``"transformers:NAME"``), for its text tokenizer.
         runtime: passed to the class's constructor.
     """
+    if is_language_model(name):
+        return REGISTRY.resolve("tokenizer", "text").from_language_model(str(name))
     folder = find(name)
     config = read_config(folder)
     cls: Any = config.owner()
@@ -106,6 +138,8 @@ def read_config(name: str | Path) -> Any:
     """The configuration alone of what :func:`from_pretrained` would load."""
     path = find(name) / "config.json"
     data = load_file(path)
+    if "model_type" in data and "type" not in data:
+        raise HubError(f"{name}: is a model in transformers' format; where mmtp reads such models, write {LIBRARY}{name}")
     family = data.get("family", "tokenizer")
     return build_config(family, {k: v for k, v in data.items() if k not in ("family", "mmtp")}, str(path))
 
@@ -219,14 +253,3 @@ def iter_zoo() -> Iterator[tuple[str, Path]]:
     for family in ZOO_FOLDERS:
         for name in zoo_entries(family):
             yield family, zoo_root(family) / name
-
-
-def _download(repo_id: str) -> Path:
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise HubError(f"{repo_id}: looks like a Hub id, and that needs an extra: pip install 'mmtp[hf]'") from error
-    try:
-        return Path(huggingface_hub.snapshot_download(repo_id))
-    except Exception as error:
-        raise HubError(f"{repo_id}: cannot be fetched from the Hub ({type(error).__name__})") from error

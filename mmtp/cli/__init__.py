@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("mmtp.cli.eval:eval", "Measure a tokenizer or a model."),
     "bench": ("mmtp.cli.bench:bench", "Time plain and speculative decoding side by side."),
     "doctor": ("mmtp.cli.doctor:doctor", "Find out what may be wrong with a model on this machine."),
+    "export": ("mmtp.cli.export:export", "Write a model as a checkpoint of transformers."),
     "zoo": ("mmtp.cli.zoo:zoo", "List, show and check the trained tokenizers and models that come along."),
 }
 

@@ -184,7 +184,9 @@ def _make_folder(folder: Path) -> None:
 
 
 def _name(tokenizer: Any) -> str:
-    return Path(tokenizer).name if isinstance(tokenizer, str | Path) else type(tokenizer).__name__
+    if not isinstance(tokenizer, str | Path):
+        return type(tokenizer).__name__
+    return str(tokenizer) if hub.is_language_model(tokenizer) else Path(tokenizer).name
 
 
 def _load(tokenizer: Any) -> Any:

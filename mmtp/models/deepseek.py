@@ -49,19 +49,18 @@ def from_deepseek(state: Mapping[str, Tensor], config: BackboneConfig) -> dict[s
     return out
 
 
-def to_deepseek(state: Mapping[str, Tensor], config: BackboneConfig, embedding: Tensor, unembedding: Tensor) -> dict[str, Tensor]:
+def to_deepseek(state: Mapping[str, Tensor], config: BackboneConfig) -> dict[str, Tensor]:
     """The inverse of :func:`from_deepseek`, to be added to what :func:`~mmtp.models.qwen3.to_qwen3` gives.
+
+    Copies of embedding and unembedding, which DeepSeek's own checkpoints hold per module, are left out: transformers takes the model's.
 
     Args:
         state: of a head of type ``sequential`` or ``shared``.
         config: of the backbone.
-        embedding: ``[v, d]``, which the layout repeats for each module.
-        unembedding: ``[v, d]``, likewise.
     """
     out = {}
     for k in range(sum(name.endswith(".project.weight") for name in state)):
         theirs, ours = f"model.layers.{config.depth + k}", f"depths.{k}"
         out |= block_to_qwen3(state, config, f"{ours}.block", theirs)
         out |= {f"{theirs}.{name}": state[f"{ours}.{mine}"] for mine, name in _AROUND.items()}
-        out |= {f"{theirs}.embed_tokens.weight": embedding, f"{theirs}.shared_head.head.weight": unembedding}
     return out

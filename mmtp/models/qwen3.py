@@ -125,6 +125,8 @@ def to_qwen3(state: Mapping[str, Tensor], config: BackboneConfig, embedding: Ten
         raise Qwen3Error(f"cross_attention_every = {config.cross_attention_every}: Qwen3's layout has no place for cross-attention")
     if config.modality_specific != "none":
         raise Qwen3Error(f"modality_specific = {config.modality_specific!r}: Qwen3's layout has no place for weights of single media")
+    if config.cross_attention_every:
+        raise Qwen3Error(f"cross_attention_every = {config.cross_attention_every}: Qwen3's layout has no place for cross-attention")
     out = {"model.embed_tokens.weight": embedding, "lm_head.weight": unembedding, "model.norm.weight": state["norm.weight"]}
     for i in range(config.depth):
         out |= block_to_qwen3(state, config, f"blocks.{i}", f"model.layers.{i}")

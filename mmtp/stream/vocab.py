@@ -268,6 +268,13 @@ class VocabLayout(Config):
             table[lo:hi] = np.arange(start, start + hi - lo)
         return table
 
+    def text_first(self) -> Int[np.ndarray, " ids"]:
+        """For every id its place where text comes first, as in the vocabularies of language models, and the specials behind it."""
+        (lo, hi), ids = self.text_range, np.arange(self.size)
+        ids[lo:hi] -= lo
+        ids[:NUM_SPECIALS] += hi - lo
+        return ids
+
     @cached_property
     def hash(self) -> str:
         """16 hex digits; equal exactly where the layouts are."""

@@ -13,11 +13,15 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 
 from mmtp.config import Config as BaseConfig
+from mmtp.hf import Checkpoint
 from mmtp.hub import fingerprint, write_text
 from mmtp.types import Codes, MmtpError, Modality, TokenizerSpec
 
 PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """How text is cut before pairs are merged: cl100k's pattern with digits one by one (as in Qwen2)."""
+
+
+_PLAIN = "The quick,  brown\n\tFox (0123)."
 
 
 class TextTokenizerError(MmtpError):
@@ -37,7 +41,8 @@ class TextTokenizer:
             library may write the same tokenizer otherwise.
 
     Raises:
-        TextTokenizerError: bytes are missing, so that some text could not be given back.
+        TextTokenizerError: bytes are missing, so that some text could not be given back, or plain text is changed, so that it could be
+            given back byte by byte only.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,11 @@ class TextTokenizer:
                 f"{config.file}: has no token for {len(missing)} of the 256 bytes (the first is 0x{missing[0]:02x}), so some "
                 "text could not be given back; use a byte-level BPE, or one with byte fallback"
             )
+        if self._merged(_PLAIN) is None:
+            raise TextTokenizerError(
+                f"{config.file}: changes plain text (case, spaces, line breaks), so that it could not be given back; use a tokenizer "
+                "without such a normalizer"
+            )
         self._spec = TokenizerSpec(
             modality=Modality.TEXT,
             codebook_sizes=(max(self._bytes) + 1,),
@@ -76,12 +86,30 @@ class TextTokenizer:
         path = Path(path)
         try:
             content = path.read_text(encoding="utf-8")
-            backend = Tokenizer.from_str(content)
         except OSError as error:
             raise TextTokenizerError(f"{path}: cannot be read ({error.strerror})") from error
+        return cls._of(content, path.name, str(path))
+
+    @classmethod
+    def from_language_model(cls, name: str) -> "TextTokenizer":
+        """The tokenizer of a language model in transformers' format (:mod:`mmtp.hf`).
+
+        Raises:
+            HubError: there is no such model.
+            TextTokenizerError: its tokenizer cannot represent every byte.
+        """
+        try:
+            return cls._of(Checkpoint(name).tokenizer, cls.Config.file, cls.Config.file)
+        except TextTokenizerError as error:
+            raise TextTokenizerError(f"{name}: {error}") from error
+
+    @classmethod
+    def _of(cls, content: str, file: str, where: str) -> "TextTokenizer":
+        try:
+            backend = Tokenizer.from_str(content)
         except Exception as error:  # tokenizers raises bare Exception
-            raise TextTokenizerError(f"{path}: is not a Hugging Face tokenizer ({str(error).splitlines()[0]})") from error
-        return cls(cls.Config(file=path.name), backend, content)
+            raise TextTokenizerError(f"{where}: is not a Hugging Face tokenizer ({str(error).splitlines()[0]})") from error
+        return cls(cls.Config(file=file), backend, content)
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> "TextTokenizer":
@@ -177,6 +205,11 @@ class TextTokenizer:
             raise TextTokenizerError(f"codes of {codes.ids.shape[1]} codebooks given, text has 1")
         return [self.decode_text(codes.item(i)[0].tolist()) for i in range(len(codes))]
 
+    @property
+    def content(self) -> str:
+        """The Hugging Face file, as it was read."""
+        return self._content
+
     def save_files(self, folder: Path) -> None:
         """Writes the Hugging Face file, as ``from_file`` and other libraries read it."""
         write_text(folder / self.config.file, self._content)
@@ -196,6 +229,11 @@ class TextTokenizer:
 
     def _encode_valid(self, text: str) -> list[int]:
         """Ids of a string without surrogates. Files of other makers may normalise; what they would change goes byte by byte."""
+        ids = self._merged(text)
+        return [self._ids[bytes([byte])] for byte in text.encode()] if ids is None else ids
+
+    def _merged(self, text: str) -> list[int] | None:
+        """Ids as the file's rules give them; None where they do not stand for this very text."""
         ids = self._backend.encode(text, add_special_tokens=False).ids
         data = text.encode()
         given = b"".join([self._bytes.get(i, b"") for i in ids])
@@ -204,7 +242,7 @@ class TextTokenizer:
         if given == b" " + data:  # the space that SentencePiece puts before a text
             first = self._bytes[ids[0]][1:]
             return [*self._ids_of(first), *ids[1:]]
-        return [self._ids[bytes([byte])] for byte in data]
+        return None
 
     def _ids_of(self, data: bytes) -> list[int]:
         return [self._ids[data]] if data in self._ids else [self._ids[bytes([byte])] for byte in data]

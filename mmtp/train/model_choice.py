@@ -1,15 +1,17 @@
 """Which model a recipe trains: a preset or a saved one, with what a recipe changes, and the weights that it starts from."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from mmtp.config import Config, ConfigError
-from mmtp.hub import from_pretrained, read_config
+from mmtp.hub import from_pretrained, is_language_model, read_config
 from mmtp.models.backbone import OWN, upcycled
-from mmtp.models.embed import codebook_embeddings
+from mmtp.models.embed import NEW_ROWS_SPREAD, codebook_embeddings, start_rows
+from mmtp.models.exchange import language_model_config, read_language_model
 from mmtp.models.next_scale import NextScaleConfig
 from mmtp.models.presets import preset
 from mmtp.models.unified import UnifiedModel
@@ -27,7 +29,9 @@ class ModelChoice(Config):
         preset: a named size (see :mod:`mmtp.models.presets`); empty where training goes on from ``start``.
         start: a saved model to go on from, over the same tokenizers as far as both know them. Media of the shards that are new to it join
             its vocabulary, untrained; media that only it knows stay as they are. Where the shards hold continuous features and the model
-            reads none, it gets an untrained projection for them.
+            reads none, it gets an untrained projection for them. Or a language model, ``transformers:NAME`` (:mod:`mmtp.hf`), Qwen3- or
+            Llama-like: its text keeps its embeddings, all else joins it; shards were then made with its tokenizer
+            (``--text transformers:NAME``).
         backbone: values of the backbone that differ from the preset's. Beside ``start`` only two: ``modality_specific``, to give media
             weights of their own, which begin as copies of those they have shared (:func:`mmtp.models.backbone.upcycled`); and
             ``cross_attention_every``, for a model that reads no vectors yet, whose gates begin closed.
@@ -84,7 +88,7 @@ class ModelChoice(Config):
         Raises:
             VocabMismatch: ``start`` was trained over another tokenizer of one kind; names both.
         """
-        return VocabLayout.joined({self.start: read_config(self.start).layout, "the shards": found}) if self.start else found
+        return VocabLayout.joined({self.start: self._known(found).layout, "the shards": found}) if self.start else found
 
     def config(self, layout: VocabLayout, feature_width: int = 0) -> UnifiedModel.Config:
         """The model's configuration over a vocabulary.
@@ -119,7 +123,7 @@ class ModelChoice(Config):
         """
         config = self.config(layout, feature_width)
         if self.start:
-            model = from_pretrained(self.start)
+            model = read_language_model(self.start, layout.text) if is_language_model(self.start) else from_pretrained(self.start)
             fresh = ("head.",) if self.head else ()
             fresh += ("embedding.features.",) if config.feature_width != model.config.feature_width else ()
             fresh += ("next_scale.",) if config.next_scale != model.config.next_scale else ()
@@ -127,7 +131,7 @@ class ModelChoice(Config):
             same = not fresh and (config.layout, config.backbone) == (known, model.config.backbone)
             model = model if same else rebuilt(model, config, fresh)
             if self.codebook_init:
-                start_from_codebooks(model, [entry for entry in config.layout.media if entry not in known.media])
+                start_from_codebooks(model, [entry for entry in config.layout.media if entry not in known.media], known=True)
         else:
             model = config.build()
             if self.codebook_init:
@@ -154,6 +158,10 @@ class ModelChoice(Config):
         model.flex_attention = self.attention == "flex"
         return model
 
+    def _known(self, layout: VocabLayout) -> UnifiedModel.Config:
+        """Of what training starts from; ``layout`` says what a text tokenizer is called."""
+        return language_model_config(self.start, layout.text) if is_language_model(self.start) else read_config(self.start)
+
     def _started(self, layout: VocabLayout, feature_width: int) -> UnifiedModel.Config:
         """The saved model's configuration, with a new head, new media or a new connector where they are wanted."""
         if set(self.backbone) - {"modality_specific", "cross_attention_every"} or self.flow or self.tie_embeddings is not None:
@@ -161,7 +169,7 @@ class ModelChoice(Config):
                 f"model: 'backbone' (but for modality_specific and cross_attention_every), 'flow' and 'tie_embeddings' belong to a preset; "
                 f"{self.start} has its own"
             )
-        known: UnifiedModel.Config = read_config(self.start)
+        known = self._known(layout)
         changes: dict[str, Any] = {"layout": layout.to_dict(), "backbone": known.backbone.to_dict() | self.backbone}
         changes |= {"head": self.head} if self.head else {}
         changes |= {"next_scale": _pyramid(layout)[0].to_dict()} if self.next_scale else {}
@@ -197,7 +205,10 @@ def rebuilt(model: UnifiedModel, config: UnifiedModel.Config, fresh: tuple[str, 
         if name.startswith(("backbone.", *fresh)):
             continue
         if name in ("embedding.table.weight", "unembedding.weight") and config.layout != model.config.layout:
+            new = torch.ones(len(state[name]), dtype=torch.bool)
+            new[ids] = False
             state[name][ids] = value[:used]
+            start_rows(state[name], new)
         elif state[name].shape != value.shape:
             raise ConfigError(f"model: {name} of the model's head is for fewer media; give 'head', which then begins untrained")
         else:
@@ -213,27 +224,41 @@ and what many codes have in common should not be lost to the noise of few occurr
 
 
 @torch.no_grad()
-def start_from_codebooks(model: UnifiedModel, media: Iterable[MediaEntry]) -> None:
+def start_from_codebooks(model: UnifiedModel, media: Sequence[MediaEntry], known: bool = False) -> None:
     """Sets the embeddings and unembeddings of codes from their tokenizers' codebooks.
 
     Args:
         model: over these media and others.
         media: whose codes begin anew.
+        known: the model has learnt of others before: mean and spread are then as of :func:`~mmtp.models.embed.start_rows`.
 
     Raises:
         VocabMismatch: a tokenizer of that name is not the one that the vocabulary was made with.
     """
     layout = model.config.layout
+    media = [entry for entry in media if not entry.continuous]
+    tables = [(model.unembedding.weight, *_moments(model.unembedding.weight, layout, media, 0.02, known))]
+    if not model.config.tie_embeddings:
+        table = model.embedding.table.weight
+        tables.append((table, *_moments(table, layout, media, UNTIED_STD, known)))
     for entry in media:
-        if entry.continuous:
-            continue
         tokenizer = _tokenizer(entry)
         for k in range(len(entry.codebook_sizes)):
             rows = slice(*layout.code_range(entry.modality, k))
             vectors = tokenizer.codebook_vectors(k)
-            model.unembedding.weight[rows] = codebook_embeddings(vectors, model.unembedding.weight.shape[1])
-            if not model.config.tie_embeddings:
-                model.embedding.table.weight[rows] = codebook_embeddings(vectors, model.config.backbone.width, UNTIED_STD)
+            for table, center, std in tables:
+                table[rows] = center + codebook_embeddings(vectors, table.shape[1], std)
+
+
+def _moments(table: Tensor, layout: VocabLayout, media: Sequence[MediaEntry], std: float, known: bool) -> tuple[Tensor | float, float]:
+    """Mean and standard deviation that new embeddings of codes begin with; ``std`` where nothing is known yet."""
+    if not known:
+        return 0.0, std
+    old = torch.ones(len(table), dtype=torch.bool)
+    for entry in media:
+        old[layout.code_range(entry.modality)[0] : layout.code_range(entry.modality, len(entry.codebook_sizes) - 1)[1]] = False
+    rows = table[old]
+    return rows.mean(0), NEW_ROWS_SPREAD * float(rows.std(0).square().mean().sqrt())
 
 
 def _tokenizer(entry: MediaEntry) -> Any:

@@ -34,7 +34,8 @@ from mmtp.data.teacher_cache import (
     to_bytes,
     words,
 )
-from mmtp.models.language import LIBRARY, SMOLLM2, LanguageConfig, LanguageTeacher
+from mmtp.hub import LIBRARY, SMOLLM2
+from mmtp.models.language import LanguageConfig, LanguageTeacher
 from mmtp.models.teachers import Teacher, TeacherConfig, last_name, on_grid
 from mmtp.nn.features import SIZE
 from mmtp.stream.grammar import StreamGrammar

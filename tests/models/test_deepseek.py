@@ -19,7 +19,7 @@ def head(kind: type[SequentialHead] = SequentialHead, depth: int = 2) -> Sequent
 @pytest.mark.parametrize(("kind", "modules"), [(SequentialHead, 2), (SharedHead, 1)])
 def test_there_and_back_changes_nothing_beside_a_backbone(kind: type[SequentialHead], modules: int) -> None:
     state, backbone = head(kind).state_dict(), Backbone(CONFIG).state_dict()
-    exported = to_qwen3(backbone, CONFIG, TABLE, TABLE) | to_deepseek(state, CONFIG, TABLE, TABLE)
+    exported = to_qwen3(backbone, CONFIG, TABLE, TABLE) | to_deepseek(state, CONFIG)
     numbers = {int(name.split(".")[2]) for name in exported if name.startswith("model.layers.")}
     assert numbers == set(range(3 + modules))
     assert {"model.layers.3.enorm.weight", "model.layers.3.eh_proj.weight", "model.layers.3.self_attn.q_proj.weight"} <= exported.keys()
@@ -31,7 +31,7 @@ def test_there_and_back_changes_nothing_beside_a_backbone(kind: type[SequentialH
 
 
 def test_says_which_weight_is_missing_and_where_modules_are_looked_for() -> None:
-    exported = to_deepseek(head().state_dict(), CONFIG, TABLE, TABLE)
+    exported = to_deepseek(head().state_dict(), CONFIG)
     latent = {name.replace("q_proj", "q_a_proj"): weight for name, weight in exported.items()}
     with pytest.raises(Qwen3Error, match=r"no 'model\.layers\.3\.self_attn\.q_proj\.weight'"):
         from_deepseek(latent, CONFIG)

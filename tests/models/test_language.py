@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmtp.config import ConfigError
-from mmtp.models import language
+from mmtp.hf import locate
 from mmtp.models.language import LanguageConfig, LanguageTeacher
 from mmtp.stream.words import Speech
 from tests.models.tiny_language import save_tiny_teacher
@@ -68,7 +68,7 @@ def test_smollm2_knows_what_follows() -> None:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     teacher = LanguageTeacher(LanguageConfig(network="smollm2"), CPU)
-    assert teacher.longest == 8192 and language._source("smollm2")[1].endswith(".gguf")
+    assert teacher.longest == 8192 and locate("smollm2")[1].endswith(".gguf")
     reading = teacher.read(
         [Speech("user", [[1]]), Speech("assistant", [[2]])], [b"What is the capital of France?", b"The capital of France is Paris."]
     )

@@ -36,6 +36,8 @@ def test_says_which_weight_is_missing_or_has_no_place() -> None:
     own = replace(CONFIG, modality_specific="norms")
     with pytest.raises(Qwen3Error, match="modality_specific = 'norms': Qwen3's layout has no place"):
         to_qwen3(Backbone(own, tuple(Modality)).state_dict(), own, table, table)
+    with pytest.raises(Qwen3Error, match="cross_attention_every = 1: Qwen3's layout has no place"):
+        to_qwen3({}, replace(CONFIG, cross_attention_every=1), table, table)
     biased = to_qwen3(Backbone(CONFIG).state_dict(), CONFIG, table, table) | {"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}
     with pytest.raises(Qwen3Error, match=r"weight 'model\.layers\.0\.self_attn\.q_proj\.bias', for which"):
         from_qwen3(biased, CONFIG)

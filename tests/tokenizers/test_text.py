@@ -123,6 +123,19 @@ def test_files_that_cannot_serve_are_refused(tmp_path):
         TextTokenizer.from_file(tmp_path / "words.json")
 
 
+@pytest.mark.parametrize(
+    ("normalizer", "splitter"),
+    [(normalizers.Lowercase(), pre_tokenizers.ByteLevel(add_prefix_space=False)), (None, pre_tokenizers.WhitespaceSplit())],
+)
+def test_files_that_change_plain_text_are_refused(tokenizer, normalizer, splitter, tmp_path):
+    backend = Tokenizer.from_str(tokenizer._backend.to_str())
+    backend.normalizer = normalizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence([splitter, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(TextTokenizerError, match=r"tokenizer\.json: changes plain text \(case, spaces, line breaks\)"):
+        TextTokenizer.from_file(tmp_path / "tokenizer.json")
+
+
 def test_ids_beyond_the_vocabulary_are_refused(tokenizer):
     with pytest.raises(TextTokenizerError, match="id 340 is no token; they go to 339"):
         tokenizer.decode_text([340])

@@ -5,12 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmtp import cli
 from mmtp.config import ConfigError
+from mmtp.data.encode import TokenizeConfig
+from mmtp.data.job import tokenize
 from mmtp.data.loader import PackedBatches, ShardDataset
 from mmtp.hub import from_pretrained, save_pretrained
 from mmtp.models.presets import preset
 from mmtp.stream.vocab import MediaEntry, TextEntry, VocabLayout
 from mmtp.train.model_choice import ModelChoice
+from mmtp.train.recipe import Recipe, run_recipe
 from mmtp.types import Modality
 from tests.models.common import LAYOUT
 
@@ -32,6 +36,42 @@ def test_a_model_learns_a_medium_that_is_new_to_it_and_keeps_what_it_knows(root:
     batches = [PackedBatches(ShardDataset(root / "shards"), rows=2, budget=64, layout=over).batch(0) for over in (known, layout)]
     states = [net(batch, drafts=False)[0] for net, batch in zip((before, after), batches, strict=True)]
     assert torch.equal(states[0], states[1])
+
+
+def test_a_language_model_learns_pictures_and_leaves_again(school: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a checkpoint of transformers to shards, a recipe, a checkpoint of transformers, and the next recipe."""
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(school)  # where the vocabulary's "cells" are
+    start = f"transformers:{school}/tongue"
+    tasks = TokenizeConfig(tasks=("vqa", "draw"), max_dim=8)
+    tokenize(school / "pictures", tmp_path / "shards", tokenizer="cells", text=start, config=tasks)
+    recipe = {
+        "task": "model",
+        "model": {"start": start, "head": {"type": "sequential", "mtp_depth": 1}, "codebook_init": True},
+        "data": {"shards": ["shards"], "budget": 64},
+        "optim": {"lr": 1e-3},
+        "run": {"steps": 4, "batch": 2},
+    }
+    known = ShardDataset(tmp_path / "shards").layout
+    assert known.text.name == start
+    choice = ModelChoice.from_dict(recipe["model"])
+    layout = choice.layout(known)
+    before, theirs = choice.model(layout), transformers.AutoModelForCausalLM.from_pretrained(school / "tongue").state_dict()
+    (lo, hi), codes = layout.text_range, slice(*layout.code_range(Modality.IMAGE))
+    for table, name in ((before.embedding.table, "model.embed_tokens.weight"), (before.unembedding, "lm_head.weight")):
+        rows, words = table.weight.detach(), theirs[name][: hi - lo]
+        assert torch.equal(rows[lo:hi], words)
+        assert 0.2 * words.std() < (rows[codes] - words.mean(0)).std() < 0.4 * words.std()
+    result = run_recipe(Recipe.from_dict(recipe), tmp_path / "run", data_root=tmp_path, progress=False)
+    trained = from_pretrained(result)
+    assert trained.config == before.config and not torch.equal(trained.embedding.table.weight[codes], before.embedding.table.weight[codes])
+    assert cli.run(["export", str(result), str(tmp_path / "out")]) == 0
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    again = ModelChoice(start=f"transformers:{tmp_path}/out")
+    layout = again.layout(known)
+    assert layout == trained.config.layout
+    for name, value in again.model(layout).state_dict().items():
+        assert torch.equal(value, trained.state_dict()[name])
 
 
 def test_overrides_of_a_preset_reach_the_model() -> None:
