@@ -69,6 +69,7 @@ class Pipeline:
         exact: make speculative output equal plain output bit for bit (see :class:`mmtp.decode.engine.Engine`).
         drafts: where drafts come from; the model's head where none are given.
         draft_cost: makes as many drafts as pay; see the engine.
+        cache: what keys and values are held in; likewise.
 
     Raises:
         VocabMismatch: a tokenizer is not the one the model was trained with.
@@ -82,6 +83,7 @@ class Pipeline:
         exact: bool = False,
         drafts: Drafts | None = None,
         draft_cost: float | None = None,
+        cache: str | None = None,
     ) -> None:
         self.model = model.eval()
         self.layout = model.config.layout
@@ -91,7 +93,7 @@ class Pipeline:
         codebooks = {e.name: len(e.codebook_sizes) for e in self.layout.media if e.name in residual}
         found = VocabLayout.of(tokenizers, self.layout.max_dim, delays, any(e.written for e in self.layout.media), codebooks)
         self.layout.check_same(found, "the tokenizers given")
-        self.engine = Engine(model, exact=exact, drafts=drafts, draft_cost=draft_cost)
+        self.engine = Engine(model, exact=exact, drafts=drafts, draft_cost=draft_cost, cache=cache)
         self.grammar: StreamGrammar = self.engine.grammar
 
     @classmethod
@@ -103,6 +105,7 @@ class Pipeline:
         exact: bool = False,
         drafts: Drafts | None = None,
         draft_cost: float | None = None,
+        cache: str | None = None,
     ) -> "Pipeline":
         """Loads a model and the tokenizers that it names.
 
@@ -113,6 +116,7 @@ class Pipeline:
             exact: see the class.
             drafts: likewise.
             draft_cost: likewise.
+            cache: likewise.
 
         Raises:
             HubError: something is not found.
@@ -126,7 +130,7 @@ class Pipeline:
         loaded = {e.name: given.get(e.name, e.name) for e in entries}
         built = {n: from_pretrained(t) if isinstance(t, str | Path) else t for n, t in loaded.items()}
         try:
-            return cls(model, built, exact=exact, drafts=drafts, draft_cost=draft_cost)
+            return cls(model, built, exact=exact, drafts=drafts, draft_cost=draft_cost, cache=cache)
         except VocabMismatch as error:
             raise VocabMismatch(f"{name}: {error}; the model needs the tokenizers it was trained with") from error
 

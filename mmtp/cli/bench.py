@@ -16,6 +16,7 @@ def bench(
     verification: Literal["coupling", "rejection"] = "coupling",
     drafts: str = "head",
     draft_cost: float | None = None,
+    cache: Literal["bfloat16", "int8"] | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     repeats: int = 1,
     batch: int = 1,
@@ -46,6 +47,7 @@ def bench(
         drafts: where they come from: the model's head, lookup (of text, from the stream itself), or a smaller model over the same
             vocabulary.
         draft_cost: what one more draft costs, in passes of the model; as many are made as pay. Without it all are.
+        cache: hold keys and values in bfloat16 or int8 instead of what the model computes in: half or a quarter of the memory, more time.
         precision: of weights and activations.
         repeats: timings of each way per prompt; the median counts.
         batch: prompts of a kind that are decoded together; speeds are then those of each of them.
@@ -81,7 +83,7 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     net = from_pretrained(model).eval().to(getattr(torch, precision))
-    engine = Engine(net, exact=exact, drafts=drafts_of(drafts), draft_cost=draft_cost)
+    engine = Engine(net, exact=exact, drafts=drafts_of(drafts), draft_cost=draft_cost, cache=cache)
     with progress_bar("decoding both ways", "prompts") as bar:
         if data:
             asked = held_out_prompts([ShardDataset(path).over(net.config.layout) for path in data], prompts)
@@ -95,6 +97,7 @@ def bench(
         "verification": verification,
         "drafts": drafts,
         "draft_cost": draft_cost,
+        "cache": cache,
         "precision": precision,
         "batch": batch,
         "threads": torch.get_num_threads(),

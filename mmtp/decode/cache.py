@@ -6,12 +6,16 @@ written, or padding a pass to a fixed width, needs no clean-up.
 
 A row of the cache is a lane. Passes are of some consecutive lanes, on which the cache is focused; the others keep what they hold, and
 what they hold can be copied.
+
+Keys and values may be held in fewer bits than a pass computes with: in bfloat16, or in int8 with a float32 scale for every token and key
+head, which stands in the four bytes behind its numbers. What is held of a token depends on the token's own keys and values alone, so plain
+and speculative decoding read the same.
 """
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
 from mmtp.types import MmtpError
@@ -21,6 +25,7 @@ BLOCK = 64
 # Kernels on CPUs sum over so many keys at a time. Over whole blocks of them the sum at a place is the same bits in every pass.
 EXACT_BLOCK = 512
 FIRST_CAPACITY = 256
+SCALE_BYTES = 4
 
 
 class CacheFullError(MmtpError):
@@ -37,8 +42,9 @@ class KVCache:
         head_dim: width of one head.
         capacity: greatest number of tokens per row; room is made as it is needed.
         device: where it lives.
-        dtype: of keys and values.
+        dtype: of keys and values in passes.
         block: passes attend to whole blocks of so many slots.
+        stored: in which keys and values are kept: ``torch.bfloat16`` or ``torch.int8``; None keeps them as they are.
 
     Attributes:
         lengths: tokens in the lanes in focus.
@@ -54,11 +60,15 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         block: int = BLOCK,
+        stored: torch.dtype | None = None,
     ) -> None:
+        self.dtype = dtype
+        if stored == torch.int8:
+            head_dim += SCALE_BYTES
         self.limit, self.block = capacity, block
         self.capacity = min(-(-capacity // block) * block, max(block, FIRST_CAPACITY))
         shape = (num_layers, 2, batch_size, num_kv_heads, self.capacity, head_dim)
-        self.storage = torch.zeros(shape, device=device, dtype=dtype)
+        self.storage = torch.zeros(shape, device=device, dtype=stored or dtype)
         self.lengths = [0] * batch_size
         self.first = 0
         self._held = [0] * batch_size  # lengths of all lanes; those in focus are written back when the focus moves
@@ -149,6 +159,8 @@ class _Layer:
         self, keys: Float[Tensor, "b k s hd"], values: Float[Tensor, "b k s hd"]
     ) -> tuple[Float[Tensor, "b k t hd"], Float[Tensor, "b k t hd"]]:
         cache, i = self.cache, 2 * self.index
+        if cache.storage.dtype != cache.dtype:
+            keys, values = (_packed(x) if cache.storage.dtype == torch.int8 else x.to(cache.storage.dtype) for x in (keys, values))
         if cache.fresh:
             cache.fresh[i].copy_(keys)
             cache.fresh[i + 1].copy_(values)
@@ -158,5 +170,20 @@ class _Layer:
         return self.read()
 
     def read(self) -> tuple[Float[Tensor, "b k t hd"], Float[Tensor, "b k t hd"]]:
-        i = 2 * self.index
-        return self.cache.seen[i], self.cache.seen[i + 1]
+        cache, i = self.cache, 2 * self.index
+        keys, values = cache.seen[i], cache.seen[i + 1]
+        if cache.storage.dtype == cache.dtype:
+            return keys, values
+        if cache.storage.dtype == torch.int8:
+            return _unpacked(keys, cache.dtype), _unpacked(values, cache.dtype)
+        return keys.to(cache.dtype), values.to(cache.dtype)
+
+
+def _packed(x: Float[Tensor, "b k s hd"]) -> Int8[Tensor, "b k s hd+4"]:
+    """Numbers of every token and head in 8 bits, and their scale behind them."""
+    scale = x.float().abs().amax(-1, keepdim=True).clamp_(min=1e-12) / 127
+    return torch.cat(((x / scale).round_().to(torch.int8), scale.view(torch.int8)), dim=-1)
+
+
+def _unpacked(held: Int8[Tensor, "b k t hd+4"], dtype: torch.dtype) -> Float[Tensor, "b k t hd"]:
+    return held[..., :-SCALE_BYTES].to(dtype) * held[..., -SCALE_BYTES:].view(torch.float32).to(dtype)

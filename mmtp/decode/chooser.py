@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmtp.decode.cache import BLOCK, EXACT_BLOCK, KVCache
-from mmtp.decode.rows import Choice, Lane, Row
+from mmtp.decode.rows import Choice, DecodeError, Lane, Row
 from mmtp.decode.sample import Draft, choose, penalize, propose
 from mmtp.decode.step import SlotLogits, Step
 from mmtp.nn.linear import pack_linears
@@ -26,15 +26,25 @@ def exact_width(width: int) -> int:
     return -(-width // MIN_EXACT_WIDTH) * MIN_EXACT_WIDTH
 
 
+CACHES = {None: None, "bfloat16": torch.bfloat16, "int8": torch.int8}
+"""What :class:`KVCache` may hold keys and values in; None: as they are computed."""
+
+
 class Chooser:
     """Chooses tokens with a model.
 
     Args:
         model: in evaluation mode.
+        cache: what caches hold keys and values in, by its name in ``CACHES``.
+
+    Raises:
+        DecodeError: there is no such cache.
     """
 
-    def __init__(self, model: Step) -> None:
-        self.model = model
+    def __init__(self, model: Step, cache: str | None = None) -> None:
+        if cache not in CACHES:
+            raise DecodeError(f"cache {cache!r}: one of {', '.join(str(name) for name in CACHES)} is wanted")
+        self.model, self.cache = model, CACHES[cache]
         self.grammar = StreamGrammar(model.config.layout)
         self.logits = SlotLogits(model.config.layout, model.unembedding.weight)
         self.slots = model.config.layout.slots
@@ -52,7 +62,7 @@ class Chooser:
             exact: whether sums are to be the same bits in every pass.
         """
         backbone, block = self.model.config.backbone, EXACT_BLOCK if exact else BLOCK
-        return KVCache(layers, lanes, backbone.num_kv_heads, backbone.head_dim, capacity, self.device, self.dtype, block)
+        return KVCache(layers, lanes, backbone.num_kv_heads, backbone.head_dim, capacity, self.device, self.dtype, block, self.cache)
 
     def pick(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[int]:
         """Chooses a token at every wanted place.

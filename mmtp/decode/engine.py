@@ -42,16 +42,20 @@ class Engine:
         drafts: where drafts come from; the model's head where none are given.
         draft_cost: what one more draft costs, made and verified, in passes of the model. Each row then makes as many as pay
             (:class:`mmtp.decode.pace.Pace`); None makes all there are.
+        cache: what the cache holds keys and values in, ``"bfloat16"`` or ``"int8"``, of each token and head by its own scale; None holds
+            them as the model computes them.
     """
 
-    def __init__(self, model: Step, *, exact: bool = False, drafts: Drafts | None = None, draft_cost: float | None = None) -> None:
+    def __init__(
+        self, model: Step, *, exact: bool = False, drafts: Drafts | None = None, draft_cost: float | None = None, cache: str | None = None
+    ) -> None:
         if draft_cost is not None and not 0 <= draft_cost < float("inf"):
             raise DecodeError(f"draft_cost {draft_cost}: a number from 0 up is wanted")
         self.model = model
         self.exact, self.draft_cost = exact, draft_cost
         self.drafts = drafts or HeadDrafts()
         self.drafts.length(model)  # refuses what does not fit
-        self.chooser = Chooser(model)
+        self.chooser = Chooser(model, cache)
         self.grammar, self.device = self.chooser.grammar, self.chooser.device
 
     def batcher(

@@ -40,6 +40,28 @@ def test_grows_without_losing_what_it_holds() -> None:
     assert keys[0, 0, : FIRST_CAPACITY + 3, 0].tolist() == [1.0] * FIRST_CAPACITY + [2.0] * 3
 
 
+@pytest.mark.parametrize("held", [torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_fewer_bits_hold_a_token_by_itself(held: torch.dtype, rows: int) -> None:
+    torch.manual_seed(0)
+    cache, plain = (KVCache(1, rows, 2, 8, 1000, stored=kind) for kind in (held, None))
+    keys, values = torch.randn(rows, 2, 9, 8) * torch.logspace(-3, 3, 9)[:, None], torch.zeros(rows, 2, 9, 8)
+    for first, width, kept in ((0, 5, 2), (2, 7, 7)):  # three tokens of the first pass are rolled back
+        for one in (cache, plain):
+            one.begin(width)
+            one.layers[0].update(keys[:, :, first : first + width], values[:, :, first : first + width])
+            one.commit([kept] * rows)
+    (found, zeros), (wanted, _) = cache.layers[0].read(), plain.layers[0].read()
+    error = (found - wanted)[:, :, :9].abs().amax(-1) / wanted[:, :, :9].abs().amax(-1)
+    assert 0 < error.max() <= (1 / 254 if held == torch.int8 else 1 / 256) * 1.01
+    assert found.dtype == torch.float32 and not zeros.any()
+    alone = KVCache(1, rows, 2, 8, 1000, stored=held)
+    alone.begin(1)
+    alone.layers[0].update(keys[:, :, 3:4], values[:, :, 3:4])
+    assert torch.equal(alone.layers[0].read()[0][:, :, 0], found[:, :, 3])
+    assert cache.storage.nbytes == plain.storage.nbytes * (12 / 32 if held == torch.int8 else 1 / 2)
+
+
 def test_says_when_it_is_full() -> None:
     cache = KVCache(1, 1, 1, 2, 10)
     write(cache, 8, 1.0)

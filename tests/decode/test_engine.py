@@ -310,6 +310,21 @@ def test_a_broken_prefix_is_refused_by_offset(trained: UnifiedModel) -> None:
         Engine(trained).generate(TEXT, max_new_tokens=-1)
 
 
+@pytest.mark.parametrize("cache", ["bfloat16", "int8"])
+def test_a_cache_of_fewer_bits_gives_the_same_with_drafts_and_without(vertical: UnifiedModel, cache: str) -> None:
+    engine, samplings = Engine(vertical, exact=True, cache=cache), [Sampling(seed=seed) for seed in range(3)]
+    prefixes = [PICTURE, TEXT, PICTURE[:7]]
+    fast = engine.generate_batch(prefixes, samplings, 30)
+    assert [row.tokens for row in fast] == [row.tokens for row in engine.generate_batch(prefixes, samplings, 30, speculative=False)]
+    assert fast[0].tokens == engine.generate(PICTURE, samplings[0], 30).tokens
+    assert max(row.stats.tokens_per_pass for row in fast) > 1
+
+
+def test_refuses_a_cache_of_another_kind(trained: UnifiedModel) -> None:
+    with pytest.raises(DecodeError, match="cache 'int4': one of None, bfloat16, int8 is wanted"):
+        Engine(trained, cache="int4")
+
+
 def test_half_precision_decodes() -> None:
     net = model(depth=2).eval().to(torch.bfloat16)
     tokens = Engine(net).generate(PICTURE, Sampling(seed=1), 50, stop=(Special.END,)).tokens
