@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +99,12 @@ class Checkpoint:
             except Exception as error:  # safetensors raises its own type, without a stable name
                 raise HubError(f"{self.folder / name}: is damaged ({error}); fetch it again") from error
         return state
+
+
+@cache
+def open_checkpoint(name: str) -> Checkpoint:
+    """The checkpoint of a name; once per process, for transformers takes a while to read configuration and tokenizer of a GGUF file."""
+    return Checkpoint(name)
 
 
 def locate(name: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from mmtp.hf import Checkpoint, save_checkpoint
+from mmtp.hf import open_checkpoint, save_checkpoint
 from mmtp.hub import from_pretrained
 from mmtp.models.deepseek import from_deepseek, to_deepseek
 from mmtp.models.embed import start_rows
@@ -52,13 +52,13 @@ def language_model_config(name: str, text: TextEntry | None = None) -> UnifiedMo
         HubError: there is no such model, or a file of it is missing.
         Qwen3Error: it is neither Qwen3- nor Llama-like; names the field.
     """
-    config = Checkpoint(name).config
+    config = open_checkpoint(name).config
     if RECORD in config:
         found = UnifiedModel.Config.from_dict(config[RECORD], f"{name}: {RECORD}")
     else:
         modules = config.get(MODULES) or 0
         found = UnifiedModel.Config(
-            layout=VocabLayout(_text_entry(name), (), max_dim=1),
+            layout=VocabLayout(_text(name)[0], (), max_dim=1),
             backbone=backbone_config(config),
             head=SequentialHead.Config(mtp_depth=modules) if modules else NextHead.Config(),
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
@@ -84,7 +84,7 @@ def read_language_model(name: str, text: TextEntry | None = None) -> UnifiedMode
         Qwen3Error: it is neither Qwen3- nor Llama-like; names the field or weight.
         ExchangeError: it has fewer embeddings than ids.
     """
-    checkpoint = Checkpoint(name)
+    checkpoint = open_checkpoint(name)
     config = language_model_config(name, text)
     state = {key: value.float() for key, value in checkpoint.weights().items()}
     backbone, *tables = from_qwen3(state, config.backbone)
@@ -92,13 +92,13 @@ def read_language_model(name: str, text: TextEntry | None = None) -> UnifiedMode
     if not isinstance(config.head, NextHead.Config):
         own |= {f"head.{key}": value for key, value in from_deepseek(state, config.backbone).items()}
     for key, table in zip(_TABLES, tables, strict=True):
-        wanted = config.layout.size if RECORD in checkpoint.config else config.layout.text_range[1] - config.layout.text_range[0]
+        wanted = config.layout.size if RECORD in checkpoint.config else _text(name)[1]
         if len(table) < wanted:
             raise ExchangeError(f"{name}: {wanted} ids, but {len(table)} embeddings; its tokenizer is that of another model")
         if RECORD in checkpoint.config:
             own[key] = table[torch.from_numpy(config.layout.text_first())]
         else:
-            own[key] = _extended(table, config.layout, checkpoint.config)
+            own[key] = _extended(table[:wanted], config.layout, checkpoint.config)
     if config.tie_embeddings:
         own[_TABLES[1]] = own[_TABLES[0]]
     model: UnifiedModel = config.build()
@@ -135,19 +135,19 @@ def export_language_model(
     if modules:
         weights |= to_deepseek(_part(state, "head."), config.backbone)
     record = config if drafts else replace(config, head=NextHead.Config())
-    special = _SpecialIds(layout)
+    ids = _Ids(layout)
     fields = {
         **checkpoint_config(config.backbone),
         "vocab_size": layout.size,
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": dtype,
-        **special.ends,
+        **ids.ends,
         **({MODULES: modules} if modules else {}),
         RECORD: record.to_dict(),
     }
-    files = {"generation_config.json": _json(special.generation()), "README.md": _card(layout, modules)}
+    files = {"generation_config.json": _json(ids.generation()), "README.md": _card(layout, modules)}
     if layout.text and tokenizer is not None:
-        files |= {"tokenizer.json": tokenizer, "tokenizer_config.json": _json(special.tokenizer(tokenizer))}
+        files |= {"tokenizer.json": tokenizer, "tokenizer_config.json": _json(ids.tokenizer(tokenizer))}
     numbers = {key: value.detach().to("cpu", getattr(torch, dtype), copy=True) for key, value in weights.items()}
     save_checkpoint(Path(folder), fields, numbers, files)
 
@@ -157,25 +157,28 @@ def positions_differ(layout: VocabLayout) -> list[Modality]:
     return [entry.modality for entry in layout.media if entry.modality is not Modality.AUDIO]
 
 
-class _SpecialIds:
-    """Names and ids, in a checkpoint's order, of what is no text.
+class _Ids:
+    """Names and ids in a checkpoint's order.
 
     Args:
         layout: the vocabulary.
     """
 
     def __init__(self, layout: VocabLayout) -> None:
-        self.layout = layout
         lo, hi = layout.text_range
-        self.first = hi - lo
-        ids = layout.text_first().argsort()[self.first :].tolist()
-        self.names = [f"<|mmtp {layout.describe(i).strip('<>')}|>" if i < layout.used else f"<|mmtp unused id {i}|>" for i in ids]
+        self.layout, self.first = layout, hi - lo
+        self.ours = layout.text_first().argsort().tolist()
         self.stops = [self.first + Special.END, self.first + Special.EOS]
         self.ends = {
             "bos_token_id": self.first + Special.BOS,
             "eos_token_id": self.stops,
             "pad_token_id": self.first + Special.PAD,
         }
+
+    def name(self, id_: int) -> str:
+        """What an id is called that ``tokenizer.json`` has not."""
+        own = self.ours[id_]
+        return f"<|mmtp {self.layout.describe(own).strip('<>') if own < self.layout.used else f'unused id {own}'}|>"
 
     def generation(self) -> dict[str, Any]:
         """``generation_config.json``. The grammar says here what may stand where; without it, only text is sure to be text."""
@@ -189,26 +192,23 @@ class _SpecialIds:
             ExchangeError: these would not be the next ids, or a name is taken.
         """
         known = Tokenizer.from_str(content).get_vocab(with_added_tokens=True)
-        if len(known) != self.first or known.keys() & set(self.names):
-            raise ExchangeError(
-                f"tokenizer.json: {len(known)} tokens for {self.first} ids, or a name of mmtp's among them; more cannot follow"
-            )
-        end = self.names[Special.END]
         # PreTrainedTokenizerFast gives added tokens the next free ids, in this order.
+        names = {i: self.name(i) for i in range(len(known), self.layout.size)}
+        if max(known.values()) + 1 != len(known) or len(known) > self.first or known.keys() & {*names.values()}:
+            raise ExchangeError(f"tokenizer.json: its {len(known)} tokens have gaps, are more than the model's, or have a name of mmtp's")
         plain = {"special": True, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+        bos, end, pad, assistant = (names[self.first + special] for special in (Special.BOS, Special.END, Special.PAD, Special.ASSISTANT))
+        turn = "{{ '<|mmtp ' + m.role + '|>' + m.content + '" + end + "' }}"
+        answer = "{% if add_generation_prompt %}" + assistant + "{% endif %}"
         return {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": self.names[Special.BOS],
+            "bos_token": bos,
             "eos_token": end,
-            "pad_token": self.names[Special.PAD],
+            "pad_token": pad,
             "clean_up_tokenization_spaces": False,
-            "added_tokens_decoder": {str(self.first + i): {"content": name, **plain} for i, name in enumerate(self.names)},
-            "chat_template": (
-                self.names[Special.BOS]
-                + "{% for m in messages %}{{ '<|mmtp ' + m.role + '|>' + m.content + '" + end + "' }}{% endfor %}"
-                + "{% if add_generation_prompt %}" + self.names[Special.ASSISTANT] + "{% endif %}"
-            ),
-        }  # fmt: skip
+            "added_tokens_decoder": {str(i): {"content": name, **plain} for i, name in names.items()},
+            "chat_template": bos + "{% for m in messages %}" + turn + "{% endfor %}" + answer,
+        }
 
 
 def _card(layout: VocabLayout, modules: int) -> str:
@@ -256,23 +256,25 @@ def _check_places(model: UnifiedModel, drafts: bool) -> None:
 
 
 @cache
-def _text_entry(name: str) -> TextEntry:
-    spec = from_pretrained(name).spec
-    return TextEntry(name, spec.codebook_sizes[0], spec.fingerprint)
+def _text(name: str) -> tuple[TextEntry, int]:
+    """The text tokenizer of a model, and how many of its ids the model knows: those of its file."""
+    tokenizer = from_pretrained(name)
+    return TextEntry(name, tokenizer.spec.codebook_sizes[0], tokenizer.spec.fingerprint), tokenizer.file_size
 
 
 def _extended(table: Float[Tensor, "v d"], layout: VocabLayout, config: Mapping[str, Any]) -> Float[Tensor, "w d"]:
     """A table of text alone as one of the whole vocabulary."""
-    lo, hi = layout.text_range
+    lo = layout.text_range[0]
+    words = slice(lo, lo + len(table))
     out = table.new_empty(layout.size, table.shape[1])
-    out[lo:hi] = table[: hi - lo]
+    out[words] = table
     new = torch.ones(layout.size, dtype=torch.bool)
-    new[lo:hi] = False
+    new[words] = False
     start_rows(out, new)
     for special, field in _STARTS.items():
         found = config.get(field)
         token = found[0] if isinstance(found, list) and found else found
-        if isinstance(token, int) and 0 <= token < hi - lo:
+        if isinstance(token, int) and 0 <= token < len(table):
             out[special] = table[token]
     return out
 

@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 
 from mmtp.config import Config as BaseConfig
-from mmtp.hf import Checkpoint
+from mmtp.hf import open_checkpoint
 from mmtp.hub import fingerprint, write_text
 from mmtp.types import Codes, MmtpError, Modality, TokenizerSpec
 
@@ -21,6 +21,7 @@ PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p
 """How text is cut before pairs are merged: cl100k's pattern with digits one by one (as in Qwen2)."""
 
 
+_WORDS = re.compile(r"\s*\S+|\s+")
 _PLAIN = "The quick,  brown\n\tFox (0123)."
 
 
@@ -32,13 +33,17 @@ class TextTokenizer:
     """Text to ids and back.
 
     Strings may hold lone surrogates (they travel as their three bytes), and bytes need not be UTF-8: runs that are not become one
-    token per byte. Control tokens of the file (``<|im_end|>``) are never produced from text that merely spells them.
+    token per byte. Control tokens of the file (``<|im_end|>``) are never produced from text that merely spells them. Byte-level files may
+    lack bytes that did not occur in what they were trained on (SmolLM2's lacks 21): these get ids behind the file's.
 
     Args:
         config: the name of the file.
-        backend: the Hugging Face tokenizer; must have a token for each of the 256 bytes.
+        backend: the Hugging Face tokenizer; byte-level, or with a token for each of the 256 bytes.
         content: the file as it was read. It decides the fingerprint and is what is saved, because another version of the
             library may write the same tokenizer otherwise.
+
+    Attributes:
+        file_size: ids of the file.
 
     Raises:
         TextTokenizerError: bytes are missing, so that some text could not be given back, or plain text is changed, so that it could be
@@ -60,11 +65,16 @@ class TextTokenizer:
         self._backend.no_padding()
         self._bytes = bytes_of_tokens(backend)
         self._ids = ids_of_bytes(backend)
-        if missing := [byte for byte in range(256) if bytes([byte]) not in self._ids]:
+        self.file_size = max(self._bytes) + 1
+        missing = [byte for byte in range(256) if bytes([byte]) not in self._ids]
+        if missing and not _is_byte_level(json.loads(backend.to_str())):
             raise TextTokenizerError(
                 f"{config.file}: has no token for {len(missing)} of the 256 bytes (the first is 0x{missing[0]:02x}), so some "
                 "text could not be given back; use a byte-level BPE, or one with byte fallback"
             )
+        for i, byte in enumerate(missing, self.file_size):
+            self._bytes[i] = bytes([byte])
+            self._ids[bytes([byte])] = i
         if self._merged(_PLAIN) is None:
             raise TextTokenizerError(
                 f"{config.file}: changes plain text (case, spaces, line breaks), so that it could not be given back; use a tokenizer "
@@ -99,7 +109,7 @@ class TextTokenizer:
             TextTokenizerError: its tokenizer cannot represent every byte.
         """
         try:
-            return cls._of(Checkpoint(name).tokenizer, cls.Config.file, cls.Config.file)
+            return cls._of(open_checkpoint(name).tokenizer, cls.Config.file, cls.Config.file)
         except TextTokenizerError as error:
             raise TextTokenizerError(f"{name}: {error}") from error
 
@@ -228,9 +238,14 @@ class TextTokenizer:
             raise TextTokenizerError(f"{self.config.file}: a text tokenizer has no weights, {len(state_dict)} tensors given")
 
     def _encode_valid(self, text: str) -> list[int]:
-        """Ids of a string without surrogates. Files of other makers may normalise; what they would change goes byte by byte."""
+        """Ids of a string without surrogates. Files of other makers may normalise; words that they would change go byte by byte."""
         ids = self._merged(text)
-        return [self._ids[bytes([byte])] for byte in text.encode()] if ids is None else ids
+        if ids is not None:
+            return ids
+        words = _WORDS.findall(text)
+        if len(words) > 1:
+            return [i for word in words for i in self._encode_valid(word)]
+        return [self._ids[bytes([byte])] for byte in text.encode()]
 
     def _merged(self, text: str) -> list[int] | None:
         """Ids as the file's rules give them; None where they do not stand for this very text."""
@@ -252,7 +267,7 @@ def bytes_of_tokens(backend: Tokenizer) -> dict[int, bytes]:
     """What every id stands for, in order of ids. Control tokens stand for their own name."""
     description = json.loads(backend.to_str())
     added = {token["id"]: token["content"].encode() for token in description["added_tokens"]}
-    byte_level = '"ByteLevel"' in json.dumps([description["pre_tokenizer"], description["decoder"]])
+    byte_level = _is_byte_level(description)
     of_char = {char: byte for byte, char in _byte_chars().items()}
     out: dict[int, bytes] = {}
     for token, id_ in sorted(backend.get_vocab(with_added_tokens=True).items(), key=lambda pair: pair[1]):
@@ -274,6 +289,11 @@ def ids_of_bytes(backend: Tokenizer) -> dict[bytes, int]:
     """
     control = {token["id"] for token in json.loads(backend.to_str())["added_tokens"]}
     return {data: id_ for id_, data in bytes_of_tokens(backend).items() if id_ not in control}
+
+
+def _is_byte_level(description: Mapping[str, Any]) -> bool:
+    """Whether characters of the tokens stand for bytes, by what is in a ``tokenizer.json``."""
+    return '"ByteLevel"' in json.dumps([description["pre_tokenizer"], description["decoder"]])
 
 
 def _byte_chars() -> dict[int, str]:

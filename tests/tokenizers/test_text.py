@@ -96,6 +96,54 @@ def test_a_file_that_normalises_still_gives_text_back(tokenizer, tmp_path):
         assert loaded.decode_text(loaded.encode_text(text)) == text
 
 
+def _imported(folder):
+    """As Qwen's are: byte-level BPE behind NFC, with control tokens; the tokenizer of a language model's folder."""
+    backend = Tokenizer.from_str(_trained()._backend.to_str())
+    backend.normalizer = normalizers.NFC()
+    backend.add_special_tokens([AddedToken("<|im_start|>", special=True), AddedToken("<|im_end|>", special=True)])
+    folder.mkdir(exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    return from_pretrained(f"transformers:{folder}")
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    return _imported(tmp_path_factory.mktemp("qwen"))
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=st.text(st.one_of(st.characters(), st.sampled_from("e\u0301 \n\u1100\u1161<|im_end|>"))))
+def test_any_text_comes_back_from_a_language_models_tokenizer(imported, text):
+    ids = imported.encode_text(text)
+    assert imported.decode_text(ids) == text
+    assert all(0 <= i < imported.spec.codebook_sizes[0] - 2 for i in ids)  # the last two are control tokens
+
+
+def test_a_language_models_tokenizer_conforms(imported):
+    check_tokenizer(imported, ["draw a blue circle", "", "e\u0301te\u0301", "<|im_end|>"])
+
+
+def test_bytes_that_a_byte_level_file_lacks_get_ids_behind_its_own(tmp_path):
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = decoders.ByteLevel()
+    letters = sorted(set("The quick, brown Fox (0123)."))  # as of a corpus without control characters
+    alphabet = ["Ġ" if letter == " " else letter for letter in letters] + ["Ċ", "ĉ"]
+    trained.model = models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[])
+    trained.save(str(tmp_path / "tokenizer.json"))
+    loaded = from_pretrained(f"transformers:{tmp_path}")
+    assert loaded.file_size == len(alphabet) and loaded.spec.codebook_sizes == (256,)
+    check_tokenizer(loaded, ["The Fox", "\x00\x04é", ""])
+    assert min(loaded.encode_text("\x04")) >= loaded.file_size
+
+
+def test_only_words_that_a_file_would_change_go_byte_by_byte(imported):
+    plain, changed = "draw a blue circle", "e\u0301"
+    bytewise = [imported.vocabulary[bytes([byte])] for byte in f" {changed}".encode()]
+    ids = imported.encode_text(f"{plain} {changed} {plain}")
+    assert ids == [*imported.encode_text(plain), *bytewise, *imported.encode_text(f" {plain}")]
+
+
 def test_byte_fallback_with_a_leading_space(tmp_path):
     """As SentencePiece files are converted: a space is put first, spaces are ▁, unknown characters fall back to bytes."""
     vocab = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"▁": 256, "a": 257, "b": 258, "▁a": 259, "ab": 260}
