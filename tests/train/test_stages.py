@@ -101,7 +101,7 @@ def runs(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_page_has_all_stages() -> None:
-    assert list(STAGES) == ["joint", "alignment", "instruction", "preference", "drafts"]
+    assert list(STAGES) == ["multimodal", "joint", "alignment", "instruction", "preference", "drafts"]
 
 
 def test_a_model_that_draws(root: Path, runs: Path) -> None:
