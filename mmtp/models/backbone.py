@@ -20,6 +20,7 @@ from mmtp.nn.cross import CrossBlock
 from mmtp.nn.experts import ExpertBlock, Routes
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Rope, RopeScaling
+from mmtp.nn.windows import Windows
 from mmtp.types import Modality
 
 OWN = ("none", "norms", "mlp", "all")
@@ -137,7 +138,7 @@ class Backbone(nn.Module):
         self,
         x: Float[Tensor, "b s d"],
         positions: Int[Tensor, "b s 3"],
-        mask: Bool[Tensor, "b #h s t"] | BlockMask | None,
+        mask: Bool[Tensor, "b #h s t"] | BlockMask | Windows | None,
         caches: Sequence[LayerCache] | None = None,
         routes: Routes | None = None,
         context: Context | None = None,
@@ -155,6 +156,8 @@ class Backbone(nn.Module):
         angles = self.rope(positions)
         if caches is not None and isinstance(mask, Tensor):
             mask = fold_mask(mask, self.config.num_heads // self.config.num_kv_heads, x.dtype)
+        elif isinstance(mask, Windows):
+            mask = mask.biased(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype)
         own = () if routes is None else (routes,)
         every, (vectors, seen) = self.config.cross_attention_every, (None, None) if context is None else (context.vectors, context.mask)
         for i, block in enumerate(self.blocks):

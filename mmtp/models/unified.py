@@ -24,6 +24,7 @@ from mmtp.nn.attention import LayerCache, document_blocks, document_mask
 from mmtp.nn.block import init_weights
 from mmtp.nn.cross import last_span_mask
 from mmtp.nn.experts import Routes
+from mmtp.nn.windows import Windows
 from mmtp.stream.vocab import Special, VocabLayout
 from mmtp.types import Batch, Modality
 
@@ -126,6 +127,8 @@ class UnifiedModel(nn.Module):
                 x, positions, documents, spans, until = queries.appended(batch, x, spans)
         if self.flex_attention:
             mask = document_blocks(documents, spans, until)
+        elif documents.device.type == "cpu" and (windows := Windows.of(documents, spans, until)) is not None:
+            mask = windows
         else:
             mask = causal if spans is None else document_mask(documents, spans, until)
         modality = self.slot_modality[batch.slots]
@@ -164,7 +167,7 @@ class UnifiedModel(nn.Module):
         self,
         x: Tensor,
         positions: Tensor,
-        mask: Tensor | BlockMask,
+        mask: Tensor | BlockMask | Windows,
         read: Tensor,
         places: Places,
         detach: bool,

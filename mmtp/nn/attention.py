@@ -1,7 +1,7 @@
 """Grouped-query attention with QK-norm, its masks, and the cache's view of one layer.
 
 A mask says which position may look at which. It is a tensor of booleans, for any device; or blocks of them, of which FlexAttention skips
-those that are empty (Dong et al., arXiv 2412.05496), on accelerators.
+those that are empty (Dong et al., arXiv 2412.05496), on accelerators; or windows into which documents are laid out, on CPUs.
 
 Legend: b batch, s positions of this pass, t positions attended to, h query heads, k key heads, g = h / k, hd head width.
 """
@@ -20,8 +20,12 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from mmtp.nn.linear import Derived, Linear
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Angles, rotate
+from mmtp.nn.windows import Windows, additive
 
-Mask = Bool[Tensor, "b #h s t"] | Float[Tensor, "b #h gs t"] | BlockMask | None
+Mask = Bool[Tensor, "b #h s t"] | Float[Tensor, "b #h gs t"] | BlockMask | Windows | None
+
+LONGEST = 512
+"""Keys up to which scores are multiplied out in training on a CPU in bfloat16."""
 
 
 @runtime_checkable
@@ -126,14 +130,37 @@ def attend(
     A few queries are folded into the group, so that keys are read once and not copied per head; many are left to the kernel.
     """
     groups, s = q.shape[1] // k.shape[1], q.shape[2]
+    if isinstance(mask, Windows):
+        return mask.leave(attend(mask.enter(q), mask.enter(k), mask.enter(v), mask.mask), len(q))
     if isinstance(mask, BlockMask):
         return _flex(q.device.type)(q, k, v, block_mask=mask, enable_gqa=groups > 1)
+    if _multiplies(q, k, mask):
+        return _multiplied(q, k, v, mask)
     if not _folds(groups, s):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=groups > 1)
     folded = q.reshape(q.shape[0], k.shape[1], groups * s, q.shape[3])
-    if mask is not None and mask.dtype == torch.bool:
+    if mask is not None and mask.shape[2] == s:
         mask = _repeated(mask, groups)
     return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).reshape(q.shape)
+
+
+def _multiplies(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
+    """Whether two products and a softmax are the fastest way: backwards, SDPA's kernel for CPUs takes several times as long in bfloat16."""
+    trains = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    return trains and k.shape[2] <= LONGEST and (mask is None or mask.shape[2] == q.shape[2])
+
+
+def _multiplied(
+    q: Float[Tensor, "b h s hd"], k: Float[Tensor, "b k t hd"], v: Float[Tensor, "b k t hd"], mask: Tensor | None
+) -> Float[Tensor, "b h s hd"]:
+    """Attention as it is written down (Vaswani et al. 2017, eq. 1), queries of a group folded; probabilities are kept for the way back."""
+    b, h, s, hd = q.shape
+    t = k.shape[2]
+    folded, keys, values = (q * hd**-0.5).reshape(-1, h // k.shape[1] * s, hd), k.reshape(-1, t, hd), v.reshape(-1, t, hd)
+    scores = torch.bmm(folded, keys.transpose(1, 2)).view(b, h, s, t)
+    if mask is not None:
+        scores += additive(mask, q.dtype)
+    return torch.bmm(scores.softmax(-1).view(-1, folded.shape[1], t), values).view(q.shape)
 
 
 def fold_mask(mask: Bool[Tensor, "b #h s t"], groups: int, dtype: torch.dtype) -> Float[Tensor, "b #h gs t"]:

@@ -22,10 +22,11 @@ from mmtp.models.heads.synchronized import SynchronizedHead
 from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel, input_spans
 from mmtp.nn.attention import document_mask
+from mmtp.nn.windows import Windows
 from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.packing import collate
 from mmtp.stream.template import Turn, encode_document
-from mmtp.types import Modality, Segment
+from mmtp.types import Batch, Modality, Segment
 from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, VECTORS, asked, batch, document, model, opened, reader
 
 CHOICES = OWN[1:]
@@ -127,6 +128,31 @@ def check_graph() -> None:
         for packed, states in zip(batches, wanted, strict=True):
             torch.testing.assert_close(net(packed)[0], states)
     assert counter.frame_count == 1
+    # Training: rows of many documents stand in windows, of other sizes in every batch.
+    net, counter = model(), CompileCounter()
+    batches = [collate([document(i, words=3 + n) for i in range(8)], GRAMMAR, 140) for n in range(3)]
+    sizes = {windows.index.shape for packed in batches if (windows := Windows.of(packed.document_ids))}
+    assert len(sizes) == len(batches)
+    wanted = [gradients(net, packed) for packed in batches]
+    net.compute_states = torch.compile(net.compute_states, dynamic=False, fullgraph=True, backend=counter)
+    for packed, grads in zip(batches, wanted, strict=True):
+        torch.testing.assert_close(gradients(net, packed), grads)
+    assert counter.frame_count == 1
+
+
+def gradients(net: UnifiedModel, packed: Batch) -> list[torch.Tensor]:
+    """Of every weight."""
+    return list(torch.autograd.grad(net.loss(packed, LossConfig()).total, list(net.parameters()), materialize_grads=True))
+
+
+def test_rows_in_windows_learn_as_whole_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, packed = model(), collate([document(i) for i in range(8)], GRAMMAR, 120)
+    windows = Windows.of(packed.document_ids)
+    assert windows is not None
+    assert windows.index.shape[1] < packed.tokens.shape[1] / 2
+    found = gradients(net, packed)
+    monkeypatch.setattr(Windows, "of", lambda *_: None)
+    torch.testing.assert_close(found, gradients(net, packed), atol=1e-6, rtol=1e-4)
 
 
 def test_one_graph_serves_batches_of_any_mixture() -> None:
@@ -143,7 +169,8 @@ def test_closed_gates_leave_the_model_as_it_is_without_cross_attention() -> None
     plain.load_state_dict({k: v for k, v in net.state_dict().items() if ".cross." not in k})
     with torch.no_grad():
         embedded = plain.embedding(packed.tokens)
-        without = plain.backbone(embedded, packed.positions, document_mask(packed.document_ids, input_spans(packed, VECTORS)))
+        documents, spans = packed.document_ids, input_spans(packed, VECTORS)
+        without = plain.backbone(embedded, packed.positions, Windows.of(documents, spans) or document_mask(documents, spans))
         assert torch.equal(net(packed)[0], plain.backbone.norm(without))
         assert not torch.equal(opened(net)(packed)[0], plain.backbone.norm(without))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmtp.registry import REGISTRY
-from scripts.bench_train import main
+from scripts.bench_train import main, packed_batch
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +25,10 @@ def test_every_head_is_timed_beside_transformers(tmp_path, capsys):
     assert costs["sequential"]["peak"] > costs["next"]["peak"]
     table = capsys.readouterr().out
     assert all(f"| {way} |" in table for way in costs)
+
+
+def test_whole_rows_are_one_document_each():
+    many, one = packed_batch(2, 192, 0), packed_batch(2, 192, 0, whole=True)
+    assert torch.equal(many.tokens, one.tokens)
+    assert len(many.document_ids.unique()) > 1
+    assert len(one.document_ids.unique()) == 1
