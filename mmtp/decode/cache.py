@@ -185,5 +185,5 @@ def _packed(x: Float[Tensor, "b k s hd"]) -> Int8[Tensor, "b k s hd+4"]:
     return torch.cat(((x / scale).round_().to(torch.int8), scale.view(torch.int8)), dim=-1)
 
 
-def _unpacked(held: Int8[Tensor, "b k t hd+4"], dtype: torch.dtype) -> Float[Tensor, "b k t hd"]:
+def _unpacked(held: Int8[Tensor, "b k t packed"], dtype: torch.dtype) -> Float[Tensor, "b k t packed-4"]:
     return held[..., :-SCALE_BYTES].to(dtype) * held[..., -SCALE_BYTES:].view(torch.float32).to(dtype)
