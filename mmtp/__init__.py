@@ -5,6 +5,7 @@ The map, from the top down (a module imports only from lines below its own):
     cli         one file per verb of the command line
     train eval  trainers and their losses; measurements and the report
     pipeline    text, picture, sound in and out: the only place where a tokenizer meets a model
+    events      what a reply holds, as it comes: tokens to characters, rows of pictures, samples
     data decode sources, shards, loader; KV cache, sampling, speculative decoding
     tokenizers  media <-> local codes            models   backbone, heads, loss
     stream      vocabulary, grammar, packing     nn       layers without project nouns

@@ -1,7 +1,7 @@
 """Text, pictures and sound in and out: the only place where tokenizers meet a model."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mmtp.decode.batcher import Piece
 from mmtp.decode.constrain import Constrainer, Constraint
 from mmtp.decode.drafts import Drafts
-from mmtp.decode.engine import Engine
+from mmtp.decode.engine import Engine, Request
 from mmtp.decode.sample import Sampling
 from mmtp.decode.stats import Generation
+from mmtp.events import Events, Reader
 from mmtp.hub import from_pretrained
 from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel
@@ -215,22 +217,11 @@ class Pipeline:
         segments = self._segments(pictures)
         prompts = [self.vqa_prompt(s, q) for s, q in zip(segments, questions, strict=True)]
         vectors = [self._vectors([s] if s is not None else []) for s in segments]
-        answers: list[str] = []
-        for start in range(0, len(prompts), batch_size):
-            part = prompts[start : start + batch_size]
-            # Plain: a batch of one-word answers has nothing to draft.
-            for generation in self.engine.generate_batch(
-                part,
-                [Sampling(temperature=0.0)] * len(part),
-                max_new_tokens,
-                speculative=constraint is not None,
-                stop=(Special.END,),
-                vectors=vectors[start : start + batch_size],
-                constraints=[constraint] * len(part),
-            ):
-                _check_form(generation, constraint, repr(questions[len(answers)]))
-                answers.append(self.text(generation))
-        return answers
+        # Plain: answers of one word have nothing to draft.
+        asked = self._greedy(prompts, vectors, max_new_tokens, constraint, batch_size, stop=(Special.END,))
+        for generation, question in zip(asked, questions, strict=True):
+            _check_form(generation, constraint, repr(question))
+        return [self.text(generation) for generation in asked]
 
     def caption(
         self, media: Sequence[Picture | Segment], *, batch_size: int = 64, max_new_tokens: int = 64, **form: Unpack[Form]
@@ -244,17 +235,12 @@ class Pipeline:
             form: what the captions must look like, as in :meth:`answer`, with its errors.
         """
         constraint = self.constraint(**form)
-        said: list[str] = []
-        segments = self._segments(media)
-        for start in range(0, len(segments), batch_size):
-            part = segments[start : start + batch_size]
-            prompts = [caption_prompt(self.layout, segment).tolist() for segment in part if segment is not None]
-            vectors = [self._vectors([segment]) for segment in part if segment is not None]
-            greedy, same, drafts = [Sampling(temperature=0.0)] * len(prompts), [constraint] * len(prompts), constraint is not None
-            for generation in self.engine.generate_batch(prompts, greedy, max_new_tokens, drafts, vectors=vectors, constraints=same):
-                _check_form(generation, constraint, f"caption {len(said)}")
-                said.append(self.text(generation))
-        return said
+        segments = [segment for segment in self._segments(media) if segment is not None]
+        prompts = [caption_prompt(self.layout, segment).tolist() for segment in segments]
+        said = self._greedy(prompts, [self._vectors([segment]) for segment in segments], max_new_tokens, constraint, batch_size)
+        for i, generation in enumerate(said):
+            _check_form(generation, constraint, f"caption {i}")
+        return [self.text(generation) for generation in said]
 
     def draw(
         self,
@@ -383,6 +369,25 @@ class Pipeline:
                 scores.append(-self.model.loss(batch, LossConfig()).sums[Modality.TEXT, 0])
         return scores
 
+    def request(
+        self,
+        words: str,
+        pictures: Sequence[Picture] = (),
+        sounds: Sequence[Sound] = (),
+        *,
+        sampling: Sampling | None = None,
+        max_new_tokens: int = 4352,
+        **form: Unpack[Form],
+    ) -> Request:
+        """What :meth:`reply` asks of the engine: a person's turn, of pictures, sounds, then words, and what may follow; with its errors."""
+        constraint = self.constraint(**form)
+        media = self.encode_pictures(pictures) + self.encode_sounds(sounds)
+        turn = Turn("user", (*media, text_segment(self.encode_text, words, target=False)))
+        return Request(
+            prefix=encode_prompt(self.layout, (turn,)).tolist(), sampling=sampling or Sampling(), max_new_tokens=max_new_tokens,
+            stop=(Special.END,), vectors=self._vectors(media), constraint=constraint,
+        )  # fmt: skip
+
     def reply(
         self,
         words: str,
@@ -404,11 +409,29 @@ class Pipeline:
             TemplateError: a picture is larger than the vocabulary can say.
             ConstraintError: the form cannot be met.
         """
-        constraint = self.constraint(**form)
-        media = self.encode_pictures(pictures) + self.encode_sounds(sounds)
-        turn = Turn("user", (*media, text_segment(self.encode_text, words, target=False)))
-        prompt, vectors = encode_prompt(self.layout, (turn,)).tolist(), self._vectors(media)
-        return self.engine.generate(prompt, sampling, max_new_tokens, speculative, (Special.END,), vectors, constraint)
+        asked = self.request(words, pictures, sounds, sampling=sampling, max_new_tokens=max_new_tokens, **form)
+        return self.engine.generate(
+            asked.prefix, asked.sampling, max_new_tokens, speculative, asked.stop, asked.vectors, asked.constraint
+        )  # fmt: skip
+
+    def stream(
+        self,
+        words: str,
+        pictures: Sequence[Picture] = (),
+        sounds: Sequence[Sound] = (),
+        *,
+        sampling: Sampling | None = None,
+        max_new_tokens: int = 4352,
+        speculative: bool = True,
+        **form: Unpack[Form],
+    ) -> Events:
+        """As :meth:`reply`, event by event as it settles (:mod:`mmtp.events`). Errors come at once, and closing ends the request."""
+        asked = self.request(words, pictures, sounds, sampling=sampling, max_new_tokens=max_new_tokens, **form)
+        return self.events(self.engine.stream(asked, speculative=speculative))
+
+    def events(self, pieces: Generator[Piece]) -> Events:
+        """What the pieces of a row hold; the rows of several requests run beside each other in one batch (:meth:`Engine.batcher`)."""
+        return Events(pieces, Reader(self.grammar, self.tokenizers, lambda segment: self._decode([segment])[0]))
 
     def text(self, generation: Generation) -> str:
         """The words among the new tokens."""
@@ -452,6 +475,21 @@ class Pipeline:
         spans = [span for span in self.grammar.spans(array) if span.modality is modality and not span.continuous and span.start >= start]
         return [Segment(modality, torch.from_numpy(self.grammar.codes(array, span))) for span in spans]
 
+    def _greedy(
+        self,
+        prompts: Sequence[list[int]],
+        vectors: Sequence[Float[Tensor, "_ d"] | None],
+        max_new_tokens: int,
+        constraint: Constraint | None,
+        batch_size: int,
+        stop: Sequence[int] = (),
+    ) -> list[Generation]:
+        """Most probable texts of one form; drafts where the form leaves tokens without a choice."""
+        return self.engine.generate_batch(
+            prompts, [Sampling(temperature=0.0)] * len(prompts), max_new_tokens, speculative=constraint is not None, stop=stop,
+            vectors=vectors, constraints=[constraint] * len(prompts), max_lanes=batch_size,
+        )  # fmt: skip
+
     def _draw_codes(
         self, captions: Sequence[str], samplings: Sequence[Sampling], speculative: bool, max_new_tokens: int, batch_size: int
     ) -> list[Segment | None]:
@@ -469,12 +507,9 @@ class Pipeline:
         batch_size: int,
     ) -> list[Segment | None]:
         """Codes of the first span of a medium in every reply; None where there is none."""
-        written: list[Segment | None] = []
-        for start in range(0, len(prompts), batch_size):
-            part = slice(start, start + batch_size)
-            replies = self.engine.generate_batch(prompts[part], samplings[part], max_new_tokens, speculative, stop=(Special.END,))
-            written += [next(iter(self.written(reply, modality)), None) for reply in replies]
-        return written
+        lanes = batch_size * (1 + any(sampling.guided for sampling in samplings))
+        replies = self.engine.generate_batch(prompts, samplings, max_new_tokens, speculative, stop=(Special.END,), max_lanes=lanes)
+        return [next(iter(self.written(reply, modality)), None) for reply in replies]
 
     def _best(self, drawn: Sequence[Segment | None], caption: str) -> Segment | None:
         """The drawing in which the model best reads the caption."""

@@ -10,8 +10,9 @@ from mmtp.data.encode import TokenizeConfig
 from mmtp.data.job import tokenize
 from mmtp.data.loader import PackedBatches, ShardDataset
 from mmtp.decode.constrain import ConstraintError
-from mmtp.decode.rows import FeaturesError
+from mmtp.decode.rows import DecodeError, FeaturesError
 from mmtp.decode.sample import Sampling
+from mmtp.events import End, Event, GridPiece, SoundChunk, TextPiece
 from mmtp.models.connector import Projector, Resampler
 from mmtp.models.loss import LossConfig
 from mmtp.models.presets import preset
@@ -102,6 +103,49 @@ def test_answers_do_not_depend_on_the_batch(pipeline):
     assert pipeline.answer(pictures, questions) == pipeline.answer(pictures, questions, batch_size=1)
 
 
+def held(events: list[Event]) -> tuple[str, list[list], torch.Tensor]:
+    """What events hold together: text, parts of pictures, and sound."""
+    parts = [[e.span, e.index, e.codes.tolist()] for e in events if isinstance(e, GridPiece)]
+    sound = torch.cat([torch.zeros(1, 0), *(e.sound for e in events if isinstance(e, SoundChunk))], 1)
+    return "".join(e.text for e in events if isinstance(e, TextPiece)), parts, sound
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_stream_tells_what_the_reply_holds(painter, guidance):
+    sampling = Sampling(seed=3, guidance=guidance)
+    reply = painter.reply("draw a red circle", sampling=sampling)
+    (drawn,), (codes,) = painter.drawn(reply), painter.segments(reply.tokens)
+    events = {drafts: list(painter.stream("draw a red circle", sampling=sampling, speculative=drafts)) for drafts in (True, False)}
+    for several in events.values():
+        assert several[-1].generation.tokens == reply.tokens
+        text, parts, _ = held(several)
+        assert text == painter.text(reply)
+        assert parts == [[0, row, codes.ids[:, row].tolist()] for row in range(codes.shape[0])]
+        torch.testing.assert_close([e for e in several if isinstance(e, GridPiece)][-1].so_far(), drawn)
+    assert events[True][-1].generation.stats.passes < events[False][-1].generation.stats.passes
+
+
+def test_streams_run_beside_each_other_and_closing_one_ends_it(pipeline):
+    batcher = pipeline.engine.batcher(max_lanes=3, context=100)
+    asked = [pipeline.request(words, sampling=Sampling(seed=i), max_new_tokens=30) for i, words in enumerate(("red", "blue", "a"))]
+    rows = [batcher.submit(request) for request in asked]
+    one, other, never = (pipeline.events(batcher.stream(row)) for row in rows)
+    first = next(one)
+    one.close()
+    never.close()
+    assert rows[0].cancelled and rows[2].cancelled and not list(one)
+    alone = pipeline.reply("blue", sampling=Sampling(seed=1), max_new_tokens=30)
+    assert held(list(other))[0] == pipeline.text(alone)
+    assert not isinstance(first, End) and len(rows[0].tokens) < rows[0].end
+
+
+def test_errors_of_a_stream_come_before_its_first_event(pipeline):
+    with pytest.raises(DecodeError, match="row 0: max_new_tokens -1: 0 or more is wanted"):
+        pipeline.stream("draw", max_new_tokens=-1)
+    with pytest.raises(PipelineError, match="this model has no audio tokenizer"):
+        pipeline.stream("draw", sounds=[torch.zeros(1, 100)])
+
+
 def test_another_tokenizer_is_refused(tokenizers):
     model = preset("tiny", VocabLayout.of(tokenizers, 4)).build()
     with pytest.raises(VocabMismatch, match="blocks"):
@@ -145,6 +189,14 @@ def test_what_is_learnt_is_said_and_heard(speaker):
     assert pipeline.caption(segments[1:], batch_size=1) == [SPOKEN[1]]
     reply = pipeline.reply("say two", sampling=greedy[0])
     torch.testing.assert_close(pipeline.sounds(reply.tokens, reply.prompt_length)[0], pipeline._decode([segments[1]])[0])
+
+
+def test_a_sound_comes_in_chunks(speaker):
+    pipeline, _ = speaker
+    whole = pipeline.say(["two"], [Sampling(temperature=0.0)])[0]
+    text, _, sound = held(list(pipeline.stream("say two", sampling=Sampling(temperature=0.0))))
+    assert text == ""
+    torch.testing.assert_close(sound, whole, atol=1e-5, rtol=0)
 
 
 def test_sounds_that_do_not_end_in_time_are_none(speaker):

@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mmtp.decode.batcher import Piece
     from mmtp.decode.stats import Generation
+    from mmtp.events import TextReader
+
+ROWS = 16
+"""Variants that are written at a time; others follow as these end."""
 
 
 def generate(
@@ -38,7 +45,7 @@ def generate(
 ) -> int:
     """Ask a model in words, pictures and sound; it answers in any of them.
 
-    Words are printed; pictures are written to --out, several as a grid; so is sound, several one after another.
+    Words are printed as they come; pictures are written to --out, several as a grid; so is sound, several one after another.
 
     Settings of sampling may be given once for all media and once for each: --temperature 0.7 --temperature image=1.
 
@@ -87,7 +94,7 @@ def generate(
     from mmtp.cli.tokenize import parse_size
     from mmtp.data.media import contact_sheet, encode_png, read_image, read_sound, write_wav
     from mmtp.decode.sample import Sampling
-    from mmtp.decode.stats import Generation
+    from mmtp.events import TextReader
     from mmtp.pipeline import Form, Pipeline
     from mmtp.types import MmtpError, Modality
 
@@ -107,15 +114,17 @@ def generate(
         form["json_schema"] = Path(json_schema).read_text(encoding="utf-8") if json_schema.endswith(".json") else json_schema
     if regex is not None:
         form["regex"] = regex
-    drawn, said, replies = [], [], list[Generation]()
-    for i in range(n):
-        sampling = replace(base, seed=seed + i)
-        reply = pipeline.reply(prompt, pictures, sounds, sampling=sampling, max_new_tokens=max_new_tokens, speculative=not plain, **form)
-        replies.append(reply)
-        drawn += pipeline.drawn(reply)
-        said += pipeline.sounds(reply.tokens, reply.prompt_length)
-        if words := pipeline.text(reply):
-            print(words)
+    request = pipeline.request(prompt, pictures, sounds, sampling=base, max_new_tokens=max_new_tokens, **form)
+    batcher = pipeline.engine.batcher(
+        max_lanes=min(n, ROWS) * (1 + base.guided), context=len(request.prefix) + max(1, max_new_tokens), speculative=not plain
+    )
+    rows = [batcher.submit(replace(request, sampling=replace(base, seed=seed + i))) for i in range(n)]
+    drawn, said = [], []
+    for row in rows:
+        _tell(batcher.stream(row), TextReader(pipeline.layout, pipeline.tokenizer(Modality.TEXT)))
+        drawn += pipeline.drawn(row.generation)
+        said += pipeline.sounds(row.tokens, row.prompt_length)
+    replies = [row.generation for row in rows]
     for found, kind, suffix in ((drawn, "pictures", ".png"), (said, "sounds", ".wav")):
         if found and (out is None or out.suffix.lower() != suffix):
             print(f"{len(found)} {kind} came; give --out FILE{suffix} to keep them")
@@ -138,6 +147,17 @@ def generate(
     return 0
 
 
+def _tell(pieces: "Iterable[Piece]", reader: "TextReader") -> None:
+    """Prints a reply's words as they come, and a line break after them."""
+    any_words = False
+    for piece in pieces:
+        if words := reader.push(piece.tokens, final=piece.generation is not None):
+            print(words, end="", flush=True)
+            any_words = True
+    if any_words:
+        print()
+
+
 def _report(replies: "list[Generation]") -> None:
     from collections import Counter
 
@@ -151,7 +171,7 @@ def _report(replies: "list[Generation]") -> None:
         drafted += reply.stats.drafted
         accepted += reply.stats.accepted
     tokens, passes = (sum(getattr(r.stats, name) for r in replies) for name in ("generated", "passes"))
-    seconds = sum(r.stats.seconds for r in replies)
+    seconds = max(r.stats.seconds for r in replies)  # they run beside each other
     table = Table(title=f"{tokens} tokens in {passes} passes: {tokens / max(1, passes):.2f} per pass, {tokens / seconds:.0f} per second")
     for column in ("medium", "offset", "drafted", "accepted", "share"):
         table.add_column(column, justify="right" if column != "medium" else "left")

@@ -8,7 +8,7 @@ common with one that is there, or was lately, and reads the rest. Whatever comes
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,10 +37,12 @@ class Piece(NamedTuple):
     Attributes:
         tokens: new ones; none is taken back.
         generation: the whole, with the last piece; None before.
+        vectors: what the ``<feature>`` tokens among them stand for, in order; None where there are none.
     """
 
     tokens: list[int]
     generation: Generation | None = None
+    vectors: Float[Tensor, "n c"] | None = None
 
 
 class Batcher:
@@ -150,24 +152,30 @@ class Batcher:
         ended, self._ended = self._ended, []
         return ended
 
-    def stream(self, row: Row) -> Iterator[Piece]:
+    def stream(self, row: Row) -> Generator[Piece]:
         """What comes of a row, as it settles; the others go on beside it. One that is closed before its end cancels the row.
 
         Raises:
             DecodeError: the row was cancelled.
         """
-        told = row.prompt_length
+        pieces = self._pieces(row)
+        next(pieces)  # so that closing one that was never asked cancels as well
+        return pieces
+
+    def _pieces(self, row: Row) -> Generator[Piece]:
+        """First an empty piece, then what comes of a row."""
+        told, written = row.prompt_length, 0
         try:
+            yield Piece([])
             while True:
                 if not row.done:
                     self.step()
-                new = row.tokens[told:]
-                told += len(new)
-                if row.done:
-                    yield Piece(new, row.generation)
+                new, vectors, done = row.tokens[told:], row.written[written:], row.done
+                told, written = told + len(new), written + len(vectors)
+                if new or done:
+                    yield Piece(new, row.generation if done else None, torch.stack(vectors) if vectors else None)
+                if done:
                     return
-                if new:
-                    yield Piece(new)
         finally:
             self.cancel(row)
 

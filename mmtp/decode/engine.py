@@ -15,7 +15,7 @@ A guided row (classifier-free guidance) carries a second lane of the batch, its 
 and drafts. Both sides are mixed before any choice, of drafts as of true tokens: so guidance costs lanes, and nothing of the promise.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
@@ -138,7 +138,7 @@ class Engine:
             batcher.step()
         return [row.generation for row in rows]
 
-    def stream(self, request: Request, *, speculative: bool = True) -> Iterator[Piece]:
+    def stream(self, request: Request, *, speculative: bool = True) -> Generator[Piece]:
         """What comes of a request, as it settles; closing the iterator ends it.
 
         Raises:

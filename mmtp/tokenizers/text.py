@@ -165,6 +165,10 @@ class TextTokenizer:
         """The string of ids. Bytes that are no text (a model may write such) become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", _HANDLER)
 
+    def incremental_decoder(self) -> codecs.IncrementalDecoder:
+        """Bytes that come in pieces to characters, as soon as these are complete; together what :meth:`decode_text` gives."""
+        return codecs.getincrementaldecoder("utf-8")(_HANDLER)
+
     def encode_bytes(self, data: bytes) -> list[int]:
         """Ids of any bytes; :meth:`decode_bytes` gives exactly these bytes back."""
         ids: list[int] = []

@@ -1,8 +1,12 @@
+import io
 import json
+import sys
 
 import pytest
 
 from mmtp import cli
+from mmtp.decode.sample import Sampling
+from mmtp.pipeline import Pipeline
 
 
 def test_answers_take_the_form_that_is_asked_for(little_zoo, tmp_path, capsys):
@@ -33,3 +37,28 @@ def test_a_form_that_cannot_be_met_is_one_line(little_zoo, capsys):
     assert capsys.readouterr().err == "mmtp: error: regex '(a': unclosed group\n"
     assert cli.run(["generate", "vqa-s", "x", "--json-schema", "none.json"]) == cli.USER_ERROR
     assert capsys.readouterr().err == "mmtp: error: none.json: No such file or directory\n"
+
+
+class Terminal(io.StringIO):
+    """Standard output that remembers what had been written whenever it was flushed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def flush(self) -> None:
+        self.seen.append(self.getvalue())
+
+
+@pytest.mark.parametrize("plain", [[], ["--plain"]], ids=["drafts", "plain"])
+def test_words_are_printed_as_they_come_and_variants_are_those_of_their_seeds(little_zoo, monkeypatch, plain):
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    argv = ["generate", "vqa-s", "what is it?", "--n", "3", "--seed", "5", "--max-new-tokens", "12", "--exact", *plain]
+    assert cli.run(argv) == 0
+    pipeline = Pipeline.from_pretrained("vqa-s", exact=True)
+    replies = [pipeline.reply("what is it?", sampling=Sampling(seed=seed), max_new_tokens=12) for seed in (5, 6, 7)]
+    spoken = [words for reply in replies if (words := pipeline.text(reply))]
+    shown = sys.stdout.getvalue()
+    assert len(spoken) > 1 and shown.startswith("".join(words + "\n" for words in spoken))
+    first = [seen for seen in sys.stdout.seen if seen and spoken[0].startswith(seen)]
+    assert len(set(first)) > 2  # in steps, each beginning the reply

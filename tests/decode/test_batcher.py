@@ -1,6 +1,5 @@
 """Rows that come and go: each gets what it would get alone."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import zip_longest
 
@@ -217,7 +216,10 @@ def test_streams_go_on_beside_each_other_and_one_that_is_closed_ends_its_row(eng
     batcher = engine.batcher(context=100)
     asked = [request(WORDS[: 4 + i], 30, seed=i, temperature=0.0) for i in range(3)]
     rows = [batcher.submit(one) for one in asked]
-    streams: list[Iterator] = [batcher.stream(row) for row in rows]
+    streams = [batcher.stream(row) for row in rows]
+    never = batcher.submit(asked[1])
+    batcher.stream(never).close()
+    assert never.cancelled
     next(streams[1])
     streams[1].close()
     assert rows[1].cancelled and not rows[0].cancelled

@@ -144,11 +144,15 @@ class AudioTokenizer(Autoencoder):
                 ids = codes.item(i)
                 sound = torch.zeros(1, ids.shape[1] * hop, device=self.device)
                 for start, stop, before, after in self._windows(ids.shape[1], around):
-                    latents = self.quantizer.lookup(ids[None, :, start - before : stop + after].transpose(1, 2).to(self.device))
-                    part = self.decoder(latents.transpose(1, 2))[0]
-                    sound[:, start * hop : stop * hop] = part[:, before * hop : (before + stop - start) * hop]
+                    sound[:, start * hop : stop * hop] = self.decode_within(ids[:, start - before : stop + after], before, after)
                 sounds.append(sound.clamp_(-1, 1)[:, : None if codes.sizes is None else int(codes.sizes[i, 0])])
         return sounds
+
+    def decode_within(self, ids: Int[Tensor, "k n"], before: int, after: int) -> Float[Tensor, "1 t"]:
+        """Samples of some frames, with so many before and after them as their surroundings; in reference mode, not clamped."""
+        hop = self.config.downsampling
+        latents = self.quantizer.lookup(ids[None].transpose(1, 2).to(self.device))
+        return self.decoder(latents.transpose(1, 2))[0, :, before * hop : (ids.shape[1] - after) * hop].float()
 
     def _windows(self, count: int, around: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
         """First and last frame of every window, and how many frames before and after them there are to see."""

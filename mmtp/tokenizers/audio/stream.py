@@ -1,4 +1,5 @@
-"""Sounds that come and go in chunks: what a causal audio tokenizer gives offline, frame by frame, at constant memory.
+"""Sounds that come and go in chunks: what an audio tokenizer gives offline, at constant memory. A causal one does so frame by frame;
+of others the decoder does, as far behind its codes as it sees ahead (:func:`decoder_stream`).
 
 Codes and samples are those of ``encode`` and ``decode``, up to the order in which kernels of another shape add (see ``mmtp.nn.conv1d``)::
 
@@ -135,6 +136,75 @@ class DecoderStream(_Stream):
                 parts.append(tokenizer.decoder(torch.zeros(1, tokenizer.dim, silence, device=tokenizer.device), self._state))
         self._frames += ids.shape[1]
         return torch.cat([part[0].float().clamp(-1, 1) for part in parts], 1) if parts else torch.zeros(1, 0, device=tokenizer.device)
+
+
+class WindowDecoderStream(ChunkStream):
+    """As :class:`DecoderStream` of a tokenizer that is not causal: samples come when the frames stand that their own frame hangs on.
+
+    A chunk is decoded within these. So that they at most double the work, it has at least as many frames as they are.
+
+    Attributes:
+        samples: samples given so far.
+        delay: frames by which the sound comes after its codes at least.
+    """
+
+    def __init__(self, tokenizer: AudioTokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.samples = 0
+        self._before, self.delay = reach(tokenizer.decoder)
+        self._ids: Int[Tensor, "k n"] | None = None  # of the frames to come, and those before that they hang on
+        self._past = 0  # how many of them those are
+
+    def push(self, ids: Int[Tensor, "k frames"]) -> Float[Tensor, "1 n"]:
+        """The samples that these codes complete.
+
+        Raises:
+            AudioCodesError: as ``decode``; nothing is then taken.
+            StreamError: the stream has ended.
+        """
+        held = self._take(ids)
+        ready = held.shape[1] - self.delay
+        return self._sound(ready if ready - self._past >= max(1, self._before + self.delay) else self._past)
+
+    def flush(self, ids: Int[Tensor, "k frames"]) -> Float[Tensor, "1 n"]:
+        """Ends the stream with the last codes, of which there may be none: the samples still to come.
+
+        Raises:
+            AudioCodesError: as ``decode``.
+            StreamError: the stream has ended.
+        """
+        held = self._take(ids)
+        self._ended = True
+        return self._sound(held.shape[1])
+
+    def _take(self, ids: Int[Tensor, "k frames"]) -> Int[Tensor, "k n"]:
+        self._check_open()
+        self.tokenizer.check_codes(ids[None])
+        self._ids = ids if self._ids is None else torch.cat([self._ids, ids], 1)
+        return self._ids
+
+    def _sound(self, stop: int) -> Float[Tensor, "1 t"]:
+        """What comes up to a frame of those held."""
+        ids, parts, tokenizer = self._ids, [torch.zeros(1, 0, device=self.tokenizer.device)], self.tokenizer
+        assert ids is not None
+        size = max(1, SAMPLES_PER_PASS // tokenizer.config.downsampling)
+        with Reference(tokenizer):
+            while self._past < stop:
+                end = min(stop, self._past + size)
+                after = min(ids.shape[1] - end, self.delay)
+                parts.append(tokenizer.decode_within(ids[:, : end + after], self._past, after).clamp(-1, 1))
+                gone = max(0, end - self._before)
+                ids, stop, self._past = ids[:, gone:], stop - gone, end - gone
+        self._ids = ids.clone()
+        sound = torch.cat(parts, 1)
+        self.samples += sound.shape[1]
+        return sound
+
+
+def decoder_stream(tokenizer: AudioTokenizer) -> DecoderStream | WindowDecoderStream:
+    """What decodes a tokenizer's codes as they come."""
+    return DecoderStream(tokenizer) if tokenizer.config.causal else WindowDecoderStream(tokenizer)
 
 
 def _parts(x: Tensor, tokenizer: AudioTokenizer, *, step: int = 1) -> list[Tensor]:

@@ -3,9 +3,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mmtp.nn.conv1d import reach
 from mmtp.tokenizers.audio import stream
 from mmtp.tokenizers.audio.codec import AudioCodesError, AudioShapeError, AudioValueError
-from mmtp.tokenizers.audio.stream import DecoderStream, EncoderStream, StreamError
+from mmtp.tokenizers.audio.stream import DecoderStream, EncoderStream, StreamError, WindowDecoderStream, decoder_stream
 from mmtp.types import Codes
 
 HOP = 8
@@ -177,3 +178,36 @@ def test_what_is_not_causal_is_refused(tokenizer, stream_class):
     else:
         with pytest.raises(StreamError, match="this tokenizer is not causal"):
             stream_class(tokenizer)
+
+
+@chunkings
+@given(frames=st.integers(1, 150), sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(any), small=st.booleans())
+def test_sound_of_a_tokenizer_that_sees_ahead_comes_in_chunks_too(tokenizer, frames, sizes, small):
+    ids = torch.randint(0, 125, (tokenizer.spec.num_codebooks, frames))
+    (whole,) = tokenizer.decode(Codes(ids[None], torch.tensor([[frames]])))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "SAMPLES_PER_PASS", 5 * HOP if small else 10**6)
+        decoder, parts, first = decoder_stream(tokenizer), [], 0
+        while first < frames:
+            for size in sizes:
+                parts.append(decoder.push(ids[:, first : first + size]))
+                first += size
+        parts.append(decoder.flush(ids[:, :0]))
+    sound = torch.cat(parts, 1)
+    assert sound.shape == whole.shape and decoder.samples == whole.shape[1]
+    assert (sound - whole).abs().max() < 1e-5
+
+
+def test_a_chunk_waits_for_what_it_hangs_on_and_at_most_doubles_the_work(tokenizer):
+    decoder = decoder_stream(tokenizer)
+    if not isinstance(decoder, WindowDecoderStream):
+        return
+    around = sum(reach(tokenizer.decoder))
+    ids = torch.randint(0, 125, (tokenizer.spec.num_codebooks, 100))
+    given = [decoder.push(ids[:, i : i + 1]).shape[1] // HOP for i in range(100)]
+    assert given.index(around) == around + decoder.delay - 1 and set(given) == {0, around}
+    with pytest.raises(AudioCodesError):
+        decoder.push(ids + 1000)
+    assert sum(given) * HOP + decoder.flush(ids[:, :0]).shape[1] == 100 * HOP
+    with pytest.raises(StreamError, match="has ended"):
+        decoder.push(ids)
