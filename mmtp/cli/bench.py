@@ -44,8 +44,8 @@ def bench(
         guidance: scale of classifier-free guidance inside pictures, of both ways; 1 is off.
         verification: how drafts are judged; rejection gives other tokens of the same distribution, so that above temperature 0 outputs
             are not equal.
-        drafts: where they come from: the model's head, lookup (of text, from the stream itself), or a smaller model over the same
-            vocabulary.
+        drafts: where they come from: the model's head, lookup (of text, from the stream itself), jacobi (of codes, from the pass
+            before), or a smaller model over the same vocabulary; head+jacobi goes on behind the head's.
         draft_cost: what one more draft costs, in passes of the model; as many are made as pay. Without it all are.
         cache: hold keys and values in bfloat16 or int8 instead of what the model computes in: half or a quarter of the memory, more time.
         precision: of weights and activations.
@@ -63,6 +63,7 @@ def bench(
         mmtp bench decode vqa-s --prompts 20 --temperature 1 --no-exact
         mmtp bench decode vqa-s --prompts 40 --report bench.html
         mmtp bench decode vqa-s --prompts 64 --batch 8
+        mmtp bench decode vqa-s --prompts 20 --drafts jacobi --no-exact
         mmtp bench decode runs/emoji/result --data tokens/emoji-val --prompts 24 --threads 1
         mmtp bench decode vqa-s --threads 2 --at-least 1.8 --json bench.json
     """

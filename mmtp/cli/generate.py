@@ -67,8 +67,8 @@ def generate(
         verification: how drafts are judged: coupling gives the tokens of plain decoding, rejection others of the same distribution.
         max_new_tokens: limit of the answer.
         size: bring given pictures to WIDTHxHEIGHT, or to a square.
-        drafts: where drafts come from: the model's head, lookup (of text, from the stream itself), or a smaller model over the same
-            vocabulary, by its name.
+        drafts: where drafts come from: the model's head, lookup (of text, from the stream itself), jacobi (of codes, from the pass
+            before), or a smaller model over the same vocabulary, by its name; head+jacobi goes on behind the head's.
         draft_cost: what one more draft costs, in passes of the model; as many are made as pay. Without it all are.
         cache: hold keys and values in bfloat16 or int8 instead of what the model computes in: half or a quarter of the memory, more time.
         plain: one token per pass, without drafts; the output is the same, with rejection its distribution.

@@ -340,8 +340,8 @@ class Batcher:
         if drafter is not None and not all(row.done for row in rows):
             # What rejection makes of a draft depends on the very q, so its rounding counts as well.
             least = MIN_EXACT_WIDTH if self.exact and any(row.rejects for row in rows) else 0
-            one_by_one, most, begun = [row for row in rows if row.index not in due], max(counts), time.perf_counter()
-            drafter.propose(one_by_one, lanes, hidden[:, : exact_width(most) if least else most], counts, least)
+            one_by_one, begun = [row for row in rows if row.index not in due], time.perf_counter()
+            drafter.propose(one_by_one, lanes, hidden, counts, least)
             seconds = time.perf_counter() - begun
             for row in rows:
                 row.stats.drafting += seconds
@@ -384,8 +384,10 @@ class Batcher:
             kept = 0
             if row.index in due:
                 row.take_scale(chosen[begin:end])
+                row.judged = []
             else:
                 kept = row.accept(chosen[begin:end])
+                row.judged = list(zip(wanted[begin:end], chosen[begin:end], strict=True))
             counts[row.index] = last[row.index] + 1 + kept
             if row.tokens[-1] == Special.FEATURE:
                 writing.append(wanted[begin + row.stats.per_pass[-1] - 1])

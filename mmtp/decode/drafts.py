@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmtp.decode.cache import KVCache
-from mmtp.decode.chooser import Chooser
+from mmtp.decode.chooser import Chooser, exact_width
 from mmtp.decode.rows import Choice, Lane, Row
 from mmtp.decode.step import Step
 from mmtp.models.heads.base import BELOW, Places, continuous_inputs, mask_vectors, vertical
@@ -35,7 +35,7 @@ class Drafter(Protocol):
         Args:
             rows: with the token chosen last as the end of ``tokens``.
             lanes: those in focus: the rows, and the branches of those that are guided.
-            hidden: states of the anchors that the last pass added, padded at the end.
+            hidden: states of the last pass: those of the anchors that it added, then those behind drafts that were refused, and padding.
             counts: how many anchors each lane has added.
             least: width of passes and rows of logits at least, where the very probabilities of drafts count; else 0.
         """
@@ -153,6 +153,7 @@ class HeadDrafter:
 
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
         chooser, model, exact = self.chooser, self.chooser.model, least > 0
+        hidden = hidden[:, : exact_width(max(counts)) if least else max(counts)]
         if not model.head.num_caches:
             hidden, counts = self._newest(hidden, counts)
             hidden = torch.nn.functional.pad(hidden, (0, 0, 0, max(0, least - 1)))

@@ -9,7 +9,8 @@ from torch import Tensor
 
 @dataclass
 class DecodeStats:
-    """What a generation cost. Keys are (modality of the drafted token, offset from 1); drafts of the row above count as ``BELOW``.
+    """What a generation cost. Keys are (modality of the drafted token, offset from 1); drafts of the row above count as ``BELOW``,
+    those of the pass before as ``CARRIED`` or ``NEARBY``.
 
     Attributes:
         per_pass: tokens that each pass of the backbone produced, the prompt's first.

@@ -220,7 +220,13 @@ class DecodingResult:
             "What drafts and their verification cost is told in passes of plain decoding; the speed is tokens per pass over their sum. "
             "A draft counts as accepted where it and all before it stood. In pictures and videos offsets +1, +2, … go along the row and "
         )
-        return [*found, Text(f"{words}'below' comes from the row above; 'forced' are tokens about which a constraint leaves no choice.")]
+        words += (
+            "'below' comes from the row above; 'carried' was chosen in the pass before, behind a draft that was refused, and 'nearby' is "
+        )
+        return [
+            *found,
+            Text(f"{words}drafted by the nearest place; 'forced' are tokens about which grammar or a constraint leave no choice."),
+        ]
 
     def acceptance_figure(self, caption: str = "") -> Figure:
         """Share of drafts that were accepted, per offset, one series per modality."""

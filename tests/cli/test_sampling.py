@@ -4,6 +4,7 @@ from mmtp import hub
 from mmtp.cli.sampling import drafts_of, sampling_settings
 from mmtp.decode.draft_model import ModelDrafts
 from mmtp.decode.drafts import HeadDrafts
+from mmtp.decode.jacobi import JacobiDrafts
 from mmtp.decode.lookup import LookupDrafts
 from mmtp.decode.sample import Sampling, SamplingError
 from mmtp.types import MmtpError
@@ -40,5 +41,7 @@ def test_drafts_come_from_where_the_words_say(tmp_path, saved) -> None:
     hub.save_pretrained(model(depth=0), tmp_path / "small")
     for words, kind in (("head", HeadDrafts), ("lookup", LookupDrafts), (str(tmp_path / "small"), ModelDrafts)):
         assert isinstance(drafts_of(words), kind)
-    with pytest.raises(MmtpError, match="is a TextTokenizer, not a unified model; head, lookup or a model is wanted"):
+    assert drafts_of("jacobi") == JacobiDrafts()
+    assert drafts_of("lookup+jacobi") == JacobiDrafts(first=LookupDrafts())
+    with pytest.raises(MmtpError, match="is a TextTokenizer, not a unified model; head, lookup, jacobi or a model is wanted"):
         drafts_of(saved["text"])

@@ -21,12 +21,18 @@ BELOW = -1
 """Stands among offsets for the prediction of the row below: from a code, that of the same column and codebook one row further down."""
 
 FORCED = 0
-"""Stands among offsets for drafts that no head made: tokens about which a constraint leaves no choice."""
+"""Stands among offsets for drafts that no head made: tokens about which grammar or a constraint leave no choice."""
+
+CARRIED = -2
+"""Stands among offsets for drafts that the model itself chose behind one that was refused."""
+
+NEARBY = -3
+"""Stands among offsets for drafts by what the model predicted at the nearest place that it has read up to."""
 
 
 def offset_name(offset: int) -> str:
-    """An offset in words: ``+2``, ``below``, ``forced``."""
-    return {BELOW: "below", FORCED: "forced"}.get(offset, f"+{offset}")
+    """An offset in words: ``+2``, ``below``, ``forced``, ``carried``, ``nearby``."""
+    return {BELOW: "below", FORCED: "forced", CARRIED: "carried", NEARBY: "nearby"}.get(offset, f"+{offset}")
 
 
 class HeadConfig(Config):

@@ -1,0 +1,123 @@
+"""Drafts of codes by the model itself: what it chose behind a draft that was refused is drafted again.
+
+Speculative Jacobi decoding (Teng et al., arXiv 2410.01699). A pass that verifies drafts gives a choice at every place of its window. Those
+behind the first refusal come of a wrong token or two before them, yet of the whole model and of all that stands, and are often right:
+they are the next round's drafts. Where none are left, places are drafted by what the model predicted at the nearest one before them,
+for neighbours are alike. Neither needs a head or a pass, so that models without one draft too. Text has no such neighbours and is left to
+others.
+
+With coupling a choice is carried as it is. It was drawn with the noise of its place, so once what comes before it is right, it is the true
+one: windows converge as a fixed-point iteration does. With rejection the token that was chosen is of no use, for the noise that chose it
+is to judge the next draft. So the distribution alone is carried, the model's behind the old drafts, and a token is drawn of it anew with
+noise of this round, as the paper does. It is a function of what was settled and of drafts whose noise is spent, which is all that
+:mod:`mmtp.decode.sample` asks of a q.
+"""
+
+import sys
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mmtp.decode.chooser import Chooser
+from mmtp.decode.drafts import Drafter, Drafts
+from mmtp.decode.rows import Choice, Lane, Row
+from mmtp.decode.sample import Draft
+from mmtp.decode.step import Step
+from mmtp.models.heads.base import CARRIED, FORCED, NEARBY
+from mmtp.types import Modality
+
+
+@dataclass(frozen=True, kw_only=True)
+class JacobiDrafts:
+    """Drafts of pictures', sounds' and videos' codes from the pass before.
+
+    Attributes:
+        max_drafts: tokens to propose at most, those of ``first`` among them.
+        first: another way, whose drafts come first: it knows the token chosen last, which the carried ones do not. None for none.
+    """
+
+    max_drafts: int = 12
+    first: Drafts | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_drafts < 1:
+            raise ValueError(f"max_drafts {self.max_drafts}: at least 1 is wanted")
+
+    def length(self, model: Step) -> int:
+        return max(self.max_drafts, 0 if self.first is None else self.first.length(model))
+
+    def begin(self, chooser: Chooser, num_lanes: int, capacity: int, exact: bool = False) -> Drafter:
+        first = (
+            None if self.first is None or not self.first.length(chooser.model) else self.first.begin(chooser, num_lanes, capacity, exact)
+        )
+        return _JacobiDrafter(chooser, self.max_drafts, first)
+
+
+class _JacobiDrafter:
+    """Keeps nothing of its own: rows hold what the last pass chose."""
+
+    def __init__(self, chooser: Chooser, max_drafts: int, first: Drafter | None) -> None:
+        self.chooser, self.max_drafts, self.first = chooser, max_drafts, first
+
+    @property
+    def lookahead(self) -> int:
+        return 0 if self.first is None else self.first.lookahead
+
+    def restart(self, lane: int) -> None:
+        if self.first is not None:
+            self.first.restart(lane)
+
+    def focus(self, first: int, count: int) -> None:
+        if self.first is not None:
+            self.first.focus(first, count)
+
+    def held(self, lane: int) -> int:
+        return sys.maxsize if self.first is None else self.first.held(lane)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        if self.first is not None:
+            self.first.copy(source, target, length)
+
+    def swap(self, one: int, other: int) -> None:
+        if self.first is not None:
+            self.first.swap(one, other)
+
+    def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
+        if self.first is not None:
+            self.first.propose(rows, lanes, hidden, counts, least)
+        plans = [plan for row in rows if not row.done and (plan := self._plan(row)) and row.wants(plan[0][1])]
+        wanted = [choice for plan in plans for choice, _ in plan if choice.draft is None]
+        drawn = iter(self.chooser.propose(self.chooser.model.backbone.norm, hidden, wanted, least > 0))
+        for plan in plans:
+            drafts = [choice.draft or next(drawn) for choice, _ in plan]
+            for (choice, offset), draft in zip(plan, drafts, strict=True):
+                row = choice.row
+                # A draft may have ended the span before its time.
+                if row.draft_states[-1].slot != choice.slot or not row.wants(offset) or not row.take_draft(draft, offset):
+                    break
+
+    def _plan(self, row: Row) -> list[tuple[Choice, int]]:
+        """The places that come next, as far as they are of codes: where in the last pass the prediction of each is, and the offset to
+        count it by. Those that hold a draft need not be drawn.
+        """
+        slots, length, ahead = self.chooser.slots, len(row.tokens), row.draft_states[-1].copy()
+        behind = {choice.place: (choice, token) for choice, token in row.judged if choice.place >= length}
+        nearest = {choice.slot: choice for choice, _ in row.judged}
+        of_medium = {slots[choice.slot].modality: choice for choice, _ in row.judged}
+        plan = []
+        for place in range(length + len(row.drafts), length + self.max_drafts):
+            index, slot = ahead.slot, slots[ahead.slot]
+            carried, token = behind.get(place, (None, 0))
+            if ahead.done or (slot.forced is None and (slot.modality is Modality.TEXT or slot.modality not in of_medium)):
+                break
+            if slot.forced is not None:
+                plan.append((Choice(row, 0, index, place, draft=Draft(slot.forced)), FORCED))
+            elif carried is not None and carried.slot == index:
+                plan.append((carried._replace(draft=None if row.rejects else Draft(token)), CARRIED))
+            else:
+                # Where no place of this codebook was read, one of another: the draft may be poor, but the next pass reads one.
+                source = nearest.get(index, of_medium[slot.modality])
+                plan.append((source._replace(slot=index, place=place, weight=row.weight(ahead), draft=None, answer=None), NEARBY))
+            ahead.push(slots[index].generable[-1][0] if slot.forced is None else slot.forced)
+        return plan
