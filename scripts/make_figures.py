@@ -15,6 +15,18 @@ from mmtp.eval.shapes import COLOURS, SHAPES
 from mmtp.pipeline import Pipeline
 from mmtp.types import Modality
 
+STYLES = ("fluent", "noto", "twemoji")
+HELD_OUT = (
+    "person kneeling",
+    "woman singer",
+    "woman facepalming",
+    "flag: Morocco",
+    "ogre",
+    "hippopotamus",
+    "tractor",
+    "face with symbols on mouth",
+)
+"""Names of emoji whose code points are kept out of training."""
 SCALE = 3  # pixels of the figure per pixel of a drawing, roughly
 
 
@@ -54,12 +66,30 @@ def drawings(pipeline: Pipeline, path: Path, seed: int = 0) -> None:
     plt.close(figure)
 
 
+def emoji(pipeline: Pipeline, path: Path) -> None:
+    """What the model makes of words that it was shown no picture for, in every style; seeds 0, 1, 2, … in reading order, none chosen."""
+    prompts = [f"{words}, {style} style" for style in STYLES for words in HELD_OUT]
+    drawn = pipeline.draw(prompts, seeds=range(len(prompts)), top_k=100, guidance=3.0)
+    sheet = contact_sheet(drawn, columns=len(HELD_OUT)).permute(1, 2, 0).numpy()
+    figure, axes = plt.subplots(figsize=((sheet.shape[1] + 40) * SCALE / 200, (sheet.shape[0] + 24) * SCALE / 200), dpi=140)
+    axes.imshow(sheet)
+    step = sheet.shape[1] / len(HELD_OUT)
+    axes.set_xticks([step * (i + 0.5) for i in range(len(HELD_OUT))], [words.replace(" ", "\n", 1) for words in HELD_OUT], fontsize=6)
+    axes.set_yticks([sheet.shape[0] / len(STYLES) * (i + 0.5) for i in range(len(STYLES))], STYLES, fontsize=6)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.tight_layout(pad=0.3)
+    figure.savefig(path, metadata={"Software": None})
+    plt.close(figure)
+
+
 def main() -> None:
     """Writes the pictures into the folder named on the command line."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/assets")
     folder.mkdir(parents=True, exist_ok=True)
     drawings(Pipeline.from_pretrained("vqa-s"), folder / "vqa-s.png")
-    print(folder / "vqa-s.png")
+    emoji(Pipeline.from_pretrained("emoji-s"), folder / "emoji-s.png")
+    print(folder / "vqa-s.png", folder / "emoji-s.png")
 
 
 if __name__ == "__main__":

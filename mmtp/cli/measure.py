@@ -147,7 +147,7 @@ def captions(
     parts = [_labelled(sources, ["caption"], caption, size, limit, bar) for sources in (bank, data)]
     known, held_out = (Captioned(pictures, said) for pictures, said, _ in parts)
     network = FeatureNetwork.load(features) if features else None
-    look = (lambda pictures: network.look(list(pictures)).pooled) if network else None
+    look = (lambda pictures: network.pooled(list(pictures))) if network else None
     result = evaluate_captions(Pipeline.from_pretrained(name), held_out, known, look=look, batch_size=batch_size)
     by = f"features of {network.name}" if network else "pixels"
     return Measured(result.f1(), [result.table(f"{name}: captions of {named(data)}; the nearest by {by}")], result.to_dict())

@@ -75,6 +75,10 @@ class FeatureNetwork:
         stages = [torch.cat(parts) for parts in zip(*found, strict=True)]
         return Seen(stages[: len(LAYERS)], stages[-1].float().mean((2, 3)))
 
+    def pooled(self, pictures: Sequence[Float[Tensor, "3 _ _"]]) -> Float[Tensor, "b c"]:
+        """The pooled features alone, of any number of pictures: the stages of ten thousand would not fit in memory."""
+        return torch.cat([self.look(some).pooled for some in batches(pictures, PASS)])
+
 
 class Gaussian:
     """Mean and covariance of the vectors of a set, in float64, gathered batch by batch.

@@ -97,4 +97,4 @@ def evaluate_likelihood(
 
 def _name(key: Key) -> str:
     modality, offset = key
-    return f"{modality}{offset_name(offset)}" if offset else str(modality)
+    return f"{modality} {offset_name(offset)}" if offset else str(modality)

@@ -117,11 +117,11 @@ def evaluate_likeness(
     rebuilt = _round_trip(tokenizer, held_out.pictures, batch_size)
     finished = [i for i, drawing in enumerate(drawings) if drawing is not None]
     sets = {
-        REAL: network.look(list(held_out.pictures)).pooled,
-        RECONSTRUCTED: network.look(rebuilt).pooled,
-        DRAWN: network.look([d for d in drawings if d is not None]).pooled if finished else torch.zeros(0, 1),
+        REAL: network.pooled(list(held_out.pictures)),
+        RECONSTRUCTED: network.pooled(rebuilt),
+        DRAWN: network.pooled([d for d in drawings if d is not None]) if finished else torch.zeros(0, 1),
     }
-    known = network.look([*bank.pictures, *_round_trip(tokenizer, bank.pictures, batch_size)]).pooled
+    known = network.pooled([*bank.pictures, *_round_trip(tokenizer, bank.pictures, batch_size)])
     shares: dict[str, dict[str, float]] = {c: {} for c in (REAL, RECONSTRUCTED, DRAWN, OTHER_CAPTION, COMMONEST)}
     for label, wanted in held_out.labels.items():
         names = sorted(set(bank.labels[label]))

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from mmtp.eval.codes import EvalError
-from mmtp.eval.features import FeatureDistances, FeatureNetwork, Gaussian, Seen, frechet_distance
+from mmtp.eval.features import PASS, FeatureDistances, FeatureNetwork, Gaussian, Seen, frechet_distance
 from mmtp.nn.features import perceptual_distances, resized
 
 from .sight import colours
@@ -110,3 +110,9 @@ def test_networks_that_there_are_not(name, message):
     with pytest.raises(EvalError, match=message) as error:
         FeatureNetwork.load(name)
     assert "\n" not in str(error.value)
+
+
+def test_pooled_features_of_many_pictures_are_those_of_each():
+    network = FeatureNetwork("colours", colours)
+    pictures = list(torch.rand(PASS + 3, 3, 8, 8))
+    assert torch.allclose(network.pooled(pictures), network.look(pictures).pooled)

@@ -70,8 +70,8 @@ def test_the_command_shows_every_offset(world, capsys):
     path = folder / "loss.json"
     assert cli.run(["eval", "loss", str(folder / "model"), "--data", str(dataset.folder), "--inputs", "image", "--json", str(path)]) == 0
     shown = capsys.readouterr().out
-    assert "image+1" in shown and "text+2" in shown
+    assert "image +1" in shown and "text +2" in shown
     values = json.loads(path.read_text())["targets"]
-    assert values["image"]["nats"] > 1 and "acceptance" in values["image+1"]
+    assert values["image"]["nats"] > 1 and "acceptance" in values["image +1"]
     assert cli.run(["eval", "loss", str(folder / "model")]) == 2
     assert "name data sets of mmtp tokenize with --data" in capsys.readouterr().err
