@@ -153,6 +153,8 @@ class HeadDrafter:
 
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
         chooser, model, exact = self.chooser, self.chooser.model, least > 0
+        if not any(counts):
+            return  # rows that have read nothing, such as those that have just written a span at once, have no anchor to draft from
         hidden = hidden[:, : exact_width(max(counts)) if least else max(counts)]
         if not model.head.num_caches:
             hidden, counts = self._newest(hidden, counts)

@@ -213,10 +213,14 @@ def test_a_model_learns_to_draw_tiny_pictures_from_captions(flow: FlowHead.Confi
     torch.manual_seed(0)
     net = UnifiedModel.Config(layout=layout, backbone=dataclasses.replace(BACKBONE, rope_theta=100.0), feature_width=12, flow=flow).build()
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.0)
+    falling = torch.optim.lr_scheduler.LinearLR(
+        optimizer, 1.0, 0.05, steps
+    )  # a rate that stays high ends on a spike of the loss, or does not
     for _ in range(steps):
         optimizer.zero_grad()
         net.loss(batch, LossConfig()).total.backward()
         optimizer.step()
+        falling.step()
     pipeline = Pipeline(net, tokenizers)
     drawn = pipeline.draw(list(pictures), max_new_tokens=16)
     for picture, wanted in zip(drawn, pictures.values(), strict=True):

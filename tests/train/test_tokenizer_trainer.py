@@ -289,7 +289,7 @@ def test_recipes_of_the_page_are_valid():
     page = Path(__file__).parents[2] / "docs" / "training.md"
     of_tokenizers, _, _ = page.read_text(encoding="utf-8").partition("\n## Stages of a model")
     blocks = re.findall(r"^```toml\n(.*?)^```", of_tokenizers, flags=re.MULTILINE | re.DOTALL)
-    whole, pyramid, parts, start, *vision = blocks
+    whole, pyramid, _, parts, start, *vision = blocks
     assert build_config("tokenizer", tomllib.loads(pyramid)["tokenizer"]).quantizer.scales
     recipe = Recipe.from_dict(tomllib.loads(whole))
     assert build_config("tokenizer", recipe.tokenizer).sample_rate == 16000
