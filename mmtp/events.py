@@ -5,6 +5,7 @@ the codebooks take turns, and sound as soon as its decoder has seen what it hang
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -199,7 +200,7 @@ class Reader:
         return kind(self._spans - 1, rule, self._grammar.first_dim, self._tokenizers[name], self._decode)
 
 
-class _Span:
+class _Span(ABC):
     """An open span, and what of it has been told."""
 
     def __init__(self, number: int, rule: SpanRule, first_dim: int, tokenizer: Any, decode: Decode) -> None:
@@ -231,9 +232,9 @@ class _Span:
             self.ids[k].append(token - first)
         return False
 
+    @abstractmethod
     def settled(self, closed: bool = False) -> Iterator[Event]:
         """What has become complete since it was asked last."""
-        raise NotImplementedError
 
 
 class _Grid(_Span):
