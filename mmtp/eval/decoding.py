@@ -372,13 +372,13 @@ def easy_vqa_prompts(pipeline: Pipeline, count: int, max_picture_tokens: int = 9
     return prompts
 
 
-def held_out_prompts(datasets: Iterable[ShardDataset], count: int, max_new_tokens: int = 512) -> list[Prompt]:
+def held_out_prompts(datasets: Iterable[ShardDataset], count: int, max_new_tokens: int | None = 512) -> list[Prompt]:
     """Prompts from documents: what stands before the first target of each, of documents spread evenly over the data sets.
 
     Args:
         datasets: of ``mmtp tokenize``, by the model's vocabulary; prompts are of the kind of their task.
         count: prompts of each task.
-        max_new_tokens: limit of a continuation.
+        max_new_tokens: limit of a continuation; None for as many as the document has.
     """
     found: dict[str, list[Prompt]] = {}
     for row in (row for dataset in datasets for row in dataset):
@@ -387,7 +387,8 @@ def held_out_prompts(datasets: Iterable[ShardDataset], count: int, max_new_token
             tokens, given = row.tokens[:start].tolist(), row.packed()
             read = Special.FEATURE in tokens  # else they are what is to be written
             grids = torch.from_numpy(given.feature_grids) if read and given.feature_grids is not None else None
-            prompt = Prompt(kind, tokens, max_new_tokens, features=given.features if read else None, feature_grids=grids)
+            limit = len(row.tokens) - start if max_new_tokens is None else max_new_tokens
+            prompt = Prompt(kind, tokens, limit, features=given.features if read else None, feature_grids=grids)
             found.setdefault(kind, []).append(prompt)
     chosen = [prompts[:: max(1, len(prompts) // count)][:count] for prompts in found.values()]
     return [prompt for turn in zip_longest(*chosen) for prompt in turn if prompt is not None]
