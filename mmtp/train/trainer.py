@@ -21,6 +21,7 @@ from mmtp.config import Config
 from mmtp.train.checkpoint import CheckpointError, ShardedCheckpoints, latest_checkpoint, load_checkpoint, load_sharded, save_checkpoint
 from mmtp.train.distributed import ParallelConfig, World, local, lost_process, whole
 from mmtp.train.log import RunLog
+from mmtp.train.muon import Muon
 from mmtp.types import MmtpError
 
 
@@ -360,8 +361,7 @@ def build_optimizers(module: nn.Module, optim: OptimConfig) -> list[torch.optim.
     if groups:
         found.append(torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas))
     if matrices:
-        muon = torch.optim.Muon(matrices, lr=optim.muon_lr, weight_decay=optim.weight_decay, adjust_lr_fn="match_rms_adamw")
-        found.append(muon)
+        found.append(Muon(matrices, lr=optim.muon_lr, weight_decay=optim.weight_decay))
     return found
 
 
