@@ -72,6 +72,7 @@ class Pipeline:
         drafts: where drafts come from; the model's head where none are given.
         draft_cost: makes as many drafts as pay; see the engine.
         cache: what keys and values are held in; likewise.
+        compile: runs passes by compiled kernels; likewise.
 
     Raises:
         VocabMismatch: a tokenizer is not the one the model was trained with.
@@ -86,6 +87,7 @@ class Pipeline:
         drafts: Drafts | None = None,
         draft_cost: float | None = None,
         cache: str | None = None,
+        compile: bool = False,
     ) -> None:
         self.model = model.eval()
         self.layout = model.config.layout
@@ -95,7 +97,7 @@ class Pipeline:
         codebooks = {e.name: len(e.codebook_sizes) for e in self.layout.media if e.name in residual}
         found = VocabLayout.of(tokenizers, self.layout.max_dim, delays, any(e.written for e in self.layout.media), codebooks)
         self.layout.check_same(found, "the tokenizers given")
-        self.engine = Engine(model, exact=exact, drafts=drafts, draft_cost=draft_cost, cache=cache)
+        self.engine = Engine(model, exact=exact, drafts=drafts, draft_cost=draft_cost, cache=cache, compile=compile)
         self.grammar: StreamGrammar = self.engine.grammar
 
     @classmethod
@@ -108,6 +110,7 @@ class Pipeline:
         drafts: Drafts | None = None,
         draft_cost: float | None = None,
         cache: str | None = None,
+        compile: bool = False,
     ) -> "Pipeline":
         """Loads a model and the tokenizers that it names.
 
@@ -119,6 +122,7 @@ class Pipeline:
             drafts: likewise.
             draft_cost: likewise.
             cache: likewise.
+            compile: likewise.
 
         Raises:
             HubError: something is not found.
@@ -132,7 +136,7 @@ class Pipeline:
         loaded = {e.name: given.get(e.name, e.name) for e in entries}
         built = {n: from_pretrained(t) if isinstance(t, str | Path) else t for n, t in loaded.items()}
         try:
-            return cls(model, built, exact=exact, drafts=drafts, draft_cost=draft_cost, cache=cache)
+            return cls(model, built, exact=exact, drafts=drafts, draft_cost=draft_cost, cache=cache, compile=compile)
         except VocabMismatch as error:
             raise VocabMismatch(f"{name}: {error}; the model needs the tokenizers it was trained with") from error
 

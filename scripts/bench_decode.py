@@ -3,7 +3,7 @@
 A decoder of random weights, or a zoo entry's, goes on from random words, one token per pass, without drafts. All ways have the same
 weights and follow each other in turn (A B C ... A B C ...), so that what else the machine does hits all alike:
 
-- ``mmtp``: :class:`mmtp.decode.engine.Engine`, plain;
+- ``mmtp``: :class:`mmtp.decode.engine.Engine`, plain; ``compiled``: the same with compiled passes;
 - ``dynamic``, ``static``: ``generate`` of transformers' Qwen3ForCausalLM with its two kinds of cache, greedy.
 
 The second table says what bounds speculative decoding: a pass over a few tokens is what verifies drafts, and its cost is to be compared
@@ -18,11 +18,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mmtp.decode.cache import KVCache
 from mmtp.decode.engine import Engine
 from mmtp.decode.sample import Sampling
 from mmtp.hub import from_pretrained
@@ -47,7 +49,7 @@ class Cost:
     """What one way costs.
 
     Attributes:
-        way: ``mmtp``, ``dynamic``, ``static``, or the width of a pass.
+        way: ``mmtp``, ``compiled``, ``dynamic``, ``static``, or the width of a pass and how it is run.
         batch: rows.
         median: seconds per token of a row, or per pass.
         least: seconds in the fastest round.
@@ -97,6 +99,11 @@ def exported(net: UnifiedModel) -> Any:
     return other
 
 
+def engines_of(net: UnifiedModel) -> dict[str, Engine]:
+    """Our ways."""
+    return {"mmtp": Engine(net)} | ({} if net.backbone.uncompiled else {"compiled": Engine(net, compile=True)})
+
+
 def prompts(net: UnifiedModel, batch: int) -> list[list[int]]:
     """Random words."""
     first, last = net.config.layout.text_range
@@ -106,13 +113,13 @@ def prompts(net: UnifiedModel, batch: int) -> list[list[int]]:
 
 def ways_of(net: UnifiedModel, batch: int, new_tokens: int, compared: bool) -> dict[str, Callable[[], int]]:
     """Every way as a call that gives the number of tokens that each row got."""
-    engine, given = Engine(net), prompts(net, batch)
+    given = prompts(net, batch)
 
-    def ours() -> int:
+    def ours(engine: Engine) -> int:
         rows = engine.generate_batch(given, [Sampling(temperature=0)] * batch, new_tokens, speculative=False)
         return max(len(row.new_tokens) for row in rows)
 
-    ways: dict[str, Callable[[], int]] = {"mmtp": ours}
+    ways: dict[str, Callable[[], int]] = {way: partial(ours, engine) for way, engine in engines_of(net).items()}
     if compared:
         other, tokens = exported(net), torch.tensor(given)
         for cache in ("dynamic", "static"):
@@ -129,11 +136,12 @@ def ways_of(net: UnifiedModel, batch: int, new_tokens: int, compared: bool) -> d
 
 def passes_of(net: UnifiedModel, batch: int, context: int) -> dict[str, Callable[[], int]]:
     """A pass of every width behind a context, as a call."""
-    engine = Engine(net)
-    cache = engine.chooser.new_cache(net.config.backbone.depth, batch, context + max(WIDTHS))
+    caches = {
+        way: engine.chooser.new_cache(net.config.backbone.depth, batch, context + max(WIDTHS)) for way, engine in engines_of(net).items()
+    }
     text = next(i for i, slot in enumerate(net.config.layout.slots) if slot.modality is Modality.TEXT)
 
-    def run(width: int) -> int:
+    def run(cache: KVCache, width: int) -> int:
         cache.lengths = [context] * batch
         tokens = torch.zeros(batch, width, dtype=torch.long)
         positions = torch.arange(context, context + width)[None, :, None].expand(batch, width, 3)
@@ -141,7 +149,7 @@ def passes_of(net: UnifiedModel, batch: int, context: int) -> dict[str, Callable
             net.extend(net.embed(tokens), positions, cache.begin(width), cache.layers, [[text] * width] * batch)
         return 1
 
-    return {str(width): lambda width=width: run(width) for width in WIDTHS}
+    return {f"{width}, {way}": partial(run, cache, width) for way, cache in caches.items() for width in WIDTHS}
 
 
 def timed(ways: dict[str, Callable[[], int]], batch: int, rounds: int) -> list[Cost]:

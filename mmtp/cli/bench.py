@@ -17,6 +17,7 @@ def bench(
     drafts: str = "head",
     draft_cost: float | None = None,
     cache: Literal["bfloat16", "int8"] | None = None,
+    compile: bool = False,
     precision: Literal["float32", "bfloat16"] = "float32",
     repeats: int = 1,
     batch: int = 1,
@@ -48,6 +49,7 @@ def bench(
             before), or a smaller model over the same vocabulary; head+jacobi goes on behind the head's.
         draft_cost: what one more draft costs, in passes of the model; as many are made as pay. Without it all are.
         cache: hold keys and values in bfloat16 or int8 instead of what the model computes in: half or a quarter of the memory, more time.
+        compile: run the blocks of both ways' passes by kernels compiled for this machine, in one call; needs a C++ compiler.
         precision: of weights and activations.
         repeats: timings of each way per prompt; the median counts.
         batch: prompts of a kind that are decoded together; speeds are then those of each of them.
@@ -84,7 +86,7 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     net = from_pretrained(model).eval().to(getattr(torch, precision))
-    engine = Engine(net, exact=exact, drafts=drafts_of(drafts), draft_cost=draft_cost, cache=cache)
+    engine = Engine(net, exact=exact, drafts=drafts_of(drafts), draft_cost=draft_cost, cache=cache, compile=compile)
     with progress_bar("decoding both ways", "prompts") as bar:
         if data:
             asked = held_out_prompts([ShardDataset(path).over(net.config.layout) for path in data], prompts)
@@ -99,6 +101,7 @@ def bench(
         "drafts": drafts,
         "draft_cost": draft_cost,
         "cache": cache,
+        "compile": compile,
         "precision": precision,
         "batch": batch,
         "threads": torch.get_num_threads(),

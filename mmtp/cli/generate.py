@@ -37,6 +37,7 @@ def generate(
     drafts: str = "head",
     draft_cost: float | None = None,
     cache: Literal["bfloat16", "int8"] | None = None,
+    compile: bool = False,
     plain: bool = False,
     exact: bool = False,
     report: bool = False,
@@ -71,6 +72,7 @@ def generate(
             before), or a smaller model over the same vocabulary, by its name; head+jacobi goes on behind the head's.
         draft_cost: what one more draft costs, in passes of the model; as many are made as pay. Without it all are.
         cache: hold keys and values in bfloat16 or int8 instead of what the model computes in: half or a quarter of the memory, more time.
+        compile: run the blocks of a pass by kernels compiled for this machine, in one call; needs a C++ compiler.
         plain: one token per pass, without drafts; the output is the same, with rejection its distribution.
         exact: run plain and speculative decoding on equal shapes, so that they agree bit for bit.
         report: print tokens per pass and the share of drafts accepted, by medium and offset.
@@ -106,7 +108,8 @@ def generate(
     base = Sampling(repetition_penalty=repetition_penalty, verification=verification, **given)
     bounds = parse_size(size) if size is not None else None
     pictures = [read_image(path, size=bounds) for path in image or []]
-    pipeline = Pipeline.from_pretrained(model, exact=exact, drafts=drafts_of(drafts), draft_cost=draft_cost, cache=cache)
+    drafting = drafts_of(drafts)
+    pipeline = Pipeline.from_pretrained(model, exact=exact, drafts=drafting, draft_cost=draft_cost, cache=cache, compile=compile)
     rate = int(pipeline.tokenizer(Modality.AUDIO).spec.sample_rate or 0) if audio or (out and out.suffix.lower() == ".wav") else 0
     sounds = [read_sound(path, sample_rate=rate)[0] for path in audio or []]
     form = Form()

@@ -13,11 +13,13 @@ and speculative decoding read the same.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
+from mmtp.nn.native import Held, Program
 from mmtp.types import MmtpError
 
 # Attention runs over whole blocks of slots, so that few shapes occur.
@@ -45,6 +47,7 @@ class KVCache:
         dtype: of keys and values in passes.
         block: passes attend to whole blocks of so many slots.
         stored: in which keys and values are kept: ``torch.bfloat16`` or ``torch.int8``; None keeps them as they are.
+        compiled: whether passes are those of :mod:`mmtp.nn.native`.
 
     Attributes:
         lengths: tokens in the lanes in focus.
@@ -61,8 +64,10 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         block: int = BLOCK,
         stored: torch.dtype | None = None,
+        compiled: bool = False,
     ) -> None:
-        self.dtype = dtype
+        self.dtype, self.compiled = dtype, compiled
+        self.programs: dict[Any, Program] = {}
         if stored == torch.int8:
             head_dim += SCALE_BYTES
         self.limit, self.block = capacity, block
@@ -154,6 +159,11 @@ class _Layer:
 
     def __init__(self, cache: KVCache, index: int) -> None:
         self.cache, self.index = cache, index
+
+    @property
+    def held(self) -> Held | None:
+        cache = self.cache
+        return Held(cache.storage, self.index, cache.first, cache.lengths, cache.programs) if cache.compiled else None
 
     def update(
         self, keys: Float[Tensor, "b k s hd"], values: Float[Tensor, "b k s hd"]

@@ -14,6 +14,7 @@ from mmtp.decode.rows import Choice, DecodeError, Lane, Row
 from mmtp.decode.sample import Draft, choose, penalize, propose
 from mmtp.decode.step import SlotLogits, Step
 from mmtp.nn.linear import pack_linears
+from mmtp.nn.native import library
 from mmtp.stream.grammar import StreamGrammar
 
 MIN_EXACT_WIDTH = 4
@@ -36,15 +37,23 @@ class Chooser:
     Args:
         model: in evaluation mode.
         cache: what caches hold keys and values in, by its name in ``CACHES``.
+        compiled: whether passes are those of :mod:`mmtp.nn.native`.
 
     Raises:
-        DecodeError: there is no such cache.
+        DecodeError: there is no such cache, or passes of this model cannot be compiled.
+        NativeError: this machine cannot compile them.
     """
 
-    def __init__(self, model: Step, cache: str | None = None) -> None:
+    def __init__(self, model: Step, cache: str | None = None, compiled: bool = False) -> None:
         if cache not in CACHES:
             raise DecodeError(f"cache {cache!r}: one of {', '.join(str(name) for name in CACHES)} is wanted")
-        self.model, self.cache = model, CACHES[cache]
+        if compiled:
+            if lacking := model.backbone.uncompiled:
+                raise DecodeError(f"compile: passes of a model with {lacking} are not compiled; leave it out")
+            if cache is not None:
+                raise DecodeError(f"compile: compiled passes hold keys and values in full, not in {cache}; leave one of the two out")
+            library()
+        self.model, self.cache, self.compiled = model, CACHES[cache], compiled
         self.grammar = StreamGrammar(model.config.layout)
         self.logits = SlotLogits(model.config.layout, model.unembedding.weight)
         self.slots = model.config.layout.slots
@@ -62,7 +71,8 @@ class Chooser:
             exact: whether sums are to be the same bits in every pass.
         """
         backbone, block = self.model.config.backbone, EXACT_BLOCK if exact else BLOCK
-        return KVCache(layers, lanes, backbone.num_kv_heads, backbone.head_dim, capacity, self.device, self.dtype, block, self.cache)
+        shape = (layers, lanes, backbone.num_kv_heads, backbone.head_dim, capacity)
+        return KVCache(*shape, self.device, self.dtype, block, self.cache, self.compiled)
 
     def pick(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[int]:
         """Chooses a token at every wanted place.

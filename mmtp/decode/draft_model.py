@@ -35,7 +35,10 @@ class ModelDrafts:
         return self.max_drafts
 
     def begin(self, chooser: Chooser, num_lanes: int, capacity: int, exact: bool = False) -> "_ModelDrafter":
-        return _ModelDrafter(self.chooser, self.max_drafts, num_lanes, capacity, exact)
+        own = self.chooser
+        if chooser.compiled and not own.compiled and not own.model.backbone.uncompiled:
+            own = self.chooser = Chooser(own.model, compiled=True)
+        return _ModelDrafter(own, self.max_drafts, num_lanes, capacity, exact)
 
 
 class _Begun:

@@ -44,10 +44,19 @@ class Engine:
             (:class:`mmtp.decode.pace.Pace`); None makes all there are.
         cache: what the cache holds keys and values in, ``"bfloat16"`` or ``"int8"``, of each token and head by its own scale; None holds
             them as the model computes them.
+        compile: run the blocks of a pass by compiled kernels, in one call (:mod:`mmtp.nn.native`): float32 on CPUs, for models whose
+            blocks are the same for all media and read no vectors beside the stream. The first engine on a machine waits for a C++ compiler.
     """
 
     def __init__(
-        self, model: Step, *, exact: bool = False, drafts: Drafts | None = None, draft_cost: float | None = None, cache: str | None = None
+        self,
+        model: Step,
+        *,
+        exact: bool = False,
+        drafts: Drafts | None = None,
+        draft_cost: float | None = None,
+        cache: str | None = None,
+        compile: bool = False,
     ) -> None:
         if draft_cost is not None and not 0 <= draft_cost < float("inf"):
             raise DecodeError(f"draft_cost {draft_cost}: a number from 0 up is wanted")
@@ -55,7 +64,7 @@ class Engine:
         self.exact, self.draft_cost = exact, draft_cost
         self.drafts = drafts or HeadDrafts()
         self.drafts.length(model)  # refuses what does not fit
-        self.chooser = Chooser(model, cache)
+        self.chooser = Chooser(model, cache, compile)
         self.grammar, self.device = self.chooser.grammar, self.chooser.device
 
     def batcher(

@@ -6,7 +6,7 @@ to (Mixture-of-Transformers; Liang et al., arXiv 2411.04996, section 2.2 and alg
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +18,8 @@ from mmtp.nn.attention import LayerCache, fold_mask
 from mmtp.nn.block import Block
 from mmtp.nn.cross import CrossBlock
 from mmtp.nn.experts import ExpertBlock, Routes
+from mmtp.nn.linear import Derived
+from mmtp.nn.native import Program, Weights
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Rope, RopeScaling
 from mmtp.nn.windows import Windows
@@ -83,6 +85,18 @@ class BackboneConfig(mmtp.config.Config):
         """The rotary embedding of its heads."""
         return Rope(self.head_dim, self.rope_theta, self.rope_scaling)
 
+    def program(self, weights: Sequence[Weights], rope: Rope) -> Program:
+        """Blocks of these sizes, compiled."""
+        return Program(
+            weights,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            eps=self.norm_eps,
+            frequencies=rope.frequencies,
+            axis=rope.axis,
+        )
+
     @property
     def num_cross(self) -> int:
         """Cross-attention blocks."""
@@ -133,6 +147,17 @@ class Backbone(nn.Module):
         self._expert = {modality.index: i for i, modality in enumerate(modalities)}
         expert = [self._expert.get(modality.index, 0) for modality in Modality]
         self.register_buffer("experts", torch.tensor(expert), persistent=False)
+        self._program = Derived()
+
+    @property
+    def uncompiled(self) -> str:
+        """What it has that compiled passes have not; empty where they can be."""
+        if self.num_experts:
+            return f"weights of each medium's own (modality_specific = {self.config.modality_specific!r})"
+        if self.cross:
+            return "cross-attention"
+        weight = self.norm.weight
+        return "" if (weight.device.type, weight.dtype) == ("cpu", torch.float32) else f"weights in {weight.dtype} on {weight.device}"
 
     def forward(
         self,
@@ -153,6 +178,10 @@ class Backbone(nn.Module):
             routes: which medium's weights each position takes, of :meth:`routes` or :meth:`window_routes`; None where all share theirs.
             context: what cross-attention reads; None where there is nothing to be read.
         """
+        if caches and (held := caches[0].held) is not None:
+            assert isinstance(mask, Tensor)
+            program = held.programs.get(self) or held.programs.setdefault(self, self._compiled())
+            return program(x, positions, mask, held)[0]
         angles = self.rope(positions)
         if caches is not None and isinstance(mask, Tensor):
             mask = fold_mask(mask, self.config.num_heads // self.config.num_kv_heads, x.dtype)
@@ -166,6 +195,10 @@ class Backbone(nn.Module):
                 x = self.cross[n](x, vectors, seen, None if caches is None else caches[len(self.blocks) + n])
             x = block(x, angles, mask, None if caches is None else caches[i], *own)
         return x
+
+    def _compiled(self) -> Program:
+        weights = [cast(Block, block).weights for block in self.blocks]
+        return self._program.get([weight for each in weights for weight in each.all], lambda: self.config.program(weights, self.rope))
 
     def routes(self, modality: Int[Tensor, "b s"]) -> Routes | None:
         """Of the positions of a training pass, by ``Modality.index``; None where media share their weights."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from mmtp.nn.linear import Derived, Linear
+from mmtp.nn.native import Held
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Angles, rotate
 from mmtp.nn.windows import Windows, additive
@@ -31,6 +32,11 @@ LONGEST = 512
 @runtime_checkable
 class LayerCache(Protocol):
     """Keys and values of one layer: takes those of this pass, returns all that may be attended to."""
+
+    @property
+    def held(self) -> Held | None:
+        """Where they are, for passes that are compiled; None where passes are not."""
+        ...
 
     def update(
         self, keys: Float[Tensor, "b k s hd"], values: Float[Tensor, "b k s hd"]

@@ -1,11 +1,14 @@
 """The transformer block that models and tokenizers are built of, and the weights it starts from."""
 
+from typing import cast
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmtp.nn.attention import Attention, LayerCache, Mask
 from mmtp.nn.mlp import SwiGLU
+from mmtp.nn.native import Weights
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Angles
 
@@ -47,6 +50,21 @@ class Block(Layer):
         self.attention = Attention(width, num_heads, num_kv_heads, head_dim, eps, qk_norm)
         self.mlp_norm: nn.Module = RMSNorm(width, eps)
         self.mlp: nn.Module = SwiGLU(width, mlp_width)
+
+    @property
+    def weights(self) -> Weights:
+        """Its weights, for passes that are compiled."""
+        attention, mlp = self.attention, cast(SwiGLU, self.mlp)
+        return Weights(
+            attention_norm=cast(RMSNorm, self.attention_norm).weight,
+            qkv=cast(nn.Linear, attention.qkv).weight,
+            q_norm=cast(RMSNorm, attention.q_norm).weight if attention.qk_norm else None,
+            k_norm=cast(RMSNorm, attention.k_norm).weight if attention.qk_norm else None,
+            out=cast(nn.Linear, attention.out).weight,
+            mlp_norm=cast(RMSNorm, self.mlp_norm).weight,
+            gate_up=mlp.gate_up.weight,
+            down=mlp.down.weight,
+        )
 
     def forward(self, x: Float[Tensor, "b s d"], angles: Angles, mask: Mask, cache: LayerCache | None = None) -> Float[Tensor, "b s d"]:
         if cache is not None:

@@ -6,11 +6,14 @@ the number of rows, so that a position gets the same numbers in plain and in spe
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 ROWS = 8
 """How many rows oneDNN is told to expect. A hint of one would give a layout whose results for one row differ from those for several."""
@@ -26,9 +29,9 @@ class Derived:
 
     def __init__(self) -> None:
         self._marks: list[tuple[int, int]] | None = None
-        self._made: Tensor | None = None
+        self._made: Any = None
 
-    def get(self, weights: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
+    def get(self, weights: Sequence[Tensor], make: Callable[[], T]) -> T:
         """What ``make`` gives for the weights as they are now."""
         marks = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
         if self._made is None or marks != self._marks:
@@ -49,7 +52,7 @@ class Linear(nn.Linear):
 
     def forward(self, input: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch o"]:
         # What is compiled has its own ways with weights, and could not watch them change.
-        if self.packs and torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
+        if self.packs and not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
             return packed_linear(input, self.weight, self._packed, self.bias)
         return F.linear(input, self.weight, self.bias)
 

@@ -106,8 +106,8 @@ def reference(net: UnifiedModel, prefix: list[int], sampling: Sampling, limit: i
 def test_plain_and_speculative_equal_the_blackboard(trained: UnifiedModel, prefix: list[int], temperature: float, guidance: float) -> None:
     sampling = Sampling(temperature=temperature, guidance=guidance, seed=5)
     wanted = reference(trained, prefix, sampling, 40)
-    for exact in (False, True):
-        engine = Engine(trained, exact=exact)
+    for way in ({}, {"exact": True}, {"compile": True}, {"exact": True, "compile": True}):
+        engine = Engine(trained, **way)
         assert engine.generate(prefix, sampling, 40, speculative=False).tokens == wanted
         assert engine.generate(prefix, sampling, 40, speculative=True).tokens == wanted
 
@@ -410,3 +410,17 @@ def test_vectors_that_cross_attention_reads_decode_as_on_the_blackboard(temperat
             assert [row.tokens for row in rows[:2]] == wanted
             assert rows[2].tokens == engine.generate(TEXT, samplings[2], 16, not speculative).tokens
             assert engine.generate(prompts[1], samplings[1], 16, speculative, vectors=vectors[1]).tokens == wanted[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "cache", "said"),
+    [
+        ({"modality_specific": "norms"}, None, "modality_specific = 'norms'"),
+        ({"cross_attention_every": 1}, None, "cross-attention"),
+        ({}, "int8", "not in int8"),
+    ],
+)
+def test_says_what_is_not_compiled(changes: dict[str, object], cache: str | None, said: str) -> None:
+    config = UnifiedModel.Config(layout=LAYOUT, backbone=replace(BACKBONE, **changes), feature_width=4 if changes else 0)
+    with pytest.raises(DecodeError, match=said):
+        Engine(config.build().eval(), cache=cache, compile=True)

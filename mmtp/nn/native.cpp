@@ -1,0 +1,342 @@
+// Transformer blocks over the few positions of a pass of decoding, in one call. See mmtp/nn/native.py, which compiles and calls this.
+//
+// Every number is computed by the same operations in the same order whatever stands beside it: a position gets the same bits in a pass of
+// one and of many, alone and in a batch. So sums run over inputs one by one, in vectors across outputs; what reduces a row does so in the
+// fixed lanes of `dot`; and keys that a mask hides are left out, or add exact zeros.
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+static const int PANEL = 2 * LANES;  // outputs whose weights stand together: [outputs / PANEL, inputs, PANEL]
+
+static inline vec load(const float *p) { return *(const vec *)p; }
+static inline void store(float *p, vec v) { *(vec *)p = v; }
+
+// What the caller lays out; native.py has the same structures.
+struct Sizes {
+    int64_t width, heads, kv_heads, head_dim, mlp_width;
+    const float *frequencies;  // [head_dim / 2], rotary
+    const int64_t *axis;       // [head_dim / 2], of three, that each belongs to
+    float eps;
+};
+
+struct Block {
+    const float *embedding_norm, *state_norm, *project;  // of a head's step: u = project [norm(embedded); norm(x)] + added; or null
+    const float *attention_norm, *q_norm, *k_norm, *mlp_norm, *last_norm;  // gains; of q, k and the last null where there is none
+    const float *qkv, *out, *gate_up, *down;                               // in panels; qkv holds queries alone where banks are read
+};
+
+struct Window {
+    int64_t lanes, rows, extent;  // rows of each lane; keys that the mask speaks of
+    const uint8_t *mask;          // [lanes, rows, extent], 1 where a row may look
+    const int64_t *positions;     // [lanes, rows, 3]
+    const int64_t *starts;        // [lanes], where rows are written
+    float *keys, *values;         // of the first block and lane: [.., kv_heads, slots, head_dim]
+    int64_t block_stride, lane_stride, head_stride;
+    const float *embedded, *added;       // of a head's step: [lanes, rows, width]; or null
+    const int64_t *banks, *own;          // [lanes, bank_stride] bank of each key; [lanes, rows] bank of each row; or null
+    int64_t bank_stride, num_banks;
+    const float *weights;  // [num_banks, num_banks]: what a row of one bank has of each
+    float *last;           // [lanes, rows, width]: states after the last norm; or null
+    float *work;           // as many numbers as `mmtp_work` says
+};
+
+static inline float dot(const float *a, const float *b, int64_t n) {
+    vec sum = {};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) sum += load(a + i) * load(b + i);
+    float total = 0;
+    for (int j = 0; j < LANES; j++) total += sum[j];
+    for (; i < n; i++) total += a[i] * b[i];
+    return total;
+}
+
+static inline void norm(const float *x, const float *gain, float *out, int64_t n, float eps) {
+    const float scale = 1 / sqrtf(dot(x, x, n) / n + eps);
+    for (int64_t i = 0; i < n; i++) out[i] = x[i] * scale * gain[i];
+}
+
+// e^x to about one unit in the last place: 2^k times a polynomial (Cephes). What is below the least normal number is 0.
+static inline vec exponential(vec x) {
+    const ints low = x < -87.0f;
+    x = low ? vec{} : x;
+    x = x > 88.0f ? vec{} + 88.0f : x;
+    const vec shifted = x * 1.44269504f + 12582912.0f, k = shifted - 12582912.0f;
+    const vec r = x - k * 0.693359375f + k * 2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    ints power;
+    memcpy(&power, &shifted, sizeof power);
+    power = (power - 0x4B400000 + 127) << 23;
+    vec scale;
+    memcpy(&scale, &power, sizeof scale);
+    return low ? vec{} : p * scale;
+}
+
+// Products of R rows with C panels, handed to `put` in vectors.
+template <int R, int C, class Put>
+static inline void tile(const float *x, int64_t stride, const float *w, int64_t inputs, Put put) {
+    vec sum[R][2 * C];
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < 2 * C; c++) sum[r][c] = vec{};
+    for (int64_t i = 0; i < inputs; i++)
+#pragma GCC unroll 8
+        for (int c = 0; c < C; c++) {
+            const float *at = w + (c * inputs + i) * PANEL;
+            const vec one = load(at), other = load(at + LANES);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) {
+                const float factor = x[r * stride + i];
+                sum[r][2 * c] += one * factor;
+                sum[r][2 * c + 1] += other * factor;
+            }
+        }
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) put(r, c, sum[r][2 * c], sum[r][2 * c + 1]);
+}
+
+// The same for any number of rows, some panels of a product. `put(row, panel, ..)`.
+template <int C, class Put>
+static inline void product(const float *x, int64_t rows, int64_t stride, const float *w, int64_t inputs, int64_t panel, Put put) {
+    const float *at = w + panel * inputs * PANEL;
+    int64_t r = 0;
+    auto shifted = [&](int row, int c, vec one, vec other) { put(r + row, panel + c, one, other); };
+    if (C <= 2)
+        for (; r + 6 / C <= rows; r += 6 / C) tile<6 / C, C>(x + r * stride, stride, at, inputs, shifted);
+    if (C == 1 && r + 3 <= rows) { tile<3, C>(x + r * stride, stride, at, inputs, shifted); r += 3; }
+    for (; r + 2 <= rows && C <= 2; r += 2) tile<2, C>(x + r * stride, stride, at, inputs, shifted);
+    for (; r < rows; r++) tile<1, C>(x + r * stride, stride, at, inputs, shifted);
+}
+
+// All outputs of a product, divided among the threads of the team.
+template <class Put>
+static inline void linear(const float *x, int64_t rows, int64_t stride, const float *w, int64_t inputs, int64_t outputs, Put put) {
+    const int64_t panels = (outputs + PANEL - 1) / PANEL, wide = rows == 1 ? 4 : 1, blocks = panels / wide;
+#pragma omp for schedule(static) nowait
+    for (int64_t b = 0; b < blocks; b++) {
+        if (wide == 4) product<4>(x, rows, stride, w, inputs, 4 * b, put);
+        else product<1>(x, rows, stride, w, inputs, b, put);
+    }
+#pragma omp for schedule(static)
+    for (int64_t p = blocks * wide; p < panels; p++) product<1>(x, rows, stride, w, inputs, p, put);
+}
+
+// Writes or adds what of two vectors lies within a row.
+template <bool ADD>
+static inline void put_row(float *row, int64_t outputs, int64_t panel, vec one, vec other) {
+    float *at = row + panel * PANEL;
+    if ((panel + 1) * PANEL <= outputs) {
+        store(at, ADD ? load(at) + one : one);
+        store(at + LANES, ADD ? load(at + LANES) + other : other);
+        return;
+    }
+    for (int64_t i = 0; i < outputs - panel * PANEL; i++) {
+        const float value = i < LANES ? one[i] : other[i - LANES];
+        at[i] = ADD ? at[i] + value : value;
+    }
+}
+
+// Norm and rotary position of one query or key, in place.
+static inline void place(float *head, const float *gain, const float *cos, const float *sin, int64_t n, float eps) {
+    if (gain) norm(head, gain, head, n, eps);
+    const int64_t half = n / 2;
+    for (int64_t i = 0; i < half; i++) {
+        const float low = head[i], high = head[i + half];
+        head[i] = low * cos[i] - high * sin[i];
+        head[i + half] = high * cos[i] + low * sin[i];
+    }
+}
+
+// Softmax over scores [first, last), in place; entries with `hidden` are 0 afterwards.
+static inline void softmax(float *scores, int64_t count, float factor) {
+    float most = -INFINITY;
+    for (int64_t t = 0; t < count; t++) most = scores[t] > most ? scores[t] : most;
+    vec sums = {};
+    int64_t t = 0;
+    for (; t + LANES <= count; t += LANES) {
+        const vec e = exponential(load(scores + t) - most);
+        store(scores + t, e);
+        sums += e;
+    }
+    if (t < count) {
+        vec rest = sums * 0 - INFINITY;
+        for (int64_t i = t; i < count; i++) rest[i - t] = scores[i];
+        rest = exponential(rest - most);
+        for (int64_t i = t; i < count; i++) scores[i] = rest[i - t];
+        sums += rest;
+    }
+    float sum = 0;
+    for (int j = 0; j < LANES; j++) sum += sums[j];
+    const float scale = factor / sum;
+    for (int64_t i = 0; i < count; i++) scores[i] *= scale;
+}
+
+// A softmax of its own for every bank, each with its weight; what an empty bank gives is 0.
+static inline void softmaxes(float *scores, float *one, int64_t count, const int64_t *banks, int64_t num_banks, const float *weights) {
+    for (int64_t bank = 0; bank < num_banks; bank++) {
+        bool some = false;
+        for (int64_t t = 0; t < count; t++) {
+            const bool in = banks[t] == bank && scores[t] > -INFINITY;
+            one[t] = in ? scores[t] : -INFINITY;
+            some |= in;
+        }
+        if (some) softmax(one, count, weights[bank]);
+        for (int64_t t = 0; t < count; t++)
+            if (banks[t] == bank) one[count + t] = some && scores[t] > -INFINITY ? one[t] : 0;
+    }
+    memcpy(scores, one + count, count * sizeof *scores);
+}
+
+static inline void attend(const Sizes &z, const Window &w, int64_t lane, int64_t row, int64_t kv, const float *query, float *out,
+                          const float *keys, const float *values, float *scores) {
+    const int64_t hd = z.head_dim, groups = z.heads / z.kv_heads, at = lane * w.rows + row;
+    const uint8_t *mask = w.mask + at * w.extent;
+    const float *key = keys + lane * w.lane_stride + kv * w.head_stride, *value = values + lane * w.lane_stride + kv * w.head_stride;
+    int64_t count = w.extent;
+    while (count > 1 && !mask[count - 1]) count--;
+    const float factor = 1 / sqrtf((float)hd);
+    for (int64_t g = 0; g < groups; g++) {
+        const float *q = query + (kv * groups + g) * hd;
+        float *read = out + (kv * groups + g) * hd;
+        for (int64_t t = 0; t < count; t++) scores[t] = mask[t] ? dot(q, key + t * hd, hd) * factor : -INFINITY;
+        if (w.banks) softmaxes(scores, scores + w.extent, count, w.banks + lane * w.bank_stride, w.num_banks, w.weights + w.own[at] * w.num_banks);
+        else softmax(scores, count, 1);
+        int64_t i = 0;
+        for (; i + PANEL <= hd; i += PANEL) {
+            vec one = {}, other = {};
+            for (int64_t t = 0; t < count; t++) {
+                one += load(value + t * hd + i) * scores[t];
+                other += load(value + t * hd + i + LANES) * scores[t];
+            }
+            store(read + i, one);
+            store(read + i + LANES, other);
+        }
+        for (; i < hd; i++) {
+            float sum = 0;
+            for (int64_t t = 0; t < count; t++) sum += value[t * hd + i] * scores[t];
+            read[i] = sum;
+        }
+    }
+}
+
+extern "C" {
+
+int64_t mmtp_panel(void) { return PANEL; }
+
+// Numbers of room that a pass needs.
+int64_t mmtp_work(const Sizes *sizes, int64_t rows, int64_t extent, int64_t threads) {
+    const Sizes &z = *sizes;
+    const int64_t joined = (z.heads + 2 * z.kv_heads) * z.head_dim;
+    return rows * (2 * z.width + joined + z.heads * z.head_dim + z.mlp_width + z.head_dim) + 3 * threads * extent;
+}
+
+void mmtp_linear(const float *x, int64_t rows, int64_t inputs, const float *w, int64_t outputs, float *y, int64_t threads) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    linear(x, rows, inputs, w, inputs, outputs, [&](int64_t r, int64_t p, vec one, vec other) {
+        put_row<false>(y + r * outputs, outputs, p, one, other);
+    });
+}
+
+// Blocks one after the other; `x` [lanes * rows, width] is changed in place.
+void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const Window *window, float *x, int64_t threads) {
+    const Sizes &z = *sizes;
+    const Window &w = *window;
+    const int64_t d = z.width, hd = z.head_dim, n = w.lanes * w.rows, kv_heads = w.banks ? 0 : z.kv_heads;
+    const int64_t heads = z.heads + 2 * kv_heads, wide = heads * hd, read_wide = z.heads * hd, half = (z.mlp_width + PANEL - 1) / PANEL;
+    float *normed = w.work, *joined = normed + 2 * n * d, *read = joined + n * wide, *hidden = read + n * read_wide;
+    float *cos = hidden + n * z.mlp_width, *sin = cos + n * hd / 2, *scores = sin + n * hd / 2;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        int64_t thread = 0;
+#ifdef _OPENMP
+        thread = omp_get_thread_num();
+#endif
+        float *own = scores + 3 * thread * w.extent;
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < n * hd / 2; i++) {
+            const float angle = (float)w.positions[i / (hd / 2) * 3 + z.axis[i % (hd / 2)]] * z.frequencies[i % (hd / 2)];
+            cos[i] = cosf(angle);
+            sin[i] = sinf(angle);
+        }
+        for (int64_t b = 0; b < count; b++) {
+            const Block &block = blocks[b];
+            float *keys = w.keys + b * w.block_stride, *values = w.values + b * w.block_stride;
+            if (block.project) {
+#pragma omp for schedule(static)
+                for (int64_t r = 0; r < n; r++) {
+                    norm(w.embedded + r * d, block.embedding_norm, normed + 2 * r * d, d, z.eps);
+                    norm(x + r * d, block.state_norm, normed + (2 * r + 1) * d, d, z.eps);
+                    if (w.added) memcpy(x + r * d, w.added + r * d, d * sizeof *x);
+                    else memset(x + r * d, 0, d * sizeof *x);
+                }
+                linear(normed, n, 2 * d, block.project, 2 * d, d, [&](int64_t r, int64_t p, vec one, vec other) {
+                    put_row<true>(x + r * d, d, p, one, other);
+                });
+            }
+#pragma omp for schedule(static)
+            for (int64_t r = 0; r < n; r++) norm(x + r * d, block.attention_norm, normed + r * d, d, z.eps);
+            linear(normed, n, d, block.qkv, d, wide, [&](int64_t r, int64_t p, vec one, vec other) {
+                put_row<false>(joined + r * wide, wide, p, one, other);
+            });
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < n * heads; i++) {
+                const int64_t r = i / heads, h = i % heads, lane = r / w.rows, kv = (h - z.heads) % (kv_heads ? kv_heads : 1);
+                float *head = joined + r * wide + h * hd;
+                if (h < z.heads + kv_heads)
+                    place(head, h < z.heads ? block.q_norm : block.k_norm, cos + r * hd / 2, sin + r * hd / 2, hd, z.eps);
+                if (h >= z.heads)
+                    memcpy((h < z.heads + kv_heads ? keys : values) + lane * w.lane_stride + kv * w.head_stride +
+                               (w.starts[lane] + r % w.rows) * hd, head, hd * sizeof *head);
+            }
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < n * z.kv_heads; i++) {
+                const int64_t r = i / z.kv_heads;
+                attend(z, w, r / w.rows, r % w.rows, i % z.kv_heads, joined + r * wide, read + r * read_wide, keys, values, own);
+            }
+            linear(read, n, read_wide, block.out, read_wide, d, [&](int64_t r, int64_t p, vec one, vec other) {
+                put_row<true>(x + r * d, d, p, one, other);
+            });
+#pragma omp for schedule(static)
+            for (int64_t r = 0; r < n; r++) norm(x + r * d, block.mlp_norm, normed + r * d, d, z.eps);
+            // Panels of the gate and of what it lets through take turns.
+#pragma omp for schedule(static)
+            for (int64_t p = 0; p < half; p++)
+                product<2>(normed, n, d, block.gate_up, d, 2 * p, [&](int64_t r, int64_t panel, vec one, vec other) {
+                    float *row = hidden + r * z.mlp_width;
+                    if (panel % 2 == 0) {
+                        put_row<false>(row, z.mlp_width, p, one / (1 + exponential(-one)), other / (1 + exponential(-other)));
+                        return;
+                    }
+                    for (int64_t j = 0; j < PANEL && p * PANEL + j < z.mlp_width; j++)
+                        row[p * PANEL + j] *= j < LANES ? one[j] : other[j - LANES];
+                });
+            linear(hidden, n, z.mlp_width, block.down, z.mlp_width, d, [&](int64_t r, int64_t p, vec one, vec other) {
+                put_row<true>(x + r * d, d, p, one, other);
+            });
+        }
+        if (w.last) {
+#pragma omp for schedule(static)
+            for (int64_t r = 0; r < n; r++) norm(x + r * d, blocks[count - 1].last_norm, w.last + r * d, d, z.eps);
+        }
+    }
+}
+}

@@ -1,0 +1,288 @@
+"""Blocks of decoding in one call, by kernels that are compiled for the machine they run on.
+
+A pass of decoding is so short that what costs is less its arithmetic than starting it: some twenty calls per block. Here a pass over all
+blocks is one, of ``native.cpp``, which the system's C++ compiler turns into a library at first use (a few seconds; kept for later).
+The kernels compute a position alike whatever stands beside it, so that plain and speculative decoding, alone and in a batch, agree bit for
+bit. They are for float32 on CPUs.
+"""
+
+import ctypes
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mmtp.types import MmtpError
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
+
+
+class NativeError(MmtpError):
+    """Kernels that cannot be had here: says why, and what to do."""
+
+
+class Held(NamedTuple):
+    """Where a layer's keys and values are held, for kernels that write and read them there.
+
+    Attributes:
+        storage: of all layers, keys and values.
+        layer: index of it.
+        first: lane that the pass begins with.
+        starts: tokens of each lane of the pass, behind which it writes.
+        programs: what modules have been compiled to for passes over this cache, during which weights stay as they are.
+    """
+
+    storage: Float[Tensor, "layers 2 lanes k t hd"]
+    layer: int
+    first: int
+    starts: Sequence[int]
+    programs: dict[Any, "Program"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a block, and of a draft head's step around it.
+
+    Attributes:
+        attention_norm: gain.
+        qkv: queries, keys and values; queries alone where banks are read.
+        q_norm: gain; None without QK-norm.
+        k_norm: likewise.
+        out: of attention.
+        mlp_norm: gain.
+        gate_up: of the feed-forward layer.
+        down: likewise.
+        join: what a step begins with: gains for embedding and state, and the projection of both; None where a block begins with the state.
+        last_norm: gain for the states that leave; None where they leave as they are.
+    """
+
+    attention_norm: Float[Tensor, " d"]
+    qkv: Float[Tensor, "p d"]
+    q_norm: Float[Tensor, " hd"] | None
+    k_norm: Float[Tensor, " hd"] | None
+    out: Float[Tensor, "d h"]
+    mlp_norm: Float[Tensor, " d"]
+    gate_up: Float[Tensor, "m2 d"]
+    down: Float[Tensor, "d m"]
+    join: tuple[Float[Tensor, " d"], Float[Tensor, " d"], Float[Tensor, "d d2"]] | None = None
+    last_norm: Float[Tensor, " d"] | None = None
+
+    @property
+    def all(self) -> list[Tensor]:
+        own = (self.attention_norm, self.qkv, self.q_norm, self.k_norm, self.out, self.mlp_norm, self.gate_up, self.down, self.last_norm)
+        return [weight for weight in (*own, *(self.join or ())) if weight is not None]
+
+
+class Banks(NamedTuple):
+    """Keys of several kinds, each read with a softmax of its own.
+
+    Attributes:
+        of_keys: bank of every key of every lane.
+        of_rows: bank of every position of the pass.
+        weights: what a position of one bank has of each.
+    """
+
+    of_keys: Int[Tensor, "b t"]
+    of_rows: Int[Tensor, "b s"]
+    weights: Float[Tensor, "n n"]
+
+
+class Program:
+    """Blocks laid out for the kernels.
+
+    Args:
+        weights: of the blocks.
+        head_dim: width of one head.
+        num_heads: query heads.
+        num_kv_heads: key and value heads.
+        eps: of all norms.
+        frequencies: rotary.
+        axis: that each of them belongs to.
+
+    Raises:
+        NativeError: there is no compiler, or it fails.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Weights],
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        eps: float,
+        frequencies: Float[Tensor, " n"],
+        axis: Int[Tensor, " n"],
+    ) -> None:
+        self._library = library()
+        self.width = weights[0].qkv.shape[1]
+        self._kept: list[Tensor] = []
+        self._sizes = _Sizes(
+            self.width, num_heads, num_kv_heads, head_dim, weights[0].down.shape[1], self._keep(frequencies), self._keep(axis), eps
+        )
+        self._blocks = (_Block * len(weights))(*(self._block(each) for each in weights))
+
+    def __call__(
+        self,
+        x: Float[Tensor, "b s d"],
+        positions: Int[Tensor, "b s 3"],
+        mask: Bool[Tensor, "b 1 s t"],
+        held: Held,
+        embedded: Float[Tensor, "b s d"] | None = None,
+        added: Float[Tensor, "b s d"] | None = None,
+        banks: Banks | None = None,
+    ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b s d"]]:
+        """Runs all blocks over a pass.
+
+        Args:
+            x: states.
+            positions: rotary.
+            mask: True where a position may look.
+            held: keys and values of the first block; those of the others follow. What the pass adds is written unless banks are read.
+            embedded: embeddings that a head's step joins with the states.
+            added: to what it has joined.
+            banks: kinds of keys; None where they are all alike.
+
+        Returns:
+            States, and states after the last norm where there is one.
+        """
+        x = x.contiguous().clone()
+        lanes, rows, _ = x.shape
+        storage, threads = held.storage, torch.get_num_threads()
+        layer, part, lane, head = storage.stride()[:4]
+        keys = storage.data_ptr() + 4 * (held.layer * layer + held.first * lane)
+        work = torch.empty(self._library.mmtp_work(self._sizes, lanes * rows, mask.shape[3], threads))
+        last = torch.empty_like(x) if self._blocks[-1].last_norm else None
+        kept = [None if t is None else t.contiguous() for t in (mask, positions, embedded, added, *(banks or (None, None, None)))]
+        seen, places, joined, more, of_keys, of_rows, weights = (None if t is None else t.data_ptr() for t in kept)
+        starts = (ctypes.c_int64 * lanes)(*held.starts)
+        window = _Window(
+            lanes, rows, mask.shape[3], seen, places, ctypes.addressof(starts), keys, keys + 4 * part, layer, lane, head, joined, more,
+            of_keys, of_rows, 0 if banks is None else banks.of_keys.shape[1], 0 if banks is None else len(banks.weights), weights,
+            None if last is None else last.data_ptr(), work.data_ptr(),
+        )  # fmt: skip
+        self._library.mmtp_blocks(self._sizes, self._blocks, len(self._blocks), window, x.data_ptr(), threads)
+        return x, x if last is None else last
+
+    def _block(self, weights: Weights) -> "_Block":
+        panels = [_panels(weight.detach()) for weight in (weights.qkv, weights.out, weights.down)]
+        gate, up = (_panels(half) for half in weights.gate_up.detach().chunk(2))
+        qkv, out, down = panels
+        embedding_norm, state_norm, project = weights.join or (None, None, None)
+        return _Block(
+            *(self._keep(gain) for gain in (embedding_norm, state_norm)),
+            self._keep(None if project is None else _panels(project.detach())),
+            *(self._keep(gain) for gain in (weights.attention_norm, weights.q_norm, weights.k_norm, weights.mlp_norm, weights.last_norm)),
+            *(self._keep(weight) for weight in (qkv, out, torch.stack((gate, up), dim=1), down)),
+        )
+
+    def _keep(self, weight: Tensor | None) -> int | None:
+        """Address of a weight that lives as long as this does."""
+        if weight is None:
+            return None
+        self._kept.append(weight.detach().contiguous())
+        return self._kept[-1].data_ptr()
+
+
+def linear(x: Float[Tensor, "m i"], panels: Float[Tensor, "p i n"], outputs: int) -> Float[Tensor, "m o"]:
+    """``x @ weight.T`` by a weight in panels; a row gets the same bits beside any others."""
+    x, y = x.contiguous(), x.new_empty(x.shape[0], outputs)
+    library().mmtp_linear(x.data_ptr(), *x.shape, panels.data_ptr(), outputs, y.data_ptr(), torch.get_num_threads())
+    return y
+
+
+def _panels(weight: Float[Tensor, "o i"]) -> Float[Tensor, "p i n"]:
+    """A weight with those of some outputs together, input by input."""
+    size = library().mmtp_panel()
+    return F.pad(weight, (0, 0, 0, -len(weight) % size)).unflatten(0, (-1, size)).transpose(1, 2).contiguous()
+
+
+_POINTER = ctypes.c_void_p
+
+
+class _Sizes(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("width", "heads", "kv_heads", "head_dim", "mlp_width")),
+        *((name, _POINTER) for name in ("frequencies", "axis")),
+        ("eps", ctypes.c_float),
+    )
+
+
+class _Block(ctypes.Structure):
+    _fields_ = tuple(
+        (name, _POINTER)
+        for name in (
+            "embedding_norm", "state_norm", "project", "attention_norm", "q_norm", "k_norm", "mlp_norm", "last_norm", "qkv", "out",
+            "gate_up", "down",
+        )
+    )  # fmt: skip
+
+
+class _Window(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("lanes", "rows", "extent")),
+        *((name, _POINTER) for name in ("mask", "positions", "starts", "keys", "values")),
+        *((name, ctypes.c_int64) for name in ("block_stride", "lane_stride", "head_stride")),
+        *((name, _POINTER) for name in ("embedded", "added", "banks", "own")),
+        *((name, ctypes.c_int64) for name in ("bank_stride", "num_banks")),
+        *((name, _POINTER) for name in ("weights", "last", "work")),
+    )
+
+
+@cache
+def library() -> Any:
+    """The kernels, compiled for this machine.
+
+    Raises:
+        NativeError: there is no compiler, or it fails.
+    """
+    compiler, flags = os.environ.get("CXX", "c++"), FLAGS
+    # What the compiler defines tells its version and the instructions of this machine: a folder may be shared with others.
+    defined = _run([compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull])
+    key = hashlib.sha256(SOURCE.read_bytes() + defined + " ".join(flags).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmtp"
+    path = folder / f"native-{key}.so"
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            folder = Path(tempfile.mkdtemp(prefix="mmtp-"))
+            path = folder / path.name
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / "native.o"
+            _run([compiler, *flags, "-fopenmp", "-c", str(SOURCE), "-o", str(made)])
+            # Not linked with an OpenMP of its own: torch's is there already, and two teams of threads would stand in each other's way.
+            _run([compiler, "-shared", str(made), "-o", str(made.with_suffix(".so"))])
+            os.replace(made.with_suffix(".so"), path)
+    try:
+        found = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeError(f"compiled kernels cannot be loaded ({error})") from error
+    pointer, number = _POINTER, ctypes.c_int64
+    found.mmtp_panel.restype, found.mmtp_panel.argtypes = number, ()
+    found.mmtp_work.restype, found.mmtp_work.argtypes = number, (ctypes.POINTER(_Sizes), number, number, number)
+    found.mmtp_linear.restype, found.mmtp_linear.argtypes = None, (pointer, number, number, pointer, number, pointer, number)
+    found.mmtp_blocks.restype = None
+    found.mmtp_blocks.argtypes = (ctypes.POINTER(_Sizes), ctypes.POINTER(_Block), number, ctypes.POINTER(_Window), pointer, number)
+    return found
+
+
+def _run(command: Sequence[str]) -> bytes:
+    try:
+        return subprocess.run(command, check=True, capture_output=True).stdout
+    except FileNotFoundError:
+        raise NativeError(f"compiled passes need a C++ compiler, and {command[0]!r} is none; install g++ or set CXX") from None
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").strip().splitlines() or ["nothing"]
+        raise NativeError(f"compiled passes: {command[0]!r} fails, and says: {said[0]}") from error

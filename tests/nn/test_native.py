@@ -1,0 +1,122 @@
+"""Compiled passes beside those of torch."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmtp.decode.cache import KVCache
+from mmtp.models.backbone import Backbone, BackboneConfig
+from mmtp.nn import native
+from mmtp.nn.native import NativeError
+
+SIZES = {
+    "qwen": BackboneConfig(width=96, depth=3, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=160),
+    # Nothing of this one is a multiple of what a processor multiplies at a time.
+    "llama": BackboneConfig(width=40, depth=2, num_heads=3, num_kv_heads=1, head_dim=10, mlp_width=44, qk_norm=False),
+    "wide": BackboneConfig(width=128, depth=1, num_heads=2, num_kv_heads=2, head_dim=64, mlp_width=272),
+}
+START = 70
+
+
+def backbone(size: str) -> Backbone:
+    torch.manual_seed(0)
+    net = Backbone(SIZES[size])
+    for weight in net.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    return net.eval()
+
+
+def run(net: Backbone, x: torch.Tensor, compiled: bool, starts: list[int], block: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    """States of a pass, and what the cache holds after it; before it, all lanes hold the same numbers, drawn at random."""
+    c = net.config
+    cache = KVCache(c.depth, len(x), c.num_kv_heads, c.head_dim, 2 * START, block=block, compiled=compiled)
+    held = (c.depth, 2, 1, c.num_kv_heads, START, c.head_dim)
+    cache.storage[..., :START, :] = torch.randn(held, generator=torch.Generator().manual_seed(1))
+    cache.lengths = list(starts)
+    width = x.shape[1]
+    positions = torch.tensor([[(s + i, (s + i) % 7, 2 * i) for i in range(width)] for s in starts])
+    with torch.inference_mode():
+        return net(x, positions, cache.begin(width), cache.layers), cache.storage[..., : START + width, :]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("width", [1, 2, 5, 13])
+def test_gives_what_torch_gives(size: str, width: int) -> None:
+    net = backbone(size)
+    x = torch.randn(2, width, net.config.width, generator=torch.Generator().manual_seed(2))
+    for found, wanted in zip(run(net, x, True, [START, 11]), run(net, x, False, [START, 11]), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)  # measured at most: 2e-5
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(list(SIZES)), st.integers(1, 14), st.integers(0, 13), st.integers(0, START), st.sampled_from([64, 256]))
+def test_a_position_gets_the_same_bits_in_every_pass(size: str, width: int, first: int, start: int, block: int) -> None:
+    net = backbone(size)
+    x = torch.randn(3, width, net.config.width, generator=torch.Generator().manual_seed(3))
+    together, _ = run(net, x, True, [START, start, 0])
+    first = min(first, width - 1)
+    alone, _ = run(net, x[:1, : first + 1], True, [START], block)
+    assert torch.equal(together[0, : first + 1], alone[0])
+
+
+def test_threads_change_no_bit() -> None:
+    net, before = backbone("qwen"), torch.get_num_threads()
+    x = torch.randn(1, 4, 96, generator=torch.Generator().manual_seed(4))
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(run(net, x, True, [START])[0])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def test_follows_weights_that_change() -> None:
+    net = backbone("wide")
+    x = torch.randn(1, 3, 128, generator=torch.Generator().manual_seed(5))
+    before, _ = run(net, x, True, [START])
+    with torch.no_grad():
+        net.blocks[0].get_parameter("mlp.down.weight").mul_(2)
+    after, _ = run(net, x, True, [START])
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, run(net, x, False, [START])[0], atol=1e-4, rtol=1e-4)
+
+
+def test_the_input_is_left_as_it_is() -> None:
+    net = backbone("wide")
+    x = torch.randn(1, 3, 128)
+    kept = x.clone()
+    run(net, x, True, [START])
+    assert torch.equal(x, kept)
+
+
+def test_extreme_numbers_end_in_none_that_are_not() -> None:
+    net = backbone("qwen")
+    x = 1e4 * torch.randn(1, 3, 96, generator=torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.mul_(20)
+    found, wanted = run(net, x, True, [START])[0], run(net, x, False, [START])[0]
+    assert found.isfinite().all()
+    torch.testing.assert_close(found / wanted.abs().max(), wanted / wanted.abs().max(), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("compiler", "said"), [("no-such-compiler", "install g\\+\\+ or set CXX"), ("false", "'false' fails")])
+def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, compiler: str, said: str) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    native.library.cache_clear()
+    try:
+        with pytest.raises(NativeError, match=said):
+            native.library()
+    finally:
+        native.library.cache_clear()
+
+
+def test_says_what_is_not_compiled() -> None:
+    assert not backbone("qwen").uncompiled
+    assert "cross-attention" in Backbone(replace(SIZES["qwen"], cross_attention_every=1)).uncompiled
+    assert "bfloat16" in backbone("qwen").bfloat16().uncompiled
