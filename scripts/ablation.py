@@ -42,6 +42,7 @@ from mmtp.models.loss import LossConfig, LossOutput, unified_loss
 from mmtp.models.unified import UnifiedModel, input_spans
 from mmtp.nn.attention import document_mask
 from mmtp.registry import REGISTRY
+from mmtp.train.precision import quicker_precision
 from mmtp.train.trainer import OptimConfig, build_optimizers
 from mmtp.types import Batch
 
@@ -126,19 +127,20 @@ def head_loss(model: UnifiedModel, head: Any, batch: Batch, states: tuple[torch.
 
 
 def train(
-    model: UnifiedModel, variants: Sequence[Variant], batches: PackedBatches, depth: int, steps: int, seed: int
+    model: UnifiedModel, variants: Sequence[Variant], batches: PackedBatches, depth: int, steps: int, seed: int, anchors: float
 ) -> tuple[dict[str, nn.Module], dict[str, float]]:
     """Heads of all variants, trained side by side, and the median seconds of a step of each."""
+    half = quicker_precision() == "bfloat16"
     heads, optimizers, seconds = {}, {}, {variant.name: [] for variant in variants}
     for variant in variants:
         torch.manual_seed(seed)
         heads[variant.name] = build_head(variant, model, depth).train()
         optimizers[variant.name] = build_optimizers(heads[variant.name], OPTIM)
-    losses = {variant.name: from_dict(LossConfig, LOSS | variant.loss, "loss") for variant in variants}
+    losses = {variant.name: from_dict(LossConfig, LOSS | {"mtp_anchors": anchors} | variant.loss, "loss") for variant in variants}
     for step in track(range(steps), f"seed {seed}: training {len(variants)} heads"):
         rate = min((step + 1) / OPTIM.warmup, 0.5 + 0.5 * math.cos(math.pi * max(0.0, step / steps - OPTIM.flat) / (1 - OPTIM.flat)))
         batch = batches.batch(step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
             states = frozen_states(model, batch)
             for name, head in heads.items():
                 begun = time.perf_counter()
@@ -254,11 +256,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, default=8, help="held-out batches of so many rows behind which drafts are compared")
     parser.add_argument("--prompts", type=int, default=16, help="of each task")
     parser.add_argument("--limit", type=int, default=512, help="new tokens of a prompt")
-    parser.add_argument("--variants", nargs="+", help="parts of names; without it all")
+    parser.add_argument("--anchors", type=float, default=1.0, help="share of the positions from which a step trains drafts")
+    parser.add_argument("--variants", nargs="+", choices=[v.name for v in VARIANTS], metavar="NAME", help="without it all")
     args = parser.parse_args(arguments)
     model = from_pretrained(args.model).eval().requires_grad_(False)
     able = [v for v in VARIANTS if model.config.feature_width or "continuous" not in v.head]
-    chosen = [v for v in able if not args.variants or any(part in v.name for part in args.variants)]
+    chosen = [v for v in able if not args.variants or v.name in args.variants]
     trained, held_out = ([ShardDataset(path).over(model.config.layout) for path in paths] for paths in (args.train, args.held_out))
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "results.jsonl"
@@ -274,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         plain = plain or decode(model, prompts, False, args.limit)
         batches = PackedBatches(trained, rows=args.rows, budget=args.budget, seed=seed)
-        heads, seconds = train(model, missing, batches, args.mtp_depth, args.steps, seed)
+        heads, seconds = train(model, missing, batches, args.mtp_depth, args.steps, seed, args.anchors)
         shares = overlaps(model, heads, map(measured.batch, range(min(args.batches, measured.steps_per_epoch))))
         for variant in track(missing, f"seed {seed}: decoding"):
             model.head = heads[variant.name].eval()
@@ -282,6 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "variant": variant.name,
                 "seed": seed,
                 "steps": args.steps,
+                "anchors": args.anchors,
                 "parameters": parameters(model.head),
                 "seconds": seconds[variant.name],
                 "overlap": shares[variant.name],

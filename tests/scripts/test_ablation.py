@@ -15,6 +15,8 @@ from mmtp.testing.fakes import BlockTokenizer
 from mmtp.tokenizers.continuous.patches import PatchImageTokenizer
 from mmtp.tokenizers.text import TextTokenizer
 
+NAMES = ("sequential", "synchronized, rows", "sequential, distilled")
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -64,10 +66,10 @@ def test_heads_of_equal_size_are_measured_once(script, world, tmp_path):
         "--report",
         str(tmp_path),
     ]
-    script.main([*command, "--seeds", "1", "--variants", "sequential", "rows"])
+    script.main([*command, "--seeds", "1", "--variants", *NAMES])
     lines = (tmp_path / "ablation-x" / "results.jsonl").read_text().splitlines()
     records = {record["variant"]: record for record in map(json.loads, lines)}
-    assert records.keys() == {"sequential", "sequential, distilled", "synchronized, rows"}
+    assert tuple(records) == NAMES
     sizes = [record["parameters"] for record in records.values()]
     assert max(sizes) < 1.05 * min(sizes)
     for name, record in records.items():
@@ -77,8 +79,15 @@ def test_heads_of_equal_size_are_measured_once(script, world, tmp_path):
     table = (tmp_path / "ablation-x.md").read_text()
     assert table.count("| synchronized, rows |") == 2 and "2 of 2" in table
     assert (tmp_path / "ablation-x-image.svg").read_text().startswith("<svg")
-    script.main([*command, "--seeds", "1", "--variants", "sequential", "rows"])
+    script.main([*command, "--seeds", "1", "--variants", *NAMES])
     assert (tmp_path / "ablation-x" / "results.jsonl").read_text().splitlines() == lines
+
+
+def test_variants_are_named_in_full(script, world, tmp_path, capsys):
+    command = [str(world / "model"), "--train", str(world / "train"), "--held-out", str(world / "held-out"), "--out", str(tmp_path / "x")]
+    with pytest.raises(SystemExit):
+        script.main([*command, "--variants", "rows"])
+    assert "invalid choice: 'rows'" in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
 def test_what_is_called_thin_has_the_backbones_width(script, world):
@@ -103,7 +112,7 @@ def test_what_heads_read_in_place_of_vectors_is_compared_on_models_that_read_the
     save_pretrained(replace(preset("tiny", layout), feature_width=patches.spec.latent_dim).build(), tmp_path / "model")
     command = [str(tmp_path / "model"), "--train", str(tmp_path / "data"), "--held-out", str(tmp_path / "data")]
     command += ["--out", str(tmp_path / "out"), "--steps", "1", "--rows", "2", "--budget", "64", "--prompts", "2", "--limit", "8"]
-    script.main([*command, "--mtp-depth", "1", "--seeds", "1", "--variants", "sequential, vectors", "synchronized, vectors"])
+    script.main([*command, "--mtp-depth", "1", "--seeds", "1", "--variants", *(v.name for v in script.VARIANTS if "continuous" in v.head)])
     records = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert len(records) == 4 and len({record["overlap"]["text+1"] for record in records}) == 4
     assert all(record["tasks"]["caption"]["equal"] == [2, 2] for record in records)
