@@ -141,7 +141,7 @@ class Demo:
         from mmtp.train.recipe import load_recipe, run_recipe
 
         folder = self.out / "train"
-        settings = [f"run.max_minutes={float(self.minutes)}", f"run.precision={self._precision(folder)}"]
+        settings = [f"run.max_minutes={float(self.minutes)}", "run.precision=auto"]
         recipe = load_recipe(Path(__file__).with_name("demo.toml"), settings)
         show(f"{self.minutes:g} minutes; losses in nats per token, by what is predicted (+1, +2, ...: drafts of later tokens)")
         result = run_recipe(recipe, folder, data_root=self.out)
@@ -275,14 +275,6 @@ class Demo:
         if len(self.sections) > before:
             self.sections.insert(before, Heading(title))
         self.console.print(f"[dim]{time.monotonic() - began:.0f} s[/dim]")
-
-    def _precision(self, folder: Path) -> str:
-        """The quicker arithmetic here; that of the run where one is to be continued."""
-        from mmtp.config import load_file
-        from mmtp.train.precision import quicker_precision
-
-        begun = folder / "recipe.json"
-        return load_file(begun)["run"]["precision"] if begun.exists() else quicker_precision()
 
     def _seconds(self, share: float) -> float:
         """A part of the time for training, in seconds."""

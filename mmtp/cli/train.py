@@ -1,5 +1,6 @@
 """``mmtp train``: one loop for tokenizers, text vocabularies and models; the recipe says which."""
 
+import sys
 from pathlib import Path
 
 
@@ -31,12 +32,15 @@ def train(
         mmtp train models/vqa-s/recipe.toml --max-minutes 5
     """
     from mmtp.train.distributed import rank
+    from mmtp.train.precision import quicker_precision
     from mmtp.train.recipe import load_recipe, run_recipe
 
     overrides = list(set or [])
     if max_minutes is not None:
         overrides.append(f"run.max_minutes={float(max_minutes)}")
     loaded = load_recipe(recipe, overrides)
+    if rank() == 0 and loaded.run.precision == "bfloat16" and quicker_precision() == "float32":
+        print("run.precision: bfloat16 is slower than float32 on this machine; --set run.precision=auto takes the quicker", file=sys.stderr)
     folder = run_dir or Path("runs") / run_name(recipe)
     result = run_recipe(loaded, folder, data_root=data_root)
     if rank() == 0:

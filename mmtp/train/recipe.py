@@ -8,13 +8,14 @@ import importlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mmtp.config import Config, ConfigError, load_file, override
 from mmtp.hub import write_text
 from mmtp.train.distributed import processes, rank
+from mmtp.train.precision import quicker_precision
 from mmtp.train.trainer import OptimConfig, RunConfig
 
 TASKS = {
@@ -81,14 +82,16 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, data_root: str | Path | No
 
     Raises:
         ConfigError: the folder holds a run of another recipe; names the first key that differs. Or several processes were launched
-            for a task that trains in one.
+            for a task that trains in one, or for a precision that each would choose for itself.
         TrainError: the run cannot go on.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    record = json.loads(json.dumps(recipe.to_dict()))
     path = folder / "recipe.json"
-    if path.exists() and (difference := _first_difference(_comparable(load_file(path)), _comparable(record))):
+    begun = load_file(path) if path.exists() else None
+    recipe = _with_precision(recipe, begun)
+    record = json.loads(json.dumps(recipe.to_dict()))
+    if begun and (difference := _first_difference(_comparable(begun), _comparable(record))):
         raise ConfigError(f"{folder}: holds a run of another recipe ({difference}); give another folder, or remove this one")
     if processes() > 1 and recipe.task != "model":
         raise ConfigError(f"task = {recipe.task!r} trains in one process, and {processes()} were launched; several can train a model")
@@ -98,6 +101,16 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, data_root: str | Path | No
     train: Callable[..., Path] = getattr(importlib.import_module(module), name)
     root = Path(data_root or os.environ.get("MMTP_DATA", "."))
     return train(recipe, folder, data_root=root, progress=progress)
+
+
+def _with_precision(recipe: Recipe, begun: dict[str, Any] | None) -> Recipe:
+    """The recipe with its precision decided: that of the run which is continued, else what is quicker on this machine."""
+    if recipe.run.precision != "auto":
+        return recipe
+    if processes() > 1:
+        raise ConfigError('run: precision = "auto" is for one process; "float32" or "bfloat16" is wanted, the same for all')
+    precision = begun["run"]["precision"] if begun else quicker_precision()
+    return replace(recipe, run=replace(recipe.run, precision=precision))
 
 
 def _comparable(record: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from mmtp.config import Config
+from mmtp.config import Config, ConfigError
 from mmtp.train.checkpoint import CheckpointError, ShardedCheckpoints, latest_checkpoint, load_checkpoint, load_sharded, save_checkpoint
 from mmtp.train.distributed import ParallelConfig, World, local, lost_process, whole
 from mmtp.train.log import RunLog
@@ -65,7 +65,8 @@ class RunConfig(Config):
         steps: optimizer steps.
         batch: samples per step (what a sample is, the task says), over all processes.
         seed: decides weights, data order and every other draw.
-        precision: arithmetic of the forward pass; weights stay float32.
+        precision: arithmetic of the forward pass; weights stay float32. ``auto``, of a recipe, is what is quicker on the machine where
+            the run begins.
         max_minutes: ends the run earlier, by the clock. The schedule then follows the clock as well, so that the rate
             has come down when time is up; such a run is not repeatable to the bit.
         log_every: steps between records.
@@ -77,7 +78,7 @@ class RunConfig(Config):
     steps: int
     batch: int
     seed: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
     max_minutes: float | None = None
     log_every: int = 20
     checkpoint_every: int = 500
@@ -154,6 +155,8 @@ class Trainer:
     def __init__(
         self, task: Task, optim: OptimConfig, run: RunConfig, folder: Path, *, progress: bool = True, world: World | None = None
     ) -> None:
+        if run.precision == "auto":
+            raise ConfigError('run: precision = "auto" is decided where recipes are run; "float32" or "bfloat16" is wanted here')
         self.task, self.optim, self.run, self.folder = task, optim, run, Path(folder)
         self.progress = progress
         self.world = world or World()

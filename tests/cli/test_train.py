@@ -2,6 +2,7 @@ from pathlib import Path
 
 from mmtp import cli
 from mmtp.cli.train import run_name
+from mmtp.train import precision
 from mmtp.train import recipe as recipes
 
 RECIPE = 'task = "tokenizer"\n[optim]\nlr = 1e-3\n[run]\nsteps = 10\nbatch = 2\n'
@@ -23,6 +24,15 @@ def test_a_recipe_is_changed_by_the_options_and_run(tmp_path, monkeypatch, capsy
     assert seen["recipe"].run.max_minutes == 1.5
     assert (seen["folder"], seen["data_root"]) == (tmp_path / "run", Path("d"))
     assert capsys.readouterr().out == f"trained: {tmp_path / 'run' / 'result'}\n"
+
+
+def test_bfloat16_that_would_be_slower_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recipes, "run_recipe", lambda recipe, folder, data_root: folder)
+    monkeypatch.setattr(precision, "quicker_precision", lambda: "float32")
+    (tmp_path / "small.toml").write_text(RECIPE)
+    for asked, lines in (("bfloat16", 1), ("float32", 0), ("auto", 0)):
+        assert cli.run(["train", str(tmp_path / "small.toml"), "--set", f"run.precision={asked}"]) == 0
+        assert capsys.readouterr().err.count("run.precision=auto takes the quicker") == lines
 
 
 def test_an_unknown_key_of_a_recipe_is_one_line(tmp_path, capsys):

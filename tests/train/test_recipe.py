@@ -48,7 +48,7 @@ def test_file_folder_and_overrides(path):
         ("learning = 1", r"recipe\.toml\.run: unknown key 'learning'"),
         ("step = 1", r"recipe\.toml\.run: unknown key 'step'; did you mean 'steps'\?"),
         ('seed = "a"', r"recipe\.toml\.run\.seed: int is wanted, 'a' given"),
-        ('precision = "float8"', r"'float8' is not one of 'float32', 'bfloat16'"),
+        ('precision = "float8"', r"'float8' is not one of 'float32', 'bfloat16', 'auto'"),
     ],
 )
 def test_mistakes_are_named(path, change, message):
@@ -71,3 +71,22 @@ def test_another_recipe_does_not_continue_a_run_but_a_longer_one_does(path, tmp_
     with pytest.raises(ConfigError, match=r"another recipe \(optim\.lr was 0\.01, is 0\.02\)"):
         run_recipe(load_recipe(path, ["optim.lr=0.02"]), folder, progress=False)
     assert len(calls) == 2
+
+
+def test_the_quicker_precision_is_chosen_once_for_a_run(path, tmp_path, calls, monkeypatch):
+    monkeypatch.setattr(recipe_module, "quicker_precision", lambda: "bfloat16")
+    recipe = load_recipe(path, ["run.precision=auto"])
+    run_recipe(recipe, tmp_path / "run", progress=False)
+    monkeypatch.setattr(recipe_module, "quicker_precision", lambda: "float32")
+    run_recipe(recipe, tmp_path / "run", progress=False)
+    run_recipe(recipe, tmp_path / "other", progress=False)
+    assert [call[0].run.precision for call in calls] == ["bfloat16", "bfloat16", "float32"]
+    with pytest.raises(ConfigError, match="run.precision was 'bfloat16', is 'float32'"):
+        run_recipe(load_recipe(path), tmp_path / "run", progress=False)
+
+
+def test_processes_do_not_choose_precisions_of_their_own(path, tmp_path, calls, monkeypatch):
+    monkeypatch.setattr(recipe_module, "processes", lambda: 2)
+    with pytest.raises(ConfigError, match='"float32" or "bfloat16" is wanted'):
+        run_recipe(load_recipe(path, ["run.precision=auto"]), tmp_path / "run", progress=False)
+    assert not calls
