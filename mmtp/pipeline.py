@@ -322,13 +322,10 @@ class Pipeline:
         candidates: int = 1,
     ) -> list[Picture | None]:
         """As :meth:`draw`; None where the model ended its turn without a picture or the limit cut it off."""
-        if candidates < 1:
-            raise PipelineError(f"candidates {candidates}: at least 1 is wanted")
-        asked = [caption for caption in captions for _ in range(candidates)]
-        tries = [replace(s, seed=s.seed * candidates + i) for s in samplings for i in range(candidates)]
-        drawn = self._draw_codes(asked, tries, speculative, max_new_tokens, batch_size)
-        groups = [drawn[start : start + candidates] for start in range(0, len(drawn), candidates)]
-        chosen = [self._best(group, caption) for group, caption in zip(groups, captions, strict=True)]
+        prompts = [self.draw_prompt(caption) for caption in captions]
+        chosen = self._write_best(
+            Modality.IMAGE, prompts, captions, samplings, speculative, max_new_tokens, batch_size, candidates
+        )  # fmt: skip
         decoded = iter(self._decode([codes for codes in chosen if codes is not None]))
         return [None if codes is None else next(decoded) for codes in chosen]
 
@@ -340,6 +337,7 @@ class Pipeline:
         speculative: bool = True,
         max_new_tokens: int = 4096,
         batch_size: int = 8,
+        candidates: int = 1,
     ) -> list[Sound | None]:
         """Speaks texts; None where the model ended its turn without a sound or the limit cut it off.
 
@@ -349,21 +347,24 @@ class Pipeline:
             speculative: several codes per pass; the output is the same.
             max_new_tokens: limit of a sound.
             batch_size: sounds decoded at a time.
+            candidates: say each text so many times and keep the sound in which the model itself best hears it (:meth:`caption_scores`).
         """
         self.tokenizer(Modality.AUDIO)
         samplings = samplings or [Sampling(seed=seed) for seed in range(len(texts))]
         prompts = [say_prompt(self.layout, self.encode_text, text).tolist() for text in texts]
-        spoken = self._write(Modality.AUDIO, prompts, samplings, speculative, max_new_tokens, batch_size)
+        spoken = self._write_best(
+            Modality.AUDIO, prompts, texts, samplings, speculative, max_new_tokens, batch_size, candidates
+        )  # fmt: skip
         sounds = iter(self._decode([codes for codes in spoken if codes is not None]))
         return [None if codes is None else next(sounds) for codes in spoken]
 
-    def caption_scores(self, pictures: Sequence[Picture | Segment], captions: Sequence[str]) -> list[float]:
-        """How well the model reads each caption in its picture: log-likelihood of the caption's tokens given the picture, in nats.
+    def caption_scores(self, media: Sequence[Picture | Segment], captions: Sequence[str]) -> list[float]:
+        """How well the model reads each caption in its picture, or hears it in its sound: log-likelihood of the caption's tokens, in nats.
 
         The caption score of CogView's self-reranking (arXiv 2105.13290, section 3.3). It needs a model that was trained on captions.
         """
         scores = []
-        for segment, words in zip(self._segments(pictures), captions, strict=True):
+        for segment, words in zip(self._segments(media), captions, strict=True):
             assert segment is not None, "only questions go without a picture"
             (document,) = TEMPLATES["caption"](Sample(segment, (words,)), self.encode_text)
             encoded = encode_document(self.layout, document)
@@ -494,12 +495,25 @@ class Pipeline:
             vectors=vectors, constraints=[constraint] * len(prompts), max_lanes=batch_size,
         )  # fmt: skip
 
-    def _draw_codes(
-        self, captions: Sequence[str], samplings: Sequence[Sampling], speculative: bool, max_new_tokens: int, batch_size: int
+    def _write_best(
+        self,
+        modality: Modality,
+        prompts: Sequence[list[int]],
+        captions: Sequence[str],
+        samplings: Sequence[Sampling],
+        speculative: bool,
+        max_new_tokens: int,
+        batch_size: int,
+        candidates: int,
     ) -> list[Segment | None]:
-        """Codes of the first picture of every reply; None where there is none."""
-        prompts = [self.draw_prompt(caption) for caption in captions]
-        return self._write(Modality.IMAGE, prompts, samplings, speculative, max_new_tokens, batch_size)
+        """As :meth:`_write`, of several candidates for every prompt that in which the model best reads its caption."""
+        if candidates < 1:
+            raise PipelineError(f"candidates {candidates}: at least 1 is wanted")
+        asked = [prompt for prompt in prompts for _ in range(candidates)]
+        tries = [replace(s, seed=s.seed * candidates + i) for s in samplings for i in range(candidates)]
+        written = self._write(modality, asked, tries, speculative, max_new_tokens, batch_size)
+        groups = [written[start : start + candidates] for start in range(0, len(written), candidates)]
+        return [self._best(group, caption) for group, caption in zip(groups, captions, strict=True)]
 
     def _write(
         self,
@@ -515,9 +529,9 @@ class Pipeline:
         replies = self.engine.generate_batch(prompts, samplings, max_new_tokens, speculative, stop=(Special.END,), max_lanes=lanes)
         return [next(iter(self.written(reply, modality)), None) for reply in replies]
 
-    def _best(self, drawn: Sequence[Segment | None], caption: str) -> Segment | None:
-        """The drawing in which the model best reads the caption."""
-        finished = [codes for codes in drawn if codes is not None]
+    def _best(self, written: Sequence[Segment | None], caption: str) -> Segment | None:
+        """That in which the model best reads the caption."""
+        finished = [codes for codes in written if codes is not None]
         if len(finished) < 2:
             return finished[0] if finished else None
         scores = self.caption_scores(finished, [caption] * len(finished))

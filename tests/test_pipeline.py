@@ -191,6 +191,18 @@ def test_what_is_learnt_is_said_and_heard(speaker):
     torch.testing.assert_close(pipeline.sounds(reply.tokens, reply.prompt_length)[0], pipeline._decode([segments[1]])[0])
 
 
+def test_the_best_candidate_is_the_sound_in_which_the_model_best_hears_the_text(speaker):
+    pipeline, _ = speaker
+    (chosen,) = pipeline.say(["two"], [Sampling(temperature=1.5, seed=4)], candidates=6)
+    replies = [pipeline.reply("say two", sampling=Sampling(temperature=1.5, seed=24 + i)) for i in range(6)]
+    sounds = [sound for reply in replies for sound in pipeline.written(reply, Modality.AUDIO)[:1]]
+    scores = pipeline.caption_scores(sounds, ["two"] * len(sounds))
+    assert len(set(scores)) > 1
+    torch.testing.assert_close(chosen, pipeline._decode([sounds[scores.index(max(scores))]])[0])
+    with pytest.raises(PipelineError, match="candidates 0: at least 1 is wanted"):
+        pipeline.say(["two"], candidates=0)
+
+
 def test_a_sound_comes_in_chunks(speaker):
     pipeline, _ = speaker
     whole = pipeline.say(["two"], [Sampling(temperature=0.0)])[0]

@@ -70,7 +70,7 @@ def eval(
         top_k: draw with so many of the most probable codes; 0 with all.
         top_p: draw with the most probable codes that make up this share.
         guidance: scale of classifier-free guidance of drawing; 1 is off.
-        candidates: draw so many pictures for one and let the model keep that in which it best reads the caption.
+        candidates: draw so many pictures for one, or say a text so often, and let the model keep that in which it best reads the words.
         max_tokens: limit of a drawing's tokens; one that is not finished by then is wrong.
         controls: leave out the questions without a picture and with another one.
         codecs: put the tokenizer beside codecs at equal and at twice the bytes, container included: JPEG, WebP and AVIF, or Opus and
@@ -127,7 +127,7 @@ def eval(
         "pictures": lambda bar: measure.pictures(
             known, bank, data, label, caption, size, limit, features, sampling, candidates, max_tokens, bar
         ),
-        "speech": lambda bar: measure.speech(known, data, limit, words, sampling, batch_size, bar),
+        "speech": lambda bar: measure.speech(known, data, limit, words, sampling, candidates, batch_size, bar),
         "loss": lambda bar: measure.loss(known, data, tuple(inputs or ()), bar),
         "parser": lambda bar: measure.parser(data or [measure.EASY_VQA], limit, bar),
         "tokenizer": lambda bar: measure_tokenizer.tokenizer(known, how, bar),

@@ -199,7 +199,7 @@ def pictures(
 
 
 def speech(
-    name: str, data: list[str] | None, limit: int | None, words: bool, sampling: "Sampling", batch_size: int, bar: "Step"
+    name: str, data: list[str] | None, limit: int | None, words: bool, sampling: "Sampling", candidates: int, batch_size: int, bar: "Step"
 ) -> Measured:
     from mmtp.eval.inputs import Inputs
     from mmtp.eval.speech import Recognizer
@@ -215,8 +215,9 @@ def speech(
     recordings = [recording for recording in inputs.recordings(tokenizer.spec.sample_rate) if recording.text]
     if not recordings:
         raise MmtpError(f"{named(data)}: no recording has a text")
-    result = evaluate_spoken(pipeline, tokenizer, recordings, Recognizer() if words else None, sampling=sampling, batch_size=batch_size)
-    settings = {key: getattr(sampling, key) for key in ("temperature", "top_k", "top_p", "guidance", "seed")}
+    listen = Recognizer() if words else None
+    result = evaluate_spoken(pipeline, tokenizer, recordings, listen, sampling=sampling, candidates=candidates, batch_size=batch_size)
+    settings = {key: getattr(sampling, key) for key in ("temperature", "top_k", "top_p", "guidance", "seed")} | {"candidates": candidates}
     errors = (result.said[SPOKEN] if words else result.heard[MODEL]).rate
     headline = None if errors is None else 1 - errors
     return Measured(headline, result.tables(f"{name} on {named(data)}"), {**result.to_dict(), **settings, **inputs.counts()})

@@ -39,7 +39,7 @@ class Speaker(Protocol):
         """What is said in every sound."""
         ...
 
-    def say(self, texts: Sequence[str], samplings: Sequence[Sampling] | None = None) -> list[Any]:
+    def say(self, texts: Sequence[str], samplings: Sequence[Sampling] | None = None, *, candidates: int = 1) -> list[Any]:
         """Texts as sounds; None where none was finished."""
         ...
 
@@ -89,6 +89,7 @@ def evaluate_spoken(
     listen: Listener | None = None,
     *,
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    candidates: int = 1,
     batch_size: int = 16,
 ) -> SpokenResult:
     """Lets a model write down recordings, and say their words.
@@ -99,6 +100,7 @@ def evaluate_spoken(
         recordings: with words, at the tokenizer's rate.
         listen: a recogniser; without one speaking is not judged.
         sampling: how codes are chosen; its seed is that of the first text.
+        candidates: see :meth:`mmtp.pipeline.Pipeline.say`; the recogniser has no part in the choice.
         batch_size: recordings written down at a time.
     """
     sample_rate = int(tokenizer.spec.sample_rate or 0)
@@ -110,7 +112,7 @@ def evaluate_spoken(
     if listen is None:
         return SpokenResult(heard, {}, 0, texts)
     samplings = [Sampling(**vars(sampling) | {"seed": sampling.seed + i}) for i in range(len(texts))]
-    spoken = speaker.say(texts, samplings)
+    spoken = speaker.say(texts, samplings, candidates=candidates)
     with torch.no_grad():
         ids = [segment.ids for segment in coded if segment.ids is not None]
         recoded = [tokenizer.decode(Codes(codes.unsqueeze(0), torch.tensor([codes.shape[1:]])))[0] for codes in ids]
