@@ -1,6 +1,7 @@
 """Prints what training large models takes: ``python scripts/scale_arithmetic.py``. All of it is computed, none of it measured.
 
-Memory is :func:`mmtp.train.memory.estimate_memory`, which tests hold to measurements of small models. Time of a step:
+Memory is :func:`mmtp.train.memory.estimate_memory`, which tests hold to measurements of small models. The main process holds a model
+whole in host memory before it hands out the shares, in float32. Time of a step:
 
 - compute: 6 N + 12 L d s FLOPs per token (PaLM, appendix B; N without embeddings that are only looked up, L blocks of width d, rows of s
   tokens), over the peak times an assumed utilisation (MFU; what activation checkpointing computes once more is not counted, and lowers it).
@@ -129,7 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=int, default=8192, help="tokens per row")
     parser.add_argument("--mfu", type=float, default=Hardware.mfu)
     given = parser.parse_args(arguments)
-    print(markdown([row(*plan, given.budget, Hardware(mfu=given.mfu)) for plan in PLANS]))
+    rows = [row(*plan, given.budget, Hardware(mfu=given.mfu)) for plan in PLANS]
+    print(markdown(rows))
+    whole = {r.model: f"{r.model} {4e9 * r.parameters / 2**30:.3g} GiB" for r in rows}
+    print(f"\nThe whole model in the main process's host memory: {', '.join(whole.values())}")
 
 
 if __name__ == "__main__":

@@ -219,4 +219,5 @@ class Queries:
         """States of the rows, in which those of queries stand where the next token is predicted that they ask for."""
         length = states.shape[1] - self.embedded.shape[1]
         rows = states[:, :length]
-        return rows.flatten(0, 1).index_copy(0, self.before, states.flatten(0, 1)[self.at]).view_as(rows)
+        # Not as a view of flat rows: those who divide a model warn of views that it gives, which might be changed in place.
+        return rows.index_put((self.before // length, self.before % length), states.flatten(0, 1)[self.at])

@@ -1,10 +1,13 @@
-"""How much memory tensors take at most while a piece of code runs."""
+"""How much memory tensors take at most while a piece of code runs, and modules whose weights take none."""
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -41,3 +44,17 @@ class PeakMemory(TorchDispatchMode):
             self._live[key] = storage.nbytes()
             weakref.finalize(storage, self._live.pop, key, None)
         self.peak = max(self.peak, self.live)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules that are made inside have parameters of shape alone, on the meta device; buffers hold their numbers, as ever."""
+
+    def bare(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
+        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(bare)  # pyrefly: ignore  # typed as if it gave nothing
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -4,12 +4,16 @@ A launcher (``torchrun``) starts the processes. Every process takes its rows of 
 optimizer state and average (ZeRO stage 3, arXiv 1910.02054, section 5; here by FSDP2, ``torch.distributed.fsdp.fully_shard``). A block's
 weights are gathered when it is its turn and freed after it. Groups of processes may each hold a copy of the whole between them
 (hybrid sharding, arXiv 2304.11277, section 3.2.2), so that weights are gathered within fast links only.
+
+A model is divided before it has weights. Those that training starts from are whole in the main process alone, while it hands out the
+shares; where there is a checkpoint to go on from, in none.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -17,10 +21,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmtp.config import Config, ConfigError
 from mmtp.nn.block import Layer
+from mmtp.types import MmtpError
+
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for what one of them does by itself: making or writing a large model takes longer than a step ever does.
+One that is lost is missed at once, by its connection."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +74,8 @@ class World:
         rank: number of this process.
         size: number of processes.
         group: all of them, for sums over a batch; None for a single process.
-        saving: all of them once more: what a thread says in one group must not mix with what training says in the other.
+        saving: all of them once more: what a thread says in one group must not mix with what training says in the other. Here they wait
+            for what one of them makes or writes.
     """
 
     def __init__(self, device: torch.device | None = None, mesh: DeviceMesh | None = None) -> None:
@@ -73,7 +83,7 @@ class World:
         self.mesh = mesh
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if mesh else (0, 1)
         self.group = dist.group.WORLD if mesh else None
-        self.saving: Any = dist.new_group(backend="gloo") if mesh else None
+        self.saving: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if mesh else None
 
     @property
     def main(self) -> bool:
@@ -96,8 +106,10 @@ class World:
     def shard(self, model: nn.Module, precision: Literal["float32", "bfloat16"] = "float32") -> None:
         """Divides a model's parameters among the processes, in place: each block by itself, the head, and what is left.
 
+        Each process then has room for its shares, and numbers in it when :meth:`fill` or a checkpoint has given them.
+
         Args:
-            model: equal in all processes.
+            model: equal in all processes, and made :func:`~mmtp.nn.memory.without_weights`.
             precision: in which the weights of blocks are gathered and used; shares, gradients' sums and what is left stay float32.
         """
         if self.mesh is None:
@@ -109,6 +121,46 @@ class World:
                 fully_shard(part, mesh=self.mesh, mp_policy=policy)
         # Embedding and unembedding stay whole until the backward pass has ended: the loss reads them after the forward pass.
         fully_shard(model, mesh=self.mesh, reshard_after_forward=False)
+        buffers = [buffer.clone() for buffer in model.buffers()]
+        model.to_empty(device=self.device)
+        for empty, known in zip(model.buffers(), buffers, strict=True):
+            empty.copy_(known)
+
+    @torch.no_grad()
+    def fill(self, model: nn.Module, make: Callable[[], nn.Module]) -> None:
+        """Gives every process its shares of weights that are whole in the host memory of the main process alone; every process must ask.
+
+        Args:
+            model: divided.
+            make: called in the main process: a model with the same parameters and buffers.
+
+        Raises:
+            MmtpError: the model cannot be made; in every process.
+        """
+        source = self._made(make)
+        for name, own in model.named_parameters():
+            assert isinstance(own, DTensor)
+            # What the others bring is not read, and of memory that is not touched a host gives none.
+            weight = torch.empty(own.shape, device=self.device) if source is None else source.get_parameter(name).detach()
+            local(own).copy_(local(distribute_tensor(weight, own.device_mesh, own.placements)))
+        for name, own in model.named_buffers():
+            if source is not None:
+                own.copy_(source.get_buffer(name))
+            dist.broadcast(own, 0, group=self.group)
+
+    def _made(self, make: Callable[[], nn.Module]) -> nn.Module | None:
+        """What the main process makes, there; where it cannot, every process says why."""
+        made, failure = None, None
+        if self.main:
+            try:
+                made = make()
+            except MmtpError as error:
+                failure = error
+        said = [str(failure) if failure else None]
+        dist.broadcast_object_list(said, 0, group=self.saving)
+        if said[0] is not None:
+            raise failure or MmtpError(said[0])
+        return made
 
 
 @contextmanager

@@ -140,6 +140,23 @@ def check_memory(estimate: MemoryEstimate, available: int) -> None:
     warnings.warn(line, stacklevel=2)
 
 
+def check_host(parameters: int, available: int) -> None:
+    """Whether the main process of several can hold a model whole, as it does before it hands out the shares and when it saves the result.
+
+    Args:
+        parameters: of the model.
+        available: bytes of its host.
+
+    Raises:
+        OutOfMemory: it cannot.
+    """
+    if 4 * parameters > available:
+        raise OutOfMemory(
+            f"run: the main process first holds the whole model in host memory, {_gib(4 * parameters)} GiB, and {_gib(available)} GiB "
+            "are free; let it run on a machine with more"
+        )
+
+
 def surely_fits(config: UnifiedModel.Config, tokens: int, available: int) -> bool:
     """Whether a model is so small that there is no need to measure: a generous bound that takes no time.
 
@@ -158,11 +175,16 @@ def available_memory(device: torch.device) -> int:
     """Bytes that are free on an accelerator, or this process's part of those that are free in the host and its control group."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    return host_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def host_memory() -> int:
+    """Bytes that are free in the host and this process's control group."""
     free = next(1024 * int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and (most := limit.read_text().strip()) != "max":
         free = min(free, int(most) - int(used.read_text()))
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return free
 
 
 class _Size(NamedTuple):

@@ -16,6 +16,7 @@ from mmtp.models.next_scale import NextScaleConfig
 from mmtp.models.presets import preset
 from mmtp.models.unified import UnifiedModel
 from mmtp.nn.block import Layer
+from mmtp.nn.memory import without_weights
 from mmtp.stream.vocab import MediaEntry, VocabLayout, VocabMismatch
 from mmtp.tokenizers.quantizers import MultiScaleVQ
 from mmtp.types import Modality
@@ -139,6 +140,24 @@ class ModelChoice(Config):
         if self.next_scale:
             quantizer = _pyramid(layout)[1]
             model.next_scale.take(quantizer.vq.codebook, quantizer.smooth)
+        return self._prepared(model)
+
+    def outline(self, layout: VocabLayout, feature_width: int = 0) -> UnifiedModel:
+        """The model of :meth:`model` without weights: parameters that have shapes alone, and what it is before any training in its buffers.
+
+        Raises:
+            ConfigError: see :meth:`model`.
+        """
+        config = self.config(layout, feature_width)
+        with without_weights():
+            return self._prepared(config.build())
+
+    def _prepared(self, model: UnifiedModel) -> UnifiedModel:
+        """Lets the part of a model learn that is to learn, as it is to.
+
+        Raises:
+            ConfigError: there is nothing to train.
+        """
         if self.train == "head":
             if not model.head.mtp_depth:
                 raise ConfigError("model: train = 'head', but this head has nothing to learn; give 'head' a type that drafts")

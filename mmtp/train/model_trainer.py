@@ -17,12 +17,13 @@ from mmtp.models.heads.base import BELOW
 from mmtp.models.loss import LossConfig, LossOutput
 from mmtp.models.unified import UnifiedModel
 from mmtp.nn.block import Layer
+from mmtp.nn.memory import without_weights
 from mmtp.train.distill import TaughtBatch, TaughtBatches, Teachers
 from mmtp.train.distributed import World, joined, processes, rank, whole_state
 from mmtp.train.log import RunLog
 from mmtp.train.losses.teachers import TeachersConfig
 from mmtp.train.losses.uncertainty import Uncertainty
-from mmtp.train.memory import available_memory, check_memory, estimate_memory, recompute_blocks, surely_fits
+from mmtp.train.memory import available_memory, check_host, check_memory, estimate_memory, host_memory, recompute_blocks, surely_fits
 from mmtp.train.model_choice import ModelChoice
 from mmtp.train.recipe import Recipe
 from mmtp.train.trainer import OptimConfig, Trainer
@@ -263,21 +264,26 @@ def train_model(recipe: Recipe, folder: Path, *, data_root: Path, progress: bool
                 chunk_rows=loss.chunk_rows,
             )
             check_memory(estimate, available)
-        torch.manual_seed(recipe.run.seed)
-        model = choice.model(batches.layout, width)
+        divided = world.size > 1
+
+        def start() -> UnifiedModel:
+            if divided:
+                check_host(model.num_parameters(), host_memory())
+            torch.manual_seed(recipe.run.seed)
+            return choice.model(batches.layout, width)
+
+        model = choice.outline(batches.layout, width) if divided else start().to(world.device)
         if choice.activation_checkpointing:
             recompute_blocks(model)
-        if world.size == 1:
-            model.to(world.device)
         if taught:
             task: ModelTask = DistillTask(model, taught, loss, recipe.optim, choice.compile, world)
         elif loss.uncertainty_lr:
             task = UncertaintyTask(model, batches, loss, recipe.optim, choice.compile, world)
         else:
             task = ModelTask(model, batches, loss, choice.compile, world)
-        trainer = Trainer(task, recipe.optim, recipe.run, folder, progress=progress, world=world)
+        trainer = Trainer(task, recipe.optim, recipe.run, folder, progress=progress, world=world, start=start if divided else None)
         result: Any = trainer.fit()
-        if world.size > 1:
+        if divided:
             result = gather(result, world)
         if world.main:
             save_pretrained(result, folder / "result")
@@ -288,7 +294,7 @@ def train_model(recipe: Recipe, folder: Path, *, data_root: Path, progress: bool
 def gather(model: UnifiedModel, world: World) -> UnifiedModel:
     """A divided model with weights that are whole, in host memory, to be saved; every process must ask for it, the main one gets them."""
     state = whole_state(model, world)
-    with torch.device("meta"):
+    with without_weights():
         shell = UnifiedModel(model.config)
     shell.load_state_dict(state, strict=world.main, assign=True)
     return shell

@@ -8,6 +8,7 @@ gives, on one machine, the same losses bit for bit as a run that was not.
 import copy
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,16 +151,27 @@ class Trainer:
         folder: receives ``log.jsonl``, TensorBoard files, ``checkpoints/`` and ``previews/``.
         progress: whether to show a bar.
         world: the processes of the run; among several, the task's module and its average are divided, and losses are means over them.
+        start: among several processes, where the task's module was made :func:`~mmtp.nn.memory.without_weights`, gives it with those that
+            training starts from; asked for in the main process alone, and in none where there is a checkpoint to go on from.
     """
 
     def __init__(
-        self, task: Task, optim: OptimConfig, run: RunConfig, folder: Path, *, progress: bool = True, world: World | None = None
+        self,
+        task: Task,
+        optim: OptimConfig,
+        run: RunConfig,
+        folder: Path,
+        *,
+        progress: bool = True,
+        world: World | None = None,
+        start: Callable[[], nn.Module] | None = None,
     ) -> None:
         if run.precision == "auto":
             raise ConfigError('run: precision = "auto" is decided where recipes are run; "float32" or "bfloat16" is wanted here')
         self.task, self.optim, self.run, self.folder = task, optim, run, Path(folder)
         self.progress = progress
-        self.world = world or World()
+        self.world, self.start = world or World(), start
+        assert (start is None) == (self.world.size == 1), "weights to start from are for several processes, and these need them"
         self.average = Average(task.module, optim.ema) if optim.ema else None
         for module in (task.module, self.average.module) if self.average else (task.module,):
             self.world.shard(module, run.precision)
@@ -181,10 +193,29 @@ class Trainer:
         Raises:
             TrainError: the loss is not finite, or a file cannot be written (a full disk). Checkpoints already written stay.
         """
-        if (path := latest_checkpoint(self.folder / "checkpoints")) is not None:
-            self._restore(path)
-        else:
-            torch.manual_seed(self.run.seed)
+        try:
+            if (path := latest_checkpoint(self.folder / "checkpoints")) is not None:
+                self._restore(path)
+            else:
+                self._begin()
+            self._run()
+        except RuntimeError as error:
+            if not lost_process(error):
+                raise
+            raise TrainError(
+                f"step {self.step}: another process of this run is lost; run the same command again: it continues from the last checkpoint"
+            ) from error
+        return self.result
+
+    def _begin(self) -> None:
+        """The weights of step 0, where the task's module has none yet, and the random state."""
+        if self.start is not None:
+            self.world.fill(self.task.module, self.start)
+            if self.average:
+                self.average.module.load_state_dict(self.task.module.state_dict())
+        torch.manual_seed(self.run.seed)
+
+    def _run(self) -> None:
         self.task.module.train()
         try:
             with self._open_log() as log:
@@ -197,18 +228,11 @@ class Trainer:
                 self._save()
                 if self.sharded:
                     self.sharded.wait()
-        except RuntimeError as error:
-            if not lost_process(error):
-                raise
-            raise TrainError(
-                f"step {self.step}: another process of this run is lost; run the same command again: it continues from the last checkpoint"
-            ) from error
         except OSError as error:
             raise TrainError(
                 f"{error.filename or self.folder}: cannot be written ({error.strerror or error}) at step {self.step}; "
                 "make room and run the same command again: it continues from the last checkpoint"
             ) from error
-        return self.result
 
     def _open_log(self) -> AbstractContextManager[RunLog | None]:
         """The log, in the process that writes it."""

@@ -24,4 +24,5 @@ def test_prints_a_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     monkeypatch.setattr("scripts.scale_arithmetic.PLANS", (("1B", 8, 1, 1),))
     main(["--budget", "256"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and lines[2].startswith("| 1B | 1.34 B | 8 | 1 | weights 0.626 + gathered ")
+    assert len(lines) == 5 and lines[2].startswith("| 1B | 1.34 B | 8 | 1 | weights 0.626 + gathered ")
+    assert lines[4] == "The whole model in the main process's host memory: 1B 5.01 GiB"

@@ -17,6 +17,7 @@ import torch._dynamo  # FSDP2 loads it when it first runs; it had better be once
 import torch.utils.tensorboard
 
 from mmtp.data.loader import PackedBatches
+from mmtp.train.model_choice import ModelChoice
 from mmtp.train.recipe import Recipe, run_recipe
 from mmtp.types import MmtpError
 
@@ -31,6 +32,7 @@ def work(job: dict, rank: int, port: int) -> None:
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
+    note_builds(Path(job["folder"], f"built-{rank}"))
     if "lost" in job and job["lost"]["rank"] == rank:
         lose_at(job["lost"]["step"])
     try:
@@ -38,6 +40,12 @@ def work(job: dict, rank: int, port: int) -> None:
     except MmtpError as error:
         Path(job["folder"], f"error-{rank}.txt").write_text(str(error))
         os._exit(2)
+
+
+def note_builds(path: Path) -> None:
+    """Leaves a file where this process makes a whole model."""
+    model = ModelChoice.model
+    ModelChoice.model = lambda self, *given: (path.touch(), model(self, *given))[1]
 
 
 def lose_at(step: int) -> None:

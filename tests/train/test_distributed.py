@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mmtp.config import ConfigError
-from mmtp.hub import from_pretrained
+from mmtp.data.encode import TokenizeConfig
+from mmtp.data.job import tokenize
+from mmtp.data.loader import PackedBatches, ShardDataset
+from mmtp.data.media import encode_png
+from mmtp.hub import from_pretrained, save_pretrained
+from mmtp.tokenizers.continuous.patches import PatchImageTokenizer
+from mmtp.tokenizers.image.conv import ConvImageTokenizer
+from mmtp.tokenizers.quantizers import MultiScaleVQ
+from mmtp.tokenizers.text import TextTokenizer
 from mmtp.train.distributed import ParallelConfig
 from mmtp.train.recipe import Recipe, run_recipe
 
@@ -60,6 +69,32 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     assert worst(one, other) < 1e-5
 
 
+def built(folder: Path) -> list[str]:
+    """Which processes of a run have had a whole model."""
+    return sorted(path.name for path in folder.glob("built-*"))
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures with captions as shards: ``seen`` holds them as vectors, ``scales`` as pyramids of codes."""
+    root = tmp_path_factory.mktemp("captioned")
+    torch.manual_seed(0)
+    (root / "pictures").mkdir()
+    names = [f"{colour} {shape}" for colour in ("red", "blue") for shape in ("dots", "rings", "bars", "stripes in a row")]
+    for i, name in enumerate(names):
+        (root / "pictures" / f"{i}.png").write_bytes(encode_png(torch.rand(3, 16, 16)))
+        (root / "pictures" / f"{i}.txt").write_text(name)
+    quantizer = MultiScaleVQ.Config(scales=(1, 2, 4), codebook_size=24, codebook_dim=6, convolutions=2)
+    pyramid = ConvImageTokenizer.Config(patch=2, widths=(8, 12), encoder_blocks=(1, 1), decoder_blocks=(1, 1), quantizer=quantizer).build()
+    pyramid(torch.rand(8, 3, 16, 16) * 2 - 1)  # starts the codebook
+    save_pretrained(pyramid.eval(), root / "pyramid")
+    text = TextTokenizer.train(names * 4, 300)
+    for folder, tokenizer, task in (("seen", PatchImageTokenizer.Config(patch=8).build(), "caption"), ("scales", root / "pyramid", "draw")):
+        config = TokenizeConfig(tasks=(task,), max_dim=21)
+        tokenize(root / "pictures", root / folder, tokenizer=tokenizer, text=text, config=config)
+    return root
+
+
 @pytest.fixture(scope="module")
 def single(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("single")
@@ -69,14 +104,18 @@ def single(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lost(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of two processes: ``whole``, and ``cut``, in which one process is killed as it begins step 3. Also ``odd``, of three."""
+    """Two runs of two processes: ``whole``, and ``cut``, in which one process is killed as it begins step 3.
+
+    Also ``odd``, of three, and ``unmade``, whose tokenizer is missing.
+    """
     folder = tmp_path_factory.mktemp("lost")
     codes = launch(
         job(2, folder / "whole", root, recipe()),
         job(2, folder / "cut", root, recipe(), lost={"rank": 1, "step": 3}),
         job(3, folder / "odd", root, recipe()),
+        job(2, folder / "unmade", root, recipe(model={"codebook_init": True})),
     )
-    assert codes == [[0, 0], [2, -9], [2, 2, 2]]
+    assert codes == [[0, 0], [2, -9], [2, 2, 2], [2, 2]]
     return folder
 
 
@@ -84,6 +123,13 @@ def test_two_processes_equal_one(single: Path, lost: Path) -> None:
     assert_equal_runs(single, lost / "whole")
     names = sorted(path.name for path in (lost / "whole" / "checkpoints").iterdir())
     assert names == ["step-00000003", "step-00000004"]
+    assert built(lost / "whole") == ["built-0"]
+
+
+def test_every_process_says_why_the_main_one_cannot_make_the_model(lost: Path) -> None:
+    messages = [(lost / "unmade" / f"error-{rank}.txt").read_text() for rank in range(2)]
+    assert messages[0].startswith("BlockTokenizer: no such path or zoo entry") and messages[1] == messages[0]
+    assert built(lost / "unmade") == ["built-0"]
 
 
 def test_a_lost_process_ends_the_run_with_one_line_and_one_goes_on_from_its_checkpoint(
@@ -103,11 +149,12 @@ def test_processes_that_do_not_divide_the_batch_are_refused(lost: Path) -> None:
 
 @pytest.mark.heavy
 def test_four_processes_go_on_from_two_and_in_two_groups_equal_one(root: Path, single: Path, lost: Path, tmp_path: Path) -> None:
-    shutil.copytree(lost / "cut", tmp_path / "again")
+    shutil.copytree(lost / "cut", tmp_path / "again", ignore=shutil.ignore_patterns("built-*"))
     groups = recipe(run={"parallel": {"replicate": 2}})
     assert launch(job(4, tmp_path / "again", root, recipe()), job(4, tmp_path / "groups", root, groups)) == [[0] * 4] * 2
     assert_equal_runs(single, tmp_path / "again")
     assert_equal_runs(single, tmp_path / "groups")
+    assert not built(tmp_path / "again") and built(tmp_path / "groups") == ["built-0"]
 
 
 @pytest.mark.heavy
@@ -116,6 +163,40 @@ def test_two_processes_divide_weights_of_single_media(root: Path, tmp_path: Path
     run_recipe(Recipe.from_dict(given), tmp_path / "one", data_root=root, progress=False)
     assert launch(job(2, tmp_path / "two", root, given)) == [[0, 0]]
     assert_equal_runs(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.heavy
+def test_two_processes_start_from_a_saved_model(root: Path, single: Path, tmp_path: Path) -> None:
+    changes = {"backbone": {"modality_specific": "mlp"}, "head": {"type": "parallel", "mtp_depth": 2}}
+    given = recipe(model={"preset": "", "start": str(single / "result"), **changes})
+    run_recipe(Recipe.from_dict(given), tmp_path / "one", data_root=root, progress=False)
+    assert launch(job(2, tmp_path / "two", root, given)) == [[0, 0]]
+    assert_equal_runs(tmp_path / "one", tmp_path / "two")
+    assert built(tmp_path / "two") == ["built-0"]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "model",
+    [{"backbone": {"cross_attention_every": 2}}, {"next_scale": True, "codebook_init": True, "tie_embeddings": False}],
+    ids=["cross-attention", "next-scale"],
+)
+def test_models_with_vectors_and_scales_that_only_some_rows_have(
+    captioned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(captioned)
+    data = {"shards": ["seen", "scales"], "budget": 48}
+    batches = [
+        PackedBatches([ShardDataset(Path(name)) for name in data["shards"]], rows=2, budget=48, seed=3, world_size=2, rank=r)
+        for r in (0, 1)
+    ]
+    assert [batch.batch(1).feature_index is None for batch in batches] == [False, True]
+    plain, compiled = (recipe(model=model | {"compile": each}, data=data, run={"steps": 3, "batch": 2}) for each in (False, True))
+    run_recipe(Recipe.from_dict(plain), tmp_path / "one", data_root=captioned, progress=False)
+    jobs = [job(2, tmp_path / name, captioned, given) for name, given in (("two", plain), ("compiled", compiled))]
+    assert launch(*jobs) == [[0, 0]] * 2
+    assert_equal_runs(tmp_path / "one", tmp_path / "two")
+    assert_equal_runs(tmp_path / "one", tmp_path / "compiled")
 
 
 @pytest.mark.heavy

@@ -11,7 +11,16 @@ from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel
 from mmtp.nn.memory import PeakMemory
 from mmtp.train.distributed import ParallelConfig
-from mmtp.train.memory import MemoryEstimate, OutOfMemory, available_memory, check_memory, estimate_memory, recompute_blocks, surely_fits
+from mmtp.train.memory import (
+    MemoryEstimate,
+    OutOfMemory,
+    available_memory,
+    check_host,
+    check_memory,
+    estimate_memory,
+    recompute_blocks,
+    surely_fits,
+)
 from mmtp.train.trainer import OptimConfig, RunConfig, Trainer
 from tests.models.common import LAYOUT, VECTORS, batch, model
 
@@ -114,6 +123,12 @@ def test_what_does_not_fit_is_said_in_one_line_with_the_arithmetic() -> None:
     with pytest.raises(OutOfMemory, match=line) as error:
         check_memory(estimate, 30 * gib)
     assert "\n" not in str(error.value)
+
+
+def test_a_host_that_cannot_hold_the_model_whole_is_told() -> None:
+    check_host(2**28, 2**30)
+    with pytest.raises(OutOfMemory, match="the main process first holds the whole model in host memory, 2 GiB, and 1 GiB are free"):
+        check_host(2**29, 2**30)
 
 
 def test_small_models_need_no_measurement() -> None:

@@ -137,3 +137,14 @@ def test_a_model_gets_cross_attention_to_vectors_with_closed_gates(root: Path, t
     assert learns == {"features", "cross"} and len(after.backbone.cross) == 1
     with pytest.raises(ConfigError, match="cross_attention_every is for a model that reads no vectors yet"):
         ModelChoice(start=str(tmp_path / "crossed"), backbone={"cross_attention_every": 0}).model(layout, feature_width=6)
+
+
+def test_an_outline_is_the_model_without_weights(root: Path) -> None:
+    layout = ShardDataset(root / "shards").layout
+    choice = ModelChoice(preset="tiny", train="head", dropout=0.1, backbone={"modality_specific": "mlp"})
+    made, outline = choice.model(layout), choice.outline(layout)
+    assert {name: (p.shape, p.requires_grad) for name, p in made.named_parameters()} == {
+        name: (p.shape, p.requires_grad) for name, p in outline.named_parameters() if p.is_meta
+    }
+    assert all(torch.equal(buffer, outline.get_buffer(name)) for name, buffer in made.named_buffers())
+    assert [getattr(part, "dropout", 0) for part in made.modules()] == [getattr(part, "dropout", 0) for part in outline.modules()]
