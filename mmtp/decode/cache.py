@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
-from mmtp.nn.native import Held, Program
+from mmtp.nn.native import Held
 from mmtp.types import MmtpError
 
 # Attention runs over whole blocks of slots, so that few shapes occur.
@@ -67,7 +67,7 @@ class KVCache:
         compiled: bool = False,
     ) -> None:
         self.dtype, self.compiled = dtype, compiled
-        self.programs: dict[Any, Program] = {}
+        self.programs: dict[Any, Any] = {}
         if stored == torch.int8:
             head_dim += SCALE_BYTES
         self.limit, self.block = capacity, block
@@ -83,8 +83,8 @@ class KVCache:
         self._rows = self._lanes
         self._slots = torch.empty(0)
         self.extent = 0
-        self.seen: Sequence[Tensor] = ()
-        self.fresh: Sequence[Tensor] = ()
+        self._width = 0
+        self._views: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None
 
     def begin(self, width: int) -> Bool[Tensor, "b 1 s t"]:
         """Readies a pass of ``width`` tokens per row and returns its mask.
@@ -99,16 +99,24 @@ class KVCache:
         if self.extent > self.capacity:
             self._grow()
         seen = self._places[: self.extent]
-        # Views of all layers at once: slicing each of them would cost as much as a small product.
-        lanes = self.storage.narrow(2, self.first, len(self.lengths))
-        self.seen = lanes.narrow(4, 0, self.extent).flatten(0, 1).unbind(0)
+        self._width, self._views = width, None
         if len(self.lengths) == 1:
             start = self.lengths[0]
-            self.fresh = lanes.narrow(4, start, width).flatten(0, 1).unbind(0)
             return (seen <= self._places[start : start + width].unsqueeze(1))[None, None]
-        self.fresh = ()
         self._slots = torch.tensor(self.lengths, device=self.storage.device).unsqueeze(1) + self._places[:width]
         return (seen <= self._slots.unsqueeze(2)).unsqueeze(1)
+
+    def views(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """What the pass attends to, keys and values of every layer, and where one of a single lane writes them; else nothing.
+
+        All layers are sliced at once: each by itself would cost as much as a small product. Compiled passes ask for none.
+        """
+        if self._views is None:
+            lanes = self.storage.narrow(2, self.first, len(self.lengths))
+            seen = lanes.narrow(4, 0, self.extent).flatten(0, 1).unbind(0)
+            alone = len(self.lengths) == 1
+            self._views = seen, lanes.narrow(4, self.lengths[0], self._width).flatten(0, 1).unbind(0) if alone else ()
+        return self._views
 
     def _grow(self) -> None:
         """Twice the room, so that copying costs a constant per token in the long run."""
@@ -171,17 +179,19 @@ class _Layer:
         cache, i = self.cache, 2 * self.index
         if cache.storage.dtype != cache.dtype:
             keys, values = (_packed(x) if cache.storage.dtype == torch.int8 else x.to(cache.storage.dtype) for x in (keys, values))
-        if cache.fresh:
-            cache.fresh[i].copy_(keys)
-            cache.fresh[i + 1].copy_(values)
+        seen, fresh = cache.views()
+        if fresh:
+            fresh[i].copy_(keys)
+            fresh[i + 1].copy_(values)
         else:
-            cache.seen[i][cache._rows, :, cache._slots] = keys.transpose(1, 2)
-            cache.seen[i + 1][cache._rows, :, cache._slots] = values.transpose(1, 2)
+            seen[i][cache._rows, :, cache._slots] = keys.transpose(1, 2)
+            seen[i + 1][cache._rows, :, cache._slots] = values.transpose(1, 2)
         return self.read()
 
     def read(self) -> tuple[Float[Tensor, "b k t hd"], Float[Tensor, "b k t hd"]]:
         cache, i = self.cache, 2 * self.index
-        keys, values = cache.seen[i], cache.seen[i + 1]
+        seen, _ = cache.views()
+        keys, values = seen[i], seen[i + 1]
         if cache.storage.dtype == cache.dtype:
             return keys, values
         if cache.storage.dtype == torch.int8:

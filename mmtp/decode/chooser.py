@@ -55,7 +55,7 @@ class Chooser:
             library()
         self.model, self.cache, self.compiled = model, CACHES[cache], compiled
         self.grammar = StreamGrammar(model.config.layout)
-        self.logits = SlotLogits(model.config.layout, model.unembedding.weight)
+        self.logits = SlotLogits(model.config.layout, model.unembedding.weight, compiled)
         self.slots = model.config.layout.slots
         if isinstance(model, torch.nn.Module):
             pack_linears(model)
@@ -121,21 +121,27 @@ class Chooser:
                 by_slot[choice.slot].append(i)
         for slot, members in by_slot.items():
             at = [(wanted[i].row.index, wanted[i].column) for i in members]
+            (lane, first), last = at[0], at[-1][1]
             guided = [n for n, i in enumerate(members) if wanted[i].guide is not None]
             at += [guide for i in members if (guide := wanted[i].guide) is not None]
-            states = norm(hidden[[lane for lane, _ in at], [column for _, column in at]])
-            missing = max(0, MIN_EXACT_WIDTH - len(at)) if exact else 0
-            logits = self.logits(torch.nn.functional.pad(states, (0, 0, 0, missing)), slot)
+            if at == [(lane, column) for column in range(first, last + 1)]:
+                states = norm(hidden[lane, first : last + 1])  # a view: looking rows up costs more
+            else:
+                states = norm(hidden[[lane for lane, _ in at], [column for _, column in at]])
+            if exact and len(at) < MIN_EXACT_WIDTH:
+                states = torch.nn.functional.pad(states, (0, 0, 0, MIN_EXACT_WIDTH - len(at)))
+            logits = self.logits(states, slot)
             if guided:
                 scale = torch.tensor([[wanted[members[n]].weight] for n in guided], device=logits.device, dtype=logits.dtype)
                 logits[guided] = torch.lerp(logits[len(members) : len(at)], logits[guided], scale)
             for n, i in enumerate(members):
                 if (answer := wanted[i].answer) is not None:
                     logits[n, ~self.logits.among(slot, answer.legal).to(logits.device)] = float("-inf")
-            each = iter(logits.split(1))
+            done = 0
             for row, group in groupby(members, key=lambda i: wanted[i].row):
                 own = list(group)
-                scores = torch.cat([next(each) for _ in own])
+                scores = logits[done : done + len(own)]
+                done += len(own)
                 if row.sampling.repetition_penalty != 1 and (text := self.logits.text(slot)).stop:
                     seen = row.seen([wanted[i].place for i in own]).to(scores.device)
                     scores[:, text] = penalize(scores[:, text], seen, row.sampling.repetition_penalty)

@@ -207,7 +207,8 @@ class HeadDrafter:
             embedded = self.chooser.embed(tensor(tokens), lanes, [length + k for length in self.cache.lengths])
         else:
             embedded = self.chooser.model.embed(tensor(tokens))  # tokens at the places of vectors are the placeholder
-        return embedded, Places(tensor(positions), tensor(modalities), banks, mask)
+        newest = [max(0, count - 1) for count in counts] if k else None
+        return embedded, Places(tensor(positions), tensor(modalities), banks, mask, newest)
 
     def _seen(self, kept: Tensor) -> Tensor:
         """What is kept of the lanes in focus, as far as the pass attends."""

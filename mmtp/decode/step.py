@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mmtp.nn import native
 from mmtp.nn.attention import LayerCache
 from mmtp.nn.linear import Derived, packed_linear
 from mmtp.stream.vocab import VocabLayout
@@ -52,9 +53,11 @@ class SlotLogits:
     Args:
         layout: the vocabulary.
         unembedding: one row per id.
+        compiled: whether products are those of :mod:`mmtp.nn.native`.
     """
 
-    def __init__(self, layout: VocabLayout, unembedding: Float[Tensor, "v d"]) -> None:
+    def __init__(self, layout: VocabLayout, unembedding: Float[Tensor, "v d"], compiled: bool = False) -> None:
+        self._compiled = compiled
         self._weights: list[Tensor] = []
         self._packed: list[Derived] = []
         packed = defaultdict[tuple[Any, ...], Derived](Derived)
@@ -71,6 +74,9 @@ class SlotLogits:
             self._ids.append(ranges[0][0] if len(ranges) == 1 else [i for lo, hi in ranges for i in range(lo, hi)])
 
     def __call__(self, states: Float[Tensor, "m d"], slot: int) -> Float[Tensor, "m n"]:
+        weight = self._weights[slot]
+        if self._compiled:
+            return native.linear(states, self._packed[slot].get((weight,), lambda: native.panels(weight.detach())), len(weight))
         return packed_linear(states, self._weights[slot], self._packed[slot])
 
     def among(self, slot: int, legal: Bool[Tensor, " ids"]) -> Bool[Tensor, " n"]:

@@ -85,8 +85,8 @@ class BackboneConfig(mmtp.config.Config):
         """The rotary embedding of its heads."""
         return Rope(self.head_dim, self.rope_theta, self.rope_scaling)
 
-    def program(self, weights: Sequence[Weights], rope: Rope) -> Program:
-        """Blocks of these sizes, compiled."""
+    def program(self, weights: Sequence[Weights], rope: Rope, exchange: Float[Tensor, "n n"] | None = None) -> Program:
+        """Blocks of these sizes, compiled; arguments are those of :class:`mmtp.nn.native.Program`."""
         return Program(
             weights,
             num_heads=self.num_heads,
@@ -95,6 +95,7 @@ class BackboneConfig(mmtp.config.Config):
             eps=self.norm_eps,
             frequencies=rope.frequencies,
             axis=rope.axis,
+            exchange=exchange,
         )
 
     @property

@@ -30,6 +30,9 @@ static inline void store(float *p, vec v) { *(vec *)p = v; }
 // What the caller lays out; native.py has the same structures.
 struct Sizes {
     int64_t width, heads, kv_heads, head_dim, mlp_width;
+    int64_t written;           // key heads of the positions themselves: kv_heads, or 0 where queries read what else is held
+    int64_t num_banks;         // kinds of keys; 0 where all are alike
+    const float *exchange;     // [num_banks, num_banks]: what a row of one bank has of each
     const float *frequencies;  // [head_dim / 2], rotary
     const int64_t *axis;       // [head_dim / 2], of three, that each belongs to
     float eps;
@@ -37,8 +40,9 @@ struct Sizes {
 
 struct Block {
     const float *embedding_norm, *state_norm, *project;  // of a head's step: u = project [norm(embedded); norm(x)] + added; or null
+    const float *memory_norm, *memory;                   // keys and values of states that are remembered beforehand; or null
     const float *attention_norm, *q_norm, *k_norm, *mlp_norm, *last_norm;  // gains; of q, k and the last null where there is none
-    const float *qkv, *out, *gate_up, *down;                               // in panels; qkv holds queries alone where banks are read
+    const float *qkv, *out, *gate_up, *down;                               // in panels; qkv of queries alone where none are written
 };
 
 struct Window {
@@ -49,9 +53,8 @@ struct Window {
     float *keys, *values;         // of the first block and lane: [.., kv_heads, slots, head_dim]
     int64_t block_stride, lane_stride, head_stride;
     const float *embedded, *added;       // of a head's step: [lanes, rows, width]; or null
-    const int64_t *banks, *own;          // [lanes, bank_stride] bank of each key; [lanes, rows] bank of each row; or null
-    int64_t bank_stride, num_banks;
-    const float *weights;  // [num_banks, num_banks]: what a row of one bank has of each
+    const int64_t *banks, *own;          // [lanes, extent] bank of each key; [lanes, rows] bank of each row; or null
+    int64_t remember;      // whether states are to be remembered, and no more
     float *last;           // [lanes, rows, width]: states after the last norm; or null
     float *work;           // as many numbers as `mmtp_work` says
 };
@@ -218,8 +221,10 @@ static inline void attend(const Sizes &z, const Window &w, int64_t lane, int64_t
         const float *q = query + (kv * groups + g) * hd;
         float *read = out + (kv * groups + g) * hd;
         for (int64_t t = 0; t < count; t++) scores[t] = mask[t] ? dot(q, key + t * hd, hd) * factor : -INFINITY;
-        if (w.banks) softmaxes(scores, scores + w.extent, count, w.banks + lane * w.bank_stride, w.num_banks, w.weights + w.own[at] * w.num_banks);
-        else softmax(scores, count, 1);
+        if (z.num_banks)
+            softmaxes(scores, scores + w.extent, count, w.banks + lane * w.extent, z.num_banks, z.exchange + w.own[at] * z.num_banks);
+        else
+            softmax(scores, count, 1);
         int64_t i = 0;
         for (; i + PANEL <= hd; i += PANEL) {
             vec one = {}, other = {};
@@ -260,9 +265,9 @@ void mmtp_linear(const float *x, int64_t rows, int64_t inputs, const float *w, i
 void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const Window *window, float *x, int64_t threads) {
     const Sizes &z = *sizes;
     const Window &w = *window;
-    const int64_t d = z.width, hd = z.head_dim, n = w.lanes * w.rows, kv_heads = w.banks ? 0 : z.kv_heads;
-    const int64_t heads = z.heads + 2 * kv_heads, wide = heads * hd, read_wide = z.heads * hd, half = (z.mlp_width + PANEL - 1) / PANEL;
-    float *normed = w.work, *joined = normed + 2 * n * d, *read = joined + n * wide, *hidden = read + n * read_wide;
+    const int64_t d = z.width, hd = z.head_dim, n = w.lanes * w.rows, half = (z.mlp_width + PANEL - 1) / PANEL;
+    const int64_t heads = z.heads + 2 * z.written, wide = heads * hd, read_wide = z.heads * hd, held_wide = 2 * z.kv_heads * hd;
+    float *normed = w.work, *joined = normed + 2 * n * d, *read = joined + n * (read_wide + held_wide), *hidden = read + n * read_wide;
     float *cos = hidden + n * z.mlp_width, *sin = cos + n * hd / 2, *scores = sin + n * hd / 2;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -280,6 +285,26 @@ void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const W
         for (int64_t b = 0; b < count; b++) {
             const Block &block = blocks[b];
             float *keys = w.keys + b * w.block_stride, *values = w.values + b * w.block_stride;
+            // A query, key or value that a product has given: to its place, and into the cache.
+            auto settle = [&](float *head, int64_t r, bool query, bool value, int64_t kv) {
+                if (!value) place(head, query ? block.q_norm : block.k_norm, cos + r * hd / 2, sin + r * hd / 2, hd, z.eps);
+                if (query) return;
+                const int64_t at = r / w.rows * w.lane_stride + kv * w.head_stride + (w.starts[r / w.rows] + r % w.rows) * hd;
+                memcpy((value ? values : keys) + at, head, hd * sizeof *head);
+            };
+            if (w.remember) {
+#pragma omp for schedule(static)
+                for (int64_t r = 0; r < n; r++) norm(x + r * d, block.memory_norm, normed + r * d, d, z.eps);
+                linear(normed, n, d, block.memory, d, held_wide, [&](int64_t r, int64_t p, vec one, vec other) {
+                    put_row<false>(joined + r * held_wide, held_wide, p, one, other);
+                });
+#pragma omp for schedule(static)
+                for (int64_t i = 0; i < n * 2 * z.kv_heads; i++) {
+                    const int64_t r = i / (2 * z.kv_heads), h = i % (2 * z.kv_heads);
+                    settle(joined + i * hd, r, false, h >= z.kv_heads, h % z.kv_heads);
+                }
+                continue;
+            }
             if (block.project) {
 #pragma omp for schedule(static)
                 for (int64_t r = 0; r < n; r++) {
@@ -299,13 +324,8 @@ void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const W
             });
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < n * heads; i++) {
-                const int64_t r = i / heads, h = i % heads, lane = r / w.rows, kv = (h - z.heads) % (kv_heads ? kv_heads : 1);
-                float *head = joined + r * wide + h * hd;
-                if (h < z.heads + kv_heads)
-                    place(head, h < z.heads ? block.q_norm : block.k_norm, cos + r * hd / 2, sin + r * hd / 2, hd, z.eps);
-                if (h >= z.heads)
-                    memcpy((h < z.heads + kv_heads ? keys : values) + lane * w.lane_stride + kv * w.head_stride +
-                               (w.starts[lane] + r % w.rows) * hd, head, hd * sizeof *head);
+                const int64_t h = i % heads;
+                settle(joined + i * hd, i / heads, h < z.heads, h >= z.heads + z.written, (h - z.heads) % z.kv_heads);
             }
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < n * z.kv_heads; i++) {

@@ -47,7 +47,7 @@ class Held(NamedTuple):
     layer: int
     first: int
     starts: Sequence[int]
-    programs: dict[Any, "Program"]
+    programs: dict[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Weights:
 
     Attributes:
         attention_norm: gain.
-        qkv: queries, keys and values; queries alone where banks are read.
+        qkv: queries, keys and values; queries alone where what they read is remembered.
         q_norm: gain; None without QK-norm.
         k_norm: likewise.
         out: of attention.
@@ -65,6 +65,7 @@ class Weights:
         down: likewise.
         join: what a step begins with: gains for embedding and state, and the projection of both; None where a block begins with the state.
         last_norm: gain for the states that leave; None where they leave as they are.
+        memory: gain and projection that make keys and values of states that are remembered; None where a position's own are.
     """
 
     attention_norm: Float[Tensor, " d"]
@@ -77,11 +78,12 @@ class Weights:
     down: Float[Tensor, "d m"]
     join: tuple[Float[Tensor, " d"], Float[Tensor, " d"], Float[Tensor, "d d2"]] | None = None
     last_norm: Float[Tensor, " d"] | None = None
+    memory: tuple[Float[Tensor, " d"], Float[Tensor, "kv d"]] | None = None
 
     @property
     def all(self) -> list[Tensor]:
         own = (self.attention_norm, self.qkv, self.q_norm, self.k_norm, self.out, self.mlp_norm, self.gate_up, self.down, self.last_norm)
-        return [weight for weight in (*own, *(self.join or ())) if weight is not None]
+        return [weight for weight in (*own, *(self.join or ()), *(self.memory or ())) if weight is not None]
 
 
 class Banks(NamedTuple):
@@ -90,12 +92,10 @@ class Banks(NamedTuple):
     Attributes:
         of_keys: bank of every key of every lane.
         of_rows: bank of every position of the pass.
-        weights: what a position of one bank has of each.
     """
 
     of_keys: Int[Tensor, "b t"]
     of_rows: Int[Tensor, "b s"]
-    weights: Float[Tensor, "n n"]
 
 
 class Program:
@@ -109,6 +109,7 @@ class Program:
         eps: of all norms.
         frequencies: rotary.
         axis: that each of them belongs to.
+        exchange: where keys are of several banks, what a position of one bank has of each.
 
     Raises:
         NativeError: there is no compiler, or it fails.
@@ -124,13 +125,15 @@ class Program:
         eps: float,
         frequencies: Float[Tensor, " n"],
         axis: Int[Tensor, " n"],
+        exchange: Float[Tensor, "banks banks"] | None = None,
     ) -> None:
         self._library = library()
-        self.width = weights[0].qkv.shape[1]
+        width, mlp_width = weights[0].down.shape
         self._kept: list[Tensor] = []
         self._sizes = _Sizes(
-            self.width, num_heads, num_kv_heads, head_dim, weights[0].down.shape[1], self._keep(frequencies), self._keep(axis), eps
-        )
+            width, num_heads, num_kv_heads, head_dim, mlp_width, 0 if weights[0].memory else num_kv_heads,
+            0 if exchange is None else len(exchange), *(self._keep(each) for each in (exchange, frequencies, axis)), eps,
+        )  # fmt: skip
         self._blocks = (_Block * len(weights))(*(self._block(each) for each in weights))
 
     def __call__(
@@ -149,7 +152,7 @@ class Program:
             x: states.
             positions: rotary.
             mask: True where a position may look.
-            held: keys and values of the first block; those of the others follow. What the pass adds is written unless banks are read.
+            held: keys and values of the first block; those of the others follow. A pass writes there.
             embedded: embeddings that a head's step joins with the states.
             added: to what it has joined.
             banks: kinds of keys; None where they are all alike.
@@ -158,34 +161,52 @@ class Program:
             States, and states after the last norm where there is one.
         """
         x = x.contiguous().clone()
+        last = torch.empty_like(x) if self._blocks[-1].last_norm else None
+        kept = [None if t is None else t.contiguous() for t in (mask, positions, embedded, added, *(banks or (None, None)))]
+        self._run(x, held, mask.shape[3], kept, last)
+        return x, x if last is None else last
+
+    def remember(self, x: Float[Tensor, "b s d"], positions: Int[Tensor, "b s 3"], held: Held) -> None:
+        """Writes keys and values of states, for a block that has a memory.
+
+        Args:
+            x: states.
+            positions: rotary.
+            held: where.
+        """
+        self._run(x.contiguous(), held, 0, [None, positions.contiguous(), None, None, None, None], None, remember=True)
+
+    def _run(self, x: Tensor, held: Held, extent: int, given: Sequence[Tensor | None], last: Tensor | None, remember: bool = False) -> None:
         lanes, rows, _ = x.shape
         storage, threads = held.storage, torch.get_num_threads()
         layer, part, lane, head = storage.stride()[:4]
         keys = storage.data_ptr() + 4 * (held.layer * layer + held.first * lane)
-        work = torch.empty(self._library.mmtp_work(self._sizes, lanes * rows, mask.shape[3], threads))
-        last = torch.empty_like(x) if self._blocks[-1].last_norm else None
-        kept = [None if t is None else t.contiguous() for t in (mask, positions, embedded, added, *(banks or (None, None, None)))]
-        seen, places, joined, more, of_keys, of_rows, weights = (None if t is None else t.data_ptr() for t in kept)
+        work = torch.empty(self._library.mmtp_work(self._sizes, lanes * rows, extent, threads))
+        mask, positions, *others = (None if t is None else t.data_ptr() for t in given)
         starts = (ctypes.c_int64 * lanes)(*held.starts)
         window = _Window(
-            lanes, rows, mask.shape[3], seen, places, ctypes.addressof(starts), keys, keys + 4 * part, layer, lane, head, joined, more,
-            of_keys, of_rows, 0 if banks is None else banks.of_keys.shape[1], 0 if banks is None else len(banks.weights), weights,
+            lanes, rows, extent, mask, positions, ctypes.addressof(starts), keys, keys + 4 * part, layer, lane, head, *others, remember,
             None if last is None else last.data_ptr(), work.data_ptr(),
         )  # fmt: skip
         self._library.mmtp_blocks(self._sizes, self._blocks, len(self._blocks), window, x.data_ptr(), threads)
-        return x, x if last is None else last
 
     def _block(self, weights: Weights) -> "_Block":
-        panels = [_panels(weight.detach()) for weight in (weights.qkv, weights.out, weights.down)]
-        gate, up = (_panels(half) for half in weights.gate_up.detach().chunk(2))
-        qkv, out, down = panels
         embedding_norm, state_norm, project = weights.join or (None, None, None)
+        memory_norm, memory = weights.memory or (None, None)
+        gate, up = (panels(half) for half in weights.gate_up.detach().chunk(2))
         return _Block(
             *(self._keep(gain) for gain in (embedding_norm, state_norm)),
-            self._keep(None if project is None else _panels(project.detach())),
+            self._pack(project),
+            self._keep(memory_norm),
+            self._pack(memory),
             *(self._keep(gain) for gain in (weights.attention_norm, weights.q_norm, weights.k_norm, weights.mlp_norm, weights.last_norm)),
-            *(self._keep(weight) for weight in (qkv, out, torch.stack((gate, up), dim=1), down)),
+            *(self._pack(weight) for weight in (weights.qkv, weights.out)),
+            self._keep(torch.stack((gate, up), dim=1)),
+            self._pack(weights.down),
         )
+
+    def _pack(self, weight: Tensor | None) -> int | None:
+        return None if weight is None else self._keep(panels(weight.detach()))
 
     def _keep(self, weight: Tensor | None) -> int | None:
         """Address of a weight that lives as long as this does."""
@@ -195,14 +216,14 @@ class Program:
         return self._kept[-1].data_ptr()
 
 
-def linear(x: Float[Tensor, "m i"], panels: Float[Tensor, "p i n"], outputs: int) -> Float[Tensor, "m o"]:
+def linear(x: Float[Tensor, "m i"], packed: Float[Tensor, "p i n"], outputs: int) -> Float[Tensor, "m o"]:
     """``x @ weight.T`` by a weight in panels; a row gets the same bits beside any others."""
     x, y = x.contiguous(), x.new_empty(x.shape[0], outputs)
-    library().mmtp_linear(x.data_ptr(), *x.shape, panels.data_ptr(), outputs, y.data_ptr(), torch.get_num_threads())
+    library().mmtp_linear(x.data_ptr(), *x.shape, packed.data_ptr(), outputs, y.data_ptr(), torch.get_num_threads())
     return y
 
 
-def _panels(weight: Float[Tensor, "o i"]) -> Float[Tensor, "p i n"]:
+def panels(weight: Float[Tensor, "o i"]) -> Float[Tensor, "p i n"]:
     """A weight with those of some outputs together, input by input."""
     size = library().mmtp_panel()
     return F.pad(weight, (0, 0, 0, -len(weight) % size)).unflatten(0, (-1, size)).transpose(1, 2).contiguous()
@@ -213,8 +234,8 @@ _POINTER = ctypes.c_void_p
 
 class _Sizes(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("width", "heads", "kv_heads", "head_dim", "mlp_width")),
-        *((name, _POINTER) for name in ("frequencies", "axis")),
+        *((name, ctypes.c_int64) for name in ("width", "heads", "kv_heads", "head_dim", "mlp_width", "written", "num_banks")),
+        *((name, _POINTER) for name in ("exchange", "frequencies", "axis")),
         ("eps", ctypes.c_float),
     )
 
@@ -223,8 +244,8 @@ class _Block(ctypes.Structure):
     _fields_ = tuple(
         (name, _POINTER)
         for name in (
-            "embedding_norm", "state_norm", "project", "attention_norm", "q_norm", "k_norm", "mlp_norm", "last_norm", "qkv", "out",
-            "gate_up", "down",
+            "embedding_norm", "state_norm", "project", "memory_norm", "memory", "attention_norm", "q_norm", "k_norm", "mlp_norm",
+            "last_norm", "qkv", "out", "gate_up", "down",
         )
     )  # fmt: skip
 
@@ -235,8 +256,8 @@ class _Window(ctypes.Structure):
         *((name, _POINTER) for name in ("mask", "positions", "starts", "keys", "values")),
         *((name, ctypes.c_int64) for name in ("block_stride", "lane_stride", "head_stride")),
         *((name, _POINTER) for name in ("embedded", "added", "banks", "own")),
-        *((name, ctypes.c_int64) for name in ("bank_stride", "num_banks")),
-        *((name, _POINTER) for name in ("weights", "last", "work")),
+        ("remember", ctypes.c_int64),
+        *((name, _POINTER) for name in ("last", "work")),
     )
 
 

@@ -93,12 +93,15 @@ class Places:
         modality: ``Modality.index`` of x[t+k+1]. The grammar knows it from x[<=t+k].
         banks: ``Modality.index`` of every position that may be looked at.
         mask: True where an anchor may look.
+        newest: index of each row's newest anchor, where states are wanted of it alone: a head may leave what it gives for others undone.
+            None wants all.
     """
 
     positions: Int[Tensor, "b s 3"]
     modality: Int[Tensor, "b s"]
     banks: Int[Tensor, "b t"]
     mask: Bool[Tensor, "b #h s t"]
+    newest: Sequence[int] | None = None
 
     def ahead(self, offset: int) -> "Places":
         """Those of a later offset, in training, where a pass holds whole rows; their ends hold wrapped values, which no valid row sees."""

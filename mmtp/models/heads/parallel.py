@@ -1,7 +1,7 @@
 """Parallel multi-token prediction: a block per offset, each reading the backbone alone (Gloeckle et al., arXiv 2404.19737, section 2)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from mmtp.models.backbone import BackboneConfig
 from mmtp.models.heads.base import BlockConfig, Places, gather
 from mmtp.nn.attention import LayerCache
+from mmtp.nn.linear import Derived
+from mmtp.nn.native import Program
 from mmtp.nn.norm import RMSNorm
 from mmtp.types import Modality
 
@@ -19,6 +21,7 @@ class _Offset(nn.Module):
         super().__init__()
         self.block = backbone.block()
         self.norm = RMSNorm(backbone.width, backbone.norm_eps)
+        self.program = Derived()
 
 
 class ParallelHead(nn.Module):
@@ -40,7 +43,7 @@ class ParallelHead(nn.Module):
         super().__init__()
         backbone = config.sizes(backbone)
         self.config = config
-        self.rope = backbone.rope()
+        self.rope, self._sizes = backbone.rope(), backbone
         self.offsets = nn.ModuleList(_Offset(backbone) for _ in range(config.mtp_depth))
 
     @property
@@ -72,4 +75,11 @@ class ParallelHead(nn.Module):
 
     def _run(self, depth: int, hidden: Tensor, places: Places, cache: LayerCache | None) -> Tensor:
         module: Any = self.offsets[depth - 1]
+        if cache is not None and (held := cache.held) is not None:
+            program = held.programs.get(module) or held.programs.setdefault(module, self._compiled(module))
+            return program(hidden, places.positions, places.mask, held)[1]
         return module.norm(module.block(hidden, self.rope(places.positions), places.mask, cache))
+
+    def _compiled(self, module: _Offset) -> Program:
+        weights = replace(module.block.weights, last_norm=module.norm.weight)
+        return module.program.get(weights.all, lambda: self._sizes.program([weights], self.rope))

@@ -1,7 +1,7 @@
 """Sequential multi-token prediction: a module per depth, each reading the one before (DeepSeek-V3, section 2.2)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from mmtp.models.backbone import BackboneConfig
 from mmtp.models.heads.base import BlockConfig, Places, gather
 from mmtp.nn.attention import LayerCache
-from mmtp.nn.linear import Linear
+from mmtp.nn.linear import Derived, Linear
+from mmtp.nn.native import Program
 from mmtp.nn.norm import RMSNorm
 from mmtp.types import Modality
 
@@ -26,6 +27,7 @@ class _Depth(nn.Module):
         self.project = Linear(2 * backbone.width, backbone.width, bias=False)
         self.block = backbone.block()
         self.norm = RMSNorm(backbone.width, backbone.norm_eps)
+        self.program = Derived()
 
 
 class SequentialHead(nn.Module):
@@ -44,7 +46,7 @@ class SequentialHead(nn.Module):
         super().__init__()
         backbone = config.sizes(backbone)
         self.config = config
-        self.rope = backbone.rope()
+        self.rope, self._sizes = backbone.rope(), backbone
         self.depths = nn.ModuleList(_Depth(backbone) for _ in range(self.num_modules))
 
     @property
@@ -86,6 +88,14 @@ class SequentialHead(nn.Module):
 
     def _run(self, depth: int, state: Tensor, embedded: Tensor, places: Places, cache: LayerCache | None) -> tuple[Tensor, Tensor]:
         module: Any = self.depths[min(depth, self.num_modules) - 1]
+        if cache is not None and (held := cache.held) is not None:
+            program = held.programs.get(module) or held.programs.setdefault(module, self._compiled(module))
+            return program(state, places.positions, places.mask, held, embedded)
         joined = torch.cat((module.embedding_norm(embedded), module.state_norm(state).to(embedded.dtype)), dim=-1)
         state = module.block(module.project(joined), self.rope(places.positions), places.mask, cache)
         return state, module.norm(state)
+
+    def _compiled(self, module: _Depth) -> Program:
+        join = (module.embedding_norm.weight, module.state_norm.weight, module.project.weight)
+        weights = replace(module.block.weights, join=join, last_norm=module.norm.weight)
+        return module.program.get(weights.all, lambda: self._sizes.program([weights], self.rope))

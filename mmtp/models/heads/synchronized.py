@@ -7,7 +7,7 @@ other banks than one's own enters through a gate that starts at 0 (Flamingo, arX
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -17,11 +17,24 @@ from torch import Tensor, nn
 from mmtp.models.backbone import BackboneConfig
 from mmtp.models.heads.base import BELOW, BlockConfig, Places, gather
 from mmtp.nn.attention import LayerCache, attend
-from mmtp.nn.linear import Linear
+from mmtp.nn.linear import Derived, Linear
 from mmtp.nn.mlp import SwiGLU
+from mmtp.nn.native import Banks, Held, Program, Weights
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Angles, rotate
 from mmtp.types import Modality
+
+
+class _Compiled(NamedTuple):
+    """A step of the head, laid out for the kernels.
+
+    Attributes:
+        program: the block.
+        added: to what a step joins, by offset and ``Modality.index``.
+    """
+
+    program: Program
+    added: Float[Tensor, "offsets modalities d"]
 
 
 class SynchronizedHead(nn.Module):
@@ -68,7 +81,7 @@ class SynchronizedHead(nn.Module):
         self.config = config
         width, eps, heads = backbone.width, backbone.norm_eps, backbone.num_heads
         self.head_dim, self.num_kv_heads = backbone.head_dim, backbone.num_kv_heads
-        self.rope = backbone.rope()
+        self.rope, self._sizes = backbone.rope(), backbone
         self.embedding_norm, self.state_norm, self.memory_norm = (RMSNorm(width, eps) for _ in range(3))
         self.project = Linear(2 * width, width, bias=False)
         self.offset = nn.Embedding(config.mtp_depth + (config.vertical > 0), width)  # the last one stands for BELOW
@@ -83,6 +96,7 @@ class SynchronizedHead(nn.Module):
         place = torch.zeros(len(Modality), dtype=torch.long)
         place[[modality.index for modality in modalities]] = torch.arange(len(modalities))
         self.register_buffer("places", place, persistent=False)
+        self._made = Derived()
 
     @property
     def mtp_depth(self) -> int:
@@ -123,6 +137,10 @@ class SynchronizedHead(nn.Module):
         caches: Sequence[LayerCache],
     ) -> tuple[Float[Tensor, "b s *left"], Float[Tensor, "b s d"]]:
         (cache,) = caches
+        if (held := cache.held) is not None:
+            if depth == 1:
+                self._compiled(held).program.remember(state, places.positions, held)
+            return self._step(depth - 1, state, embedded, places, held)
         memory = cache.update(*self._remember(state, self.rope(places.positions))) if depth == 1 else cache.read()
         state = self._run(depth - 1, state, embedded, places, memory)
         return state, self.norm(state)
@@ -131,7 +149,50 @@ class SynchronizedHead(nn.Module):
         self, hidden: Float[Tensor, "b s d"], embedded: Float[Tensor, "b s d"], places: Places, caches: Sequence[LayerCache]
     ) -> Float[Tensor, "b s d"]:
         (cache,) = caches
+        if (held := cache.held) is not None:
+            return self._step(BELOW, hidden, embedded, places, held)[1]
         return self.norm(self._run(BELOW, hidden, embedded, places, cache.read()))
+
+    def _step(self, offset: int, state: Tensor, embedded: Tensor, places: Places, held: Held) -> tuple[Tensor, Tensor]:
+        """:meth:`_run` and the last norm, compiled; of newest anchors alone where no others are wanted, in the place of all."""
+        step, width = self._compiled(held), state.shape[1]
+        positions, modality, mask = places.positions, places.modality, places.mask
+        if (newest := places.newest) is not None and width > 1:
+            rows = slice(newest[0], newest[0] + 1) if len(newest) == 1 else torch.tensor(newest, device=state.device)[:, None]
+            lanes = slice(None) if len(newest) == 1 else torch.arange(len(newest), device=state.device)[:, None]
+            state, embedded, positions, modality = (each[lanes, rows] for each in (state, embedded, positions, modality))
+            mask = mask[:, :, rows] if len(newest) == 1 else mask[:, 0][lanes, rows].unsqueeze(1)
+        banks = None if self.config.exchange == "common" else Banks(places.banks, modality)
+        state, out = step.program(state, positions, mask, held, embedded, step.added[offset][modality], banks)
+        return state.expand(-1, width, -1), out.expand(-1, width, -1)
+
+    def _compiled(self, held: Held) -> "_Compiled":
+        """The step laid out, once for the batch that a cache is of."""
+        return held.programs.get(self) or held.programs.setdefault(self, self._made.get(list(self.parameters()), self._make))
+
+    def _make(self) -> "_Compiled":
+        weights = Weights(
+            attention_norm=self.attention_norm.weight,
+            qkv=self.query.weight,
+            q_norm=self.q_norm.weight,
+            k_norm=self.k_norm.weight,
+            out=self.out.weight,
+            mlp_norm=self.mlp_norm.weight,
+            gate_up=self.mlp.gate_up.weight,
+            down=self.mlp.down.weight,
+            join=(self.embedding_norm.weight, self.state_norm.weight, self.project.weight),
+            last_norm=self.norm.weight,
+            memory=(self.memory_norm.weight, self.memory.weight),
+        )
+        # By Modality.index, so that a step looks up no banks.
+        exchange = None if self.config.exchange == "common" else self._exchange()[self.places][:, self.places]
+        added = self.offset.weight[:, None] + self.modality.weight[self.places]
+        return _Compiled(self._sizes.program([weights], self.rope, exchange), added.detach())
+
+    def _exchange(self) -> Float[Tensor, "banks banks"]:
+        """What a query of one bank has of each."""
+        own = torch.eye(self.modality.num_embeddings, device=self.places.device)
+        return own if self.gates is None else own + self.gates.tanh() * (1 - own)
 
     def _remember(self, hidden: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
         """Keys and values of the banks, one per anchor."""
@@ -152,12 +213,9 @@ class SynchronizedHead(nn.Module):
         """What a query finds in its own bank, and through the gates in the others."""
         if self.config.exchange == "common":
             return attend(query, keys, values, places.mask)
-        banks, count = self.places[places.banks], self.modality.num_embeddings
-        weights = torch.eye(count, device=query.device, dtype=query.dtype)
-        if self.gates is not None:
-            weights = weights + self.gates.tanh().to(query.dtype) * (1 - weights)
+        banks, weights = self.places[places.banks], self._exchange().to(query.dtype)
         found = torch.zeros_like(query)
-        for bank in range(count):
+        for bank in range(len(weights)):
             mask = places.mask & (banks == bank)[:, None, None]
             some = mask.any(-1, keepdim=True)
             # A row of the softmax must not be empty; what an empty bank gives counts for nothing.
