@@ -17,8 +17,10 @@ def test_decoding_is_timed_beside_transformers_and_passes_by_width(tmp_path, cap
     pytest.importorskip("transformers")
     main(["--model", "tiny", "--batch", "1", "2", "--tokens", "3", "--rounds", "1", "--json", str(tmp_path / "costs.json")])
     costs = json.loads((tmp_path / "costs.json").read_text())
-    assert [(cost["way"], cost["batch"]) for cost in costs["decoding"]] == [(w, b) for b in (1, 2) for w in ("mmtp", "dynamic", "static")]
-    assert [(cost["way"], cost["batch"]) for cost in costs["passes"]] == [(str(w), b) for b in (1, 2) for w in WIDTHS]
+    ways = ("mmtp", "compiled", "dynamic", "static")
+    assert [(cost["way"], cost["batch"]) for cost in costs["decoding"]] == [(way, b) for b in (1, 2) for way in ways]
+    passes = [f"{width}, {way}" for way in ways[:2] for width in WIDTHS]
+    assert [(cost["way"], cost["batch"]) for cost in costs["passes"]] == [(each, b) for b in (1, 2) for each in passes]
     assert all(cost["median"] > 0 for part in costs.values() for cost in part)
     assert "| static | 2 |" in capsys.readouterr().out
 

@@ -38,7 +38,7 @@ def test_quick_copies_give_what_the_originals_give(name, settings, few, monkeypa
             x = inputs(name, part, model, length)
             with torch.no_grad():
                 expected, spread = original(x), original(x).std()
-                torch.testing.assert_close(copy(x), expected, rtol=0, atol=1e-5 * float(spread) + 2e-5)
+                torch.testing.assert_close(copy(x), expected, rtol=0, atol=1e-5 * float(spread) + 4e-5)
                 assert half(x.bfloat16()).dtype == torch.bfloat16
                 # DAC's snakes turn small errors of random weights' large activations into large ones.
                 assert (half(x.bfloat16()) - expected).square().mean().sqrt() < (0.2 if name == "dac" else 0.05) * spread
