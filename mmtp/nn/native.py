@@ -12,6 +12,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -275,10 +276,10 @@ def library() -> Any:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmtp"
     path = folder / f"native-{key}.so"
     if not path.exists():
-        try:
+        with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            folder = Path(tempfile.mkdtemp(prefix="mmtp-"))
+        if not os.access(folder, os.W_OK):
+            folder = Path(tempfile.mkdtemp(prefix="mmtp-"))  # kept for this process alone
             path = folder / path.name
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / "native.o"

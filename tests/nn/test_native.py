@@ -1,6 +1,8 @@
 """Compiled passes beside those of torch."""
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,6 +116,18 @@ def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, compiler: str, sa
             native.library()
     finally:
         native.library.cache_clear()
+
+
+def test_a_folder_that_cannot_be_written_to_is_no_hindrance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    native.library.cache_clear()
+    try:
+        assert native.library().mmtp_panel() > 0
+    finally:
+        native.library.cache_clear()
+    assert list(tmp_path.glob("mmtp-*/native-*.so"))
 
 
 def test_says_what_is_not_compiled() -> None:
