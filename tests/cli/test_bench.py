@@ -42,7 +42,9 @@ def test_prompts_come_from_a_data_set(little_zoo, tmp_path, capsys):
         "--data",
         str(tmp_path / "codes"),
         "--prompts",
-        "2",
+        "1",
+        "--repeats",
+        "1",
         "--temperature",
         "1",
         "--precision",
@@ -50,6 +52,6 @@ def test_prompts_come_from_a_data_set(little_zoo, tmp_path, capsys):
     ]
     assert cli.run([*argv, "--verification", "rejection", "--drafts", "lookup", "--draft-cost", "0.1", "--json", str(path)]) == 0
     values = json.loads(path.read_text())
-    assert {group["kind"]: group["prompts"] for group in values["groups"]} == {"draw": 2, "caption": 2}
+    assert {group["kind"]: group["prompts"] for group in values["groups"]} == {"draw": 1, "caption": 1}
     assert values["speedup"].keys() == {"draw", "caption"} and values["drafts"] == "lookup" and values["precision"] == "bfloat16"
     assert {part["modality"] for part in values["acceptance"]} <= {"text"}
