@@ -1,6 +1,6 @@
 """Muon: momentum whose matrices are orthogonalised (Jordan et al. 2024; Liu et al., arXiv 2502.16982).
 
-The optimizer of torch orthogonalises in bfloat16, one matrix at a time: nearly half of a training step where a processor only emulates
+The optimizer of torch orthogonalises in bfloat16, one matrix at a time: a large part of a training step where a processor only emulates
 bfloat16; and in several processes it gathers every matrix anew in each product. Here matrices of one shape go together, in float32 where
 bfloat16 is emulated, and a divided matrix is gathered once.
 """
