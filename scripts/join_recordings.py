@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mmtp.data.media import decode_sound
 from mmtp.data.sources import open_source
+from mmtp.eval.distortion import resample
 from mmtp.eval.speech import Recognizer, normalise
 from mmtp.types import Modality
 
@@ -109,6 +110,11 @@ def runs(recordings: Sequence[Sequence[Piece]], draw: random.Random, count: int,
         yield torch.cat([sound for sound, _ in chosen], 1), " ".join(words for _, words in chosen)
 
 
+def played(sound: Float[Tensor, "1 t"], speed: float, rate: int) -> Float[Tensor, "1 s"]:
+    """A sound so many times as fast, its pitch with it (Ko et al., Audio Augmentation for Speech Recognition, Interspeech 2015)."""
+    return sound if speed == 1 else resample(sound, round(rate * speed), rate)
+
+
 def _plain(word: str) -> str:
     plain = " ".join(normalise(word))
     return DIGITS.get(plain, plain)
@@ -125,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cut", type=int, metavar="N", default=0, help="cut recordings into words, and join runs of at most N of them")
     parser.add_argument("--seconds", type=float, default=6.0, help="length of a joined recording, at most")
     parser.add_argument("--pause", type=float, default=0.25, help="seconds of silence between two, at most")
+    parser.add_argument("--least", type=int, default=2, help="recordings, or runs of words, in one, at least")
+    parser.add_argument("--speeds", type=float, nargs="+", default=[1.0], help="each is played at one of these, its voice higher the faster")
     parser.add_argument("--rate", type=int, default=16000, help="samples per second")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
@@ -143,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in track(range(args.count), "joining", transient=True):
         sounds: list[Tensor] = []
         words: list[str] = []
-        for sound, said in runs(pieces, draw, draw.randint(2, max(2, args.parts)), max(1, args.cut)):
+        for sound, said in runs(pieces, draw, draw.randint(args.least, max(args.least, args.parts)), max(1, args.cut)):
             pause = torch.zeros(1, draw.randrange(int(args.pause * args.rate) + 1) if sounds else 0)
             if sum(s.shape[1] for s in (*sounds, pause, sound)) > limit:
                 break
@@ -152,7 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not sounds:  # a run of words that is too long by itself
             continue
         text = " ".join(words)
-        soundfile.write(args.out / f"{number:06}.flac", torch.cat(sounds, 1)[0].numpy(), args.rate)
+        sound = played(torch.cat(sounds, 1), draw.choice(args.speeds), args.rate)
+        soundfile.write(args.out / f"{number:06}.flac", sound[0].numpy(), args.rate)
         labels = {args.label: text, "words": " ".join(normalise(text))}
         (args.out / f"{number:06}.json").write_text(json.dumps(labels) + "\n")
     print(f"{args.out}: joined of {sum(map(len, pieces))} pieces of {len(pieces)} recordings")

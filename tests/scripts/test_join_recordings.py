@@ -47,6 +47,25 @@ def test_words_and_sounds_stand_in_one_order(script, source, tmp_path):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
+def test_speed_shortens_a_sound_and_raises_it(script):
+    time = torch.arange(RATE) / RATE
+    tone = torch.sin(2 * torch.pi * 400 * time)[None]
+    quick = script.played(tone, 1.25, RATE)
+    assert script.played(tone, 1.0, RATE) is tone
+    assert quick.shape == (1, RATE * 4 // 5)
+    assert int(torch.fft.rfft(quick[0]).abs().argmax()) * RATE / quick.shape[1] == pytest.approx(500, abs=2)
+
+
+def test_so_many_recordings_at_least_stand_in_one(script, source, tmp_path):
+    command = ["--count", "20", "--seconds", "2", "--parts", "3", "--rate", str(RATE)]
+    lengths = {}
+    for least in ("1", "3"):
+        script.main([str(source), str(tmp_path / least), *command, "--least", least])
+        labels = [json.loads(path.read_text()) for path in (tmp_path / least).glob("*.json")]
+        lengths[least] = {len(label["text"].split()) // 2 for label in labels}
+    assert lengths == {"1": {1, 2, 3}, "3": {3}}
+
+
 def test_words_are_cut_where_they_were_heard_right(script):
     """Four words of half a second with a dip of silence between them; the third is misheard, so it stays with its neighbours."""
     word = np.concatenate([np.full(RATE // 2 - 80, 0.5, dtype=np.float32), np.zeros(80, dtype=np.float32)])
