@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="length of a joined recording, at most")
     parser.add_argument("--pause", type=float, default=0.25, help="seconds of silence between two, at most")
     parser.add_argument("--least", type=int, default=2, help="recordings, or runs of words, in one, at least")
-    parser.add_argument("--speeds", type=float, nargs="+", default=[1.0], help="each is played at one of these, its voice higher the faster")
+    parser.add_argument("--speeds", type=float, nargs="+", default=[1.0], help="play each at one of these; its voice is higher when faster")
     parser.add_argument("--rate", type=int, default=16000, help="samples per second")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
