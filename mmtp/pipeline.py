@@ -228,7 +228,7 @@ class Pipeline:
         return [self.text(generation) for generation in asked]
 
     def caption(
-        self, media: Sequence[Picture | Segment], *, batch_size: int = 64, max_new_tokens: int = 64, **form: Unpack[Form]
+        self, media: Sequence[Picture | Segment], *, batch_size: int = 64, max_new_tokens: int = 512, **form: Unpack[Form]
     ) -> list[str]:
         """What the model says each picture shows or, given sounds as segments, what is said in each; greedily.
 
