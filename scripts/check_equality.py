@@ -146,10 +146,11 @@ class Check:
         model: in float32.
         prompts: of all tasks.
         seed: of the first prompt of a task; those of the others count up.
+        compile: run passes by compiled kernels.
     """
 
-    def __init__(self, model: UnifiedModel, prompts: Sequence[Prompt], seed: int = 0) -> None:
-        self.model, self.seed = model, seed
+    def __init__(self, model: UnifiedModel, prompts: Sequence[Prompt], seed: int = 0, compile: bool = False) -> None:
+        self.model, self.seed, self.compile = model, seed, compile
         self.tasks: dict[str, list[Prompt]] = {}
         for prompt in prompts:
             self.tasks.setdefault(prompt.kind, []).append(prompt)
@@ -161,17 +162,17 @@ class Check:
 
     @property
     def key(self) -> str:
-        """Digest of weights, prompts and seeds."""
+        """Digest of weights, prompts, seeds and kernels."""
         digest = hashlib.sha256(repr(self.model.config).encode())
         for tensor in self.model.state_dict().values():
             digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
         for some in self.tasks.values():
             digest.update(repr([(p.kind, list(p.tokens), p.max_new_tokens, tuple(p.stop)) for p in some]).encode())
-        return digest.hexdigest()[:16] + f"-{self.seed}"
+        return digest.hexdigest()[:16] + f"-{self.seed}" + ("-compiled" if self.compile else "")
 
     def decode(self, setting: Setting, drafts: str, batch: int) -> list[Row]:
         """Goes on from all prompts of a task."""
-        engine = Engine(self.model, exact=True, drafts=None if drafts == PLAIN else drafts_of(drafts))
+        engine = Engine(self.model, exact=True, drafts=None if drafts == PLAIN else drafts_of(drafts), compile=self.compile)
         prompts = self.tasks[setting.task]
         batcher = engine.batcher(
             max_lanes=batch * (2 if setting.guidance != 1 else 1),
@@ -289,10 +290,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compile", action="store_true", help="run passes by compiled kernels (see mmtp generate --compile)")
     parser.add_argument("--journal", type=Path, help="file that keeps what was found")
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
-    check = Check(*load(given), seed=given.seed)
+    check = Check(*load(given), seed=given.seed, compile=given.compile)
     print(HEAD)
     found = run(
         check,

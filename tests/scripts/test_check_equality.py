@@ -49,6 +49,17 @@ def test_every_way_is_compared_at_every_batch_and_found_once(check, script, tmp_
     assert len(decoded) == 1 + 2 * 6  # another seed is another matter
 
 
+def test_compiled_kernels_are_another_matter(check, script, tmp_path: Path, monkeypatch, capsys) -> None:
+    compiled = []
+    engine = script.Engine
+    monkeypatch.setattr(script, "Engine", lambda *args, **how: compiled.append(how["compile"]) or engine(*args, **how))
+    once = ["--temperature", 0, "--guidance", 1, "--journal", tmp_path / "found.jsonl"]
+    assert check(*once) == 0
+    plain = len(compiled)
+    assert check(*once, "--compile") == 0
+    assert compiled == [False] * plain + [True] * plain
+
+
 def test_a_difference_is_told_with_prompt_and_offset(check, monkeypatch, capsys) -> None:
     accept = Row.accept
 
