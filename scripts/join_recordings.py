@@ -30,6 +30,8 @@ from mmtp.types import Modality
 
 Piece = tuple[Tensor, str]
 """A sound ``[1, t]``, and the words that are said in it."""
+Heard = Sequence[tuple[str, float, float]]
+"""Words that a recogniser hears, and the seconds at which they begin and end."""
 
 NEAR = 0.06
 """Seconds around the place where Whisper puts the border of two words, among which the quietest is taken."""
@@ -50,12 +52,31 @@ def recordings(source: str, label: str, rate: int) -> list[Piece]:
     return found
 
 
-def cut(piece: Piece, heard: Sequence[tuple[str, float, float]], rate: int) -> list[Piece]:
+def listened(whole: Sequence[Piece], rate: int, kept: Path | None) -> list[Heard]:
+    """What Whisper hears in every recording, or heard when the file was written.
+
+    Raises:
+        SystemExit: the file is about other recordings.
+    """
+    texts = [text for _, text in whole]
+    if kept is not None and kept.exists():
+        found = json.loads(kept.read_text())
+        if [text for text, _ in found] != texts:
+            raise SystemExit(f"{kept}: holds what was heard in other recordings; name another file, or remove it")
+        return [words for _, words in found]
+    listen = Recognizer()
+    heard = [listen.words(sound, rate) for sound, _ in track(whole, "listening", transient=True)]
+    if kept is not None:
+        kept.write_text(json.dumps(list(zip(texts, heard, strict=True))) + "\n")
+    return heard
+
+
+def cut(piece: Piece, heard: Heard, rate: int) -> list[Piece]:
     """The words of a recording one by one, as far as they were heard right; what lies between such words stays whole.
 
     Args:
         piece: the recording.
-        heard: words that a recogniser hears, and the seconds at which they begin and end.
+        heard: in it.
         rate: samples per second.
     """
     sound, text = piece
@@ -129,6 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=2000, help="joined recordings to make")
     parser.add_argument("--parts", type=int, default=4, help="recordings, or runs of words, in one, at most")
     parser.add_argument("--cut", type=int, metavar="N", default=0, help="cut recordings into words, and join runs of at most N of them")
+    parser.add_argument(
+        "--heard", type=Path, metavar="FILE", help="keep in this file what Whisper hears, so that it listens once for many calls"
+    )
     parser.add_argument("--seconds", type=float, default=6.0, help="length of a joined recording, at most")
     parser.add_argument("--pause", type=float, default=0.25, help="seconds of silence between two, at most")
     parser.add_argument("--least", type=int, default=2, help="recordings, or runs of words, in one, at least")
@@ -138,8 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     whole = recordings(args.source, args.label, args.rate)
     if args.cut:
-        listen = Recognizer()
-        pieces = [cut(piece, listen.words(piece[0], args.rate), args.rate) for piece in track(whole, "listening", transient=True)]
+        heard = listened(whole, args.rate, args.heard)
+        pieces = [cut(piece, words, args.rate) for piece, words in zip(whole, heard, strict=True)]
     else:
         pieces = [[piece] for piece in whole]
     limit = args.seconds * args.rate

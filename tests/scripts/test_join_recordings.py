@@ -80,6 +80,23 @@ def test_words_are_cut_where_they_were_heard_right(script):
     assert len(script.cut((sound, "nothing of it"), heard, RATE)) == 1
 
 
+def test_what_was_heard_is_kept_for_the_next_call(script, tmp_path, monkeypatch):
+    calls = []
+
+    class Listener:
+        def words(self, sound, rate):
+            calls.append(rate)
+            return [("one", 0.0, 0.5)]
+
+    monkeypatch.setattr(script, "Recognizer", Listener)
+    whole = [(torch.zeros(1, RATE), "one"), (torch.zeros(1, RATE), "two")]
+    first = script.listened(whole, RATE, tmp_path / "heard.json")
+    again = script.listened(whole, RATE, tmp_path / "heard.json")
+    assert len(calls) == 2 and [[tuple(word) for word in words] for words in again] == first
+    with pytest.raises(SystemExit, match="heard.json: holds what was heard in other recordings"):
+        script.listened(whole[:1], RATE, tmp_path / "heard.json")
+
+
 def test_runs_are_of_different_recordings(script):
     pieces = [[(torch.full((1, 3), float(i)), f"{i}.{j}") for j in range(i + 1)] for i in range(5)]
     drawn = [list(script.runs(pieces, random.Random(seed), 3, 2)) for seed in range(200)]
