@@ -69,8 +69,8 @@ class Pipeline:
         model: in evaluation mode.
         tokenizers: by the names that the model's vocabulary gives them.
         exact: make speculative output equal plain output bit for bit (see :class:`mmtp.decode.engine.Engine`).
-        drafts: where drafts come from; the model's head where none are given.
-        draft_cost: makes as many drafts as pay; see the engine.
+        drafts: where drafts come from; see the engine.
+        draft_cost: makes as many drafts as pay; likewise.
         cache: what keys and values are held in; likewise.
         compile: runs passes by compiled kernels; likewise.
 

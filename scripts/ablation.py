@@ -43,6 +43,7 @@ from torch import nn
 
 from mmtp.config import from_dict
 from mmtp.data.loader import PackedBatches, ShardDataset
+from mmtp.decode.drafts import HeadDrafts
 from mmtp.decode.engine import Engine
 from mmtp.decode.sample import Sampling
 from mmtp.eval.decoding import Prompt, held_out_prompts
@@ -239,7 +240,7 @@ def held_out(learners: Sequence[Learner], model: UnifiedModel, batches: Iterable
 
 def decode(model: UnifiedModel, prompts: dict[str, list[Prompt]], speculative: bool, limit: int, compiled: bool) -> dict[str, Any]:
     """Generations by task, at temperature 1 with seeds 0, 1, 2, …"""
-    engine, found = Engine(model, exact=True, compile=compiled), {}
+    engine, found = Engine(model, exact=True, drafts=HeadDrafts(), compile=compiled), {}
     for task, some in prompts.items():
         samplings = [Sampling(seed=seed) for seed in range(len(some))]
         with torch.no_grad():

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 
 import torch
 
+from mmtp.decode.by_medium import DraftsByMedium
 from mmtp.decode.constrain import Constrainer, ConstraintError
 from mmtp.decode.draft_model import ModelDrafts
-from mmtp.decode.drafts import Drafts
+from mmtp.decode.drafts import Drafts, HeadDrafts
 from mmtp.decode.engine import Engine
+from mmtp.decode.jacobi import JacobiDrafts
 from mmtp.decode.lookup import LookupDrafts
 from mmtp.models.backbone import BackboneConfig
 from mmtp.models.heads.base import HeadConfig
@@ -37,7 +39,7 @@ LAYOUT = VocabLayout(
     16,
 )
 BACKBONE = BackboneConfig(width=48, depth=2, num_heads=4, num_kv_heads=2, head_dim=12, mlp_width=64)
-WAYS = ("sequential", "synchronized", "parallel", "look-up", "model")
+WAYS = ("sequential", "synchronized", "parallel", "by medium", "look-up", "model")
 GROWTH = 64 << 20  # bytes by which a process may grow for other reasons than its requests
 
 
@@ -55,10 +57,15 @@ def engine(way: str) -> Engine:
         "sequential": SequentialHead.Config(mtp_depth=3),
         "synchronized": SynchronizedHead.Config(mtp_depth=2, vertical=4),
         "parallel": ParallelHead.Config(mtp_depth=2),
+        "by medium": SequentialHead.Config(mtp_depth=3),
     }
     net = build(heads.get(way, NextHead.Config()))
-    drafts: dict[str, Drafts] = {"look-up": LookupDrafts(max_drafts=3), "model": ModelDrafts(net, 2)}
-    return Engine(net, exact=True, drafts=drafts.get(way))
+    drafts: dict[str, Drafts] = {
+        "by medium": DraftsByMedium(codes=JacobiDrafts(max_drafts=5)),
+        "look-up": LookupDrafts(max_drafts=3),
+        "model": ModelDrafts(net, 2),
+    }
+    return Engine(net, exact=True, drafts=drafts.get(way, HeadDrafts()))
 
 
 def traffic(seed: int) -> Traffic:

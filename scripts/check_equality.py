@@ -36,7 +36,7 @@ from mmtp.models.unified import UnifiedModel
 from mmtp.pipeline import Pipeline
 from mmtp.types import Modality
 
-WAYS = ("head", "jacobi", "head+jacobi", "lookup")
+WAYS = ("auto", "head", "jacobi", "head+jacobi", "lookup")
 PLAIN = "none"
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mmtp.decode.chooser import Chooser
+from mmtp.decode.drafts import HeadDrafts
 from mmtp.decode.engine import Engine
 from mmtp.decode.rows import Choice
 from mmtp.decode.sample import Draft, Sampling, warp
@@ -79,7 +80,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     net = from_pretrained(given.model).eval()
-    engine = Engine(net)
+    engine = Engine(net, drafts=HeadDrafts())
     watching = engine.chooser = Watching(net)
     depth = net.head.mtp_depth
     rounds, rescued, reached, second_at = (Counter[Any]() for _ in range(4))

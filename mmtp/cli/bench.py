@@ -14,7 +14,7 @@ def bench(
     temperature: list[float] | None = None,
     guidance: float = 1.0,
     verification: Literal["coupling", "rejection"] = "coupling",
-    drafts: str = "head",
+    drafts: str = "auto",
     draft_cost: float | None = None,
     cache: Literal["bfloat16", "int8"] | None = None,
     compile: bool = False,
@@ -45,8 +45,9 @@ def bench(
         guidance: scale of classifier-free guidance inside pictures, of both ways; 1 is off.
         verification: how drafts are judged; rejection gives other tokens of the same distribution, so that above temperature 0 outputs
             are not equal.
-        drafts: where they come from: the model's head, lookup (of text, from the stream itself), jacobi (of codes, from the pass
-            before), or a smaller model over the same vocabulary; head+jacobi goes on behind the head's.
+        drafts: where they come from: head (the model's own), lookup (of text, from the stream itself), jacobi (of codes, from the pass
+            before), or a smaller model over the same vocabulary, by its name; auto is head for words and jacobi for codes, head+jacobi
+            goes on behind the head's.
         draft_cost: what one more draft costs, in passes of the model; as many are made as pay. Without it all are.
         cache: hold keys and values in bfloat16 or int8 instead of what the model computes in: half or a quarter of the memory, more time.
         compile: run the blocks of both ways' passes by kernels compiled for this machine, in one call; needs a C++ compiler.

@@ -212,13 +212,14 @@ class Demo:
     def decode(self, pipelines: "Mapping[str, Pipeline]") -> "dict[str, DecodingResult]":
         """Chapter 5: every prompt plainly and speculatively in turn, in the mode in which both run the same kernels."""
         from mmtp.cli.tables import progress_bar, show
+        from mmtp.decode.drafts import HeadDrafts
         from mmtp.eval.decoding import compare, easy_vqa_prompts
         from mmtp.eval.showcase import decoding_sections
         from mmtp.pipeline import Pipeline
 
         results = {}
         for name in pipelines:
-            pipeline = Pipeline(pipelines[name].model, self.tokenizers, exact=True)
+            pipeline = Pipeline(pipelines[name].model, self.tokenizers, exact=True, drafts=HeadDrafts())
             with progress_bar(f"{name} decodes both ways", "outputs") as bar:
                 prompts = easy_vqa_prompts(pipeline, 200)
                 results[name] = compare(pipeline.engine, prompts, max_seconds=self._seconds(0.15), progress=bar)

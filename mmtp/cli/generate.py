@@ -34,7 +34,7 @@ def generate(
     verification: Literal["coupling", "rejection"] = "coupling",
     max_new_tokens: int = 4352,
     size: str | None = None,
-    drafts: str = "head",
+    drafts: str = "auto",
     draft_cost: float | None = None,
     cache: Literal["bfloat16", "int8"] | None = None,
     compile: bool = False,
@@ -68,8 +68,9 @@ def generate(
         verification: how drafts are judged: coupling gives the tokens of plain decoding, rejection others of the same distribution.
         max_new_tokens: limit of the answer.
         size: bring given pictures to WIDTHxHEIGHT, or to a square.
-        drafts: where drafts come from: the model's head, lookup (of text, from the stream itself), jacobi (of codes, from the pass
-            before), or a smaller model over the same vocabulary, by its name; head+jacobi goes on behind the head's.
+        drafts: where drafts come from: head (the model's own), lookup (of text, from the stream itself), jacobi (of codes, from the pass
+            before), or a smaller model over the same vocabulary, by its name; auto is head for words and jacobi for codes, head+jacobi
+            goes on behind the head's.
         draft_cost: what one more draft costs, in passes of the model; as many are made as pay. Without it all are.
         cache: hold keys and values in bfloat16 or int8 instead of what the model computes in: half or a quarter of the memory, more time.
         compile: run the blocks of a pass by kernels compiled for this machine, in one call; needs a C++ compiler.

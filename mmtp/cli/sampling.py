@@ -29,9 +29,10 @@ def sampling_settings(**flags: Sequence[str] | None) -> dict[str, Any]:
 
 
 def drafts_of(words: str) -> "Drafts":
-    """Where drafts come from: ``head``, ``lookup``, ``jacobi``, or a model's name, folder or Hub id; with ``+jacobi`` behind one of the
-    others, codes of media go on by it.
+    """Where drafts come from: ``auto``, ``head``, ``lookup``, ``jacobi``, or a model's name, folder or Hub id; with ``+jacobi`` behind one
+    of the others, codes of media go on by it.
     """
+    from mmtp.decode.by_medium import DraftsByMedium
     from mmtp.decode.draft_model import ModelDrafts
     from mmtp.decode.drafts import HeadDrafts
     from mmtp.decode.jacobi import JacobiDrafts
@@ -39,15 +40,16 @@ def drafts_of(words: str) -> "Drafts":
     from mmtp.hub import from_pretrained
     from mmtp.models.unified import UnifiedModel
 
-    if words == "jacobi":
-        return JacobiDrafts()
+    ways = {"auto": DraftsByMedium, "head": HeadDrafts, "lookup": LookupDrafts, "jacobi": JacobiDrafts}
+    if words in ways:
+        return ways[words]()
     if words.endswith("+jacobi"):
         return JacobiDrafts(first=drafts_of(words.removesuffix("+jacobi")))
-    if words in ("head", "lookup"):
-        return HeadDrafts() if words == "head" else LookupDrafts()
     model = from_pretrained(words)
     if not isinstance(model, UnifiedModel):
-        raise MmtpError(f"--drafts {words}: is a {type(model).__name__}, not a unified model; head, lookup, jacobi or a model is wanted")
+        raise MmtpError(
+            f"--drafts {words}: is a {type(model).__name__}, not a unified model; auto, head, lookup, jacobi or a model is wanted"
+        )
     return ModelDrafts(model.eval())
 
 

@@ -4,6 +4,7 @@ A :class:`Drafts` is a way of drafting, a :class:`Drafter` what it keeps for one
 that of plain decoding, or distributed like it: see :mod:`mmtp.decode.sample`.
 """
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,6 +15,7 @@ from mmtp.decode.cache import KVCache
 from mmtp.decode.chooser import Chooser, exact_width
 from mmtp.decode.rows import Choice, Lane, Row
 from mmtp.decode.step import Step
+from mmtp.decode.waiting import Waiting
 from mmtp.models.heads.base import BELOW, Places, continuous_inputs, mask_vectors, vertical
 from mmtp.stream.vocab import Special
 
@@ -33,8 +35,8 @@ class Drafter(Protocol):
         Where a row judges by rejection, the probabilities that a draft carries must be those it was drawn by, and the noise its own.
 
         Args:
-            rows: with the token chosen last as the end of ``tokens``.
-            lanes: those in focus: the rows, and the branches of those that are guided.
+            rows: that want drafts, with the token chosen last as the end of ``tokens``.
+            lanes: those in focus: the rows, others that want no drafts now, and the branches of those that are guided.
             hidden: states of the last pass: those of the anchors that it added, then those behind drafts that were refused, and padding.
             counts: how many anchors each lane has added.
             least: width of passes and rows of logits at least, where the very probabilities of drafts count; else 0.
@@ -82,15 +84,31 @@ class Drafts(Protocol):
         ...
 
 
+WAITING = 512
+"""States of a lane that may wait for a head; what is more is read at once, so that a long picture keeps no more of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadDrafts:
-    """Drafts by the model's own head."""
+    """Drafts by the model's own head.
+
+    Attributes:
+        rows: draft rows of pictures from those above them as well, where the head predicts them.
+    """
+
+    rows: bool = True
 
     def length(self, model: Step) -> int:
-        return model.head.mtp_depth + vertical(model.head)
+        return model.head.mtp_depth + self._vertical(model)
 
     def begin(self, chooser: Chooser, num_lanes: int, capacity: int, exact: bool = False) -> Drafter:
         head = chooser.model.head
-        return HeadDrafter(chooser, chooser.new_cache(head.num_caches, num_lanes, capacity, exact), head.mtp_depth)
+        # Of anchors that have waited the newest join the next pass, which is so much wider.
+        cache = chooser.new_cache(head.num_caches, num_lanes, capacity + exact_width(head.mtp_depth), exact)
+        return HeadDrafter(chooser, cache, head.mtp_depth, self._vertical(chooser.model), exact)
+
+    def _vertical(self, model: Step) -> int:
+        return vertical(model.head) if self.rows else 0
 
 
 class HeadDrafter:
@@ -103,16 +121,21 @@ class HeadDrafter:
     Where the head predicts rows, its states for the codes below all anchors are kept, and after the last depth a row of the batch
     drafts on with those of the row above, all at once, for none depends on another.
 
+    Anchors of lanes for which no drafts are wanted wait, and cost nothing until some are. What is kept of them is then the same as if
+    they had been read as they came, with the tokens that stood: when they are read hangs on their own row alone, and shows in no draft.
+
     Args:
         chooser: gives model, logits and grammar.
         cache: of the head's layers.
         depth: tokens to propose at most.
+        below: codes of the row below to propose at most.
+        exact: whether what is kept is to be the same bits in every batch.
     """
 
-    def __init__(self, chooser: Chooser, cache: KVCache, depth: int) -> None:
-        self.chooser, self.cache, self.depth = chooser, cache, depth
+    def __init__(self, chooser: Chooser, cache: KVCache, depth: int, below: int, exact: bool) -> None:
+        self.chooser, self.cache, self.depth, self.vertical, self.exact = chooser, cache, depth, below, exact
         head, lanes, device = chooser.model.head, len(cache.lengths), chooser.device
-        self.vertical, self.continuous = vertical(head), continuous_inputs(head)
+        self.continuous, self.waiting = continuous_inputs(head), Waiting(lanes)
         self._modality = [slot.modality.index for slot in chooser.slots]
         # By lane and place; room is made with the cache's.
         self._banks = torch.zeros(lanes, 0, dtype=torch.long, device=device)
@@ -126,40 +149,113 @@ class HeadDrafter:
 
     def restart(self, lane: int) -> None:
         self.cache.lengths[lane] = 0
+        self.waiting.drop(self.cache.first + lane)
 
     def focus(self, first: int, count: int) -> None:
         self.cache.focus(first, count)
 
     def held(self, lane: int) -> int:
-        return self.cache.held(lane)
+        return self.cache.held(lane) + self.waiting.count(lane)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        self.cache.copy(source, target, length)
+        read = min(length, self.cache.held(source))
+        self.cache.copy(source, target, read)
+        self.waiting.copy(source, target, length - read)
         for kept in (self._banks, self._vectors, self._below):
-            kept[target, :length] = kept[source, :length]
+            kept[target, :read] = kept[source, :read]
 
     def swap(self, one: int, other: int) -> None:
         self.cache.swap(one, other)
+        self.waiting.swap(one, other)
         for kept in (self._banks, self._vectors, self._below):
             kept[[one, other]] = kept[[other, one]]
 
-    def _begin(self, width: int) -> Tensor:
-        """Readies a pass and returns its mask."""
-        mask, more = self.cache.begin(width), self.cache.capacity - self._banks.shape[1]
+    def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
+        chooser, head, exact = self.chooser, self.chooser.model.head, least > 0
+        open_rows = [row for row in rows if not row.done]
+        if head.num_caches:
+            hidden, counts = self._due(open_rows, lanes, hidden, counts)
+        elif not open_rows:
+            self.cache.commit(counts)
+            return
+        if not any(counts):
+            return  # rows that have read nothing, such as those that have just written a span at once, have no anchor to draft from
+        if not head.num_caches:
+            hidden, counts = self._newest(hidden, counts)
+        width = exact_width(max(counts)) if self.exact else max(counts)
+        hidden = torch.nn.functional.pad(hidden[:, :width], (0, 0, 0, max(0, width - hidden.shape[1])))
+        mask = self._begin(lanes, counts, width)
+        state = hidden
+        # A layer that is left out holds what stood there before, which hangs on other rows; and others may copy it.
+        filled = self._filled if self.exact else 1
+        for k in range(1, self.depth + 1):
+            state, out = head.draft(k, state, *self._read(k, lanes, counts, mask), self.cache.layers)
+            if k == 1:
+                self._keep_below(hidden, lanes, counts, mask)
+            open_rows = [row for row in open_rows if row.wants(k)]
+            if not open_rows and k >= filled:
+                break
+            wanted = [self._choice(row, counts, k) for row in open_rows]
+            proposed = chooser.propose(_identity, out, wanted, exact)
+            open_rows = [row for row, draft in zip(open_rows, proposed, strict=True) if row.take_draft(draft, k)]
+        self.cache.commit(counts)
+        if self.vertical:
+            self._draft_rows(open_rows, exact)
+
+    def _due(
+        self, open_rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int]
+    ) -> tuple[Float[Tensor, "b _ d"], list[int]]:
+        """What is to be read now: states of rows that drafts are wanted for, those that have waited before the new ones. Others wait."""
+        for row in open_rows:
+            if row.branch is not None and row.branch.fresh:
+                self.restart(row.branch.index)
+        wanted = {lane.index for row in open_rows for lane in row.lanes if not lane.rests}
+        due: dict[int, Float[Tensor, "_ d"]] = {}
+        for lane, count in zip(lanes, counts, strict=True):
+            place = self.cache.first + lane.index
+            if lane.index in wanted and not self.waiting.count(place):
+                continue
+            self.waiting.add(place, hidden[lane.index, :count])
+            waiting = self.waiting.count(place)
+            if waiting > self.depth and (lane.index in wanted or waiting > WAITING):
+                self._catch_up(lane, waiting - self.depth)
+                waiting = self.depth
+            due[lane.index] = self.waiting.take(place, waiting) if lane.index in wanted else hidden[0, :0]
+        if not due:
+            return hidden, counts
+        counts = [len(due[i]) if i in due else count for i, count in enumerate(counts)]
+        joined = hidden.new_zeros(len(lanes), max(counts), hidden.shape[2])
+        for i, count in enumerate(counts):
+            joined[i, :count] = due[i] if i in due else hidden[i, :count]
+        return joined, counts
+
+    def _catch_up(self, lane: Lane, count: int) -> None:
+        """Reads the oldest of a lane's anchors that wait, in a pass of their own. All that they look ahead at has to stand."""
+        first, lanes, index = self.cache.first, len(self.cache.lengths), lane.index
+        self.cache.focus(first + index, 1)
+        lane.index = 0
+        width = exact_width(count) if self.exact else count
+        hidden = torch.nn.functional.pad(self.waiting.take(self.cache.first, count)[None], (0, 0, 0, width - count))
+        mask, state = self._begin([lane], [count], width), hidden
+        for k in range(1, self._filled + 1):
+            state, _ = self.chooser.model.head.draft(k, state, *self._read(k, [lane], [count], mask), self.cache.layers)
+            if k == 1:
+                self._keep_below(hidden, [lane], [count], mask)
+        self.cache.commit([count])
+        lane.index = index
+        self.cache.focus(first, lanes)
+
+    @property
+    def _filled(self) -> int:
+        """Depths that fill the layers of the head."""
+        return self.depth if self.chooser.model.head.num_caches > 1 else 1
+
+    def _begin(self, lanes: list[Lane], counts: list[int], width: int) -> Tensor:
+        """Readies a pass, notes which media its anchors predict, and returns its mask."""
+        mask, more, chooser = self.cache.begin(width), self.cache.capacity - self._banks.shape[1], self.chooser
         if more > 0:
             self._banks, self._vectors = (torch.nn.functional.pad(kept, (0, more)) for kept in (self._banks, self._vectors))
             self._below = torch.nn.functional.pad(self._below, (0, 0, 0, more))
-        return mask
-
-    def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
-        chooser, model, exact = self.chooser, self.chooser.model, least > 0
-        if not any(counts):
-            return  # rows that have read nothing, such as those that have just written a span at once, have no anchor to draft from
-        hidden = hidden[:, : exact_width(max(counts)) if least else max(counts)]
-        if not model.head.num_caches:
-            hidden, counts = self._newest(hidden, counts)
-            hidden = torch.nn.functional.pad(hidden, (0, 0, 0, max(0, least - 1)))
-        mask = self._begin(hidden.shape[1])
         for lane, count in zip(lanes, counts, strict=True):
             first = self.cache.lengths[lane.index]
             kinds = [self._modality[slot] for slot in lane.slots[first : first + count]]
@@ -169,24 +265,16 @@ class HeadDrafter:
                 self._vectors[self.cache.first + lane.index, first : first + count] = chooser.tensor(vectors)
         if self.continuous == "masked":
             mask = mask_vectors(mask, self._seen(self._vectors), chooser.tensor(self.cache.lengths))
-        state = hidden
-        open_rows = [row for row in rows if not row.done]
-        for k in range(1, self.depth + 1):
-            state, out = model.head.draft(k, state, *self._read(k, lanes, counts, mask), self.cache.layers)
-            if k == 1 and self.vertical:
-                below = model.head.below(hidden, *self._read(0, lanes, counts, mask), self.cache.layers)
-                for lane, count in zip(lanes, counts, strict=True):
-                    first = self.cache.lengths[lane.index]
-                    self._below[self.cache.first + lane.index, first : first + count] = below[lane.index, :count]
-            open_rows = [row for row in open_rows if row.wants(k)]
-            if not open_rows:
-                break
-            wanted = [self._choice(row, counts, k) for row in open_rows]
-            proposed = chooser.propose(_identity, out, wanted, exact)
-            open_rows = [row for row, draft in zip(open_rows, proposed, strict=True) if row.take_draft(draft, k)]
-        self.cache.commit(counts)
-        if self.vertical:
-            self._draft_rows(open_rows, exact)
+        return mask
+
+    def _keep_below(self, hidden: Float[Tensor, "b s d"], lanes: list[Lane], counts: list[int], mask: Tensor) -> None:
+        """States for the codes below new anchors."""
+        if not self.vertical:
+            return
+        below = self.chooser.model.head.below(hidden, *self._read(0, lanes, counts, mask), self.cache.layers)
+        for lane, count in zip(lanes, counts, strict=True):
+            first = self.cache.lengths[lane.index]
+            self._below[self.cache.first + lane.index, first : first + count] = below[lane.index, :count]
 
     def _read(self, k: int, lanes: list[Lane], counts: list[int], mask: Tensor) -> tuple[Float[Tensor, "b s d"], Places]:
         """Embeddings and places of x[t+k] at the new anchors t, drafts included."""

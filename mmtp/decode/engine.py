@@ -1,6 +1,6 @@
 """Decoding: propose, verify, accept. It knows token ids, slots and a Step; nothing of pictures or sound.
 
-A pass of :mod:`mmtp.decode.batcher` reads a window per row: the token chosen last, and the drafts that the head proposes to follow it. It
+A pass of :mod:`mmtp.decode.batcher` reads a window per row: the token chosen last, and the drafts that are proposed to follow it. It
 gives the true choice after each of them; drafts are kept as long as they equal it (Leviathan et al. 2023, section 2, with
 equality in place of the ratio, since draft and target are drawn with the same noise), and the first true choice that differs is
 kept as well. So each pass yields at least one token, and the stream is the one that plain decoding gives. Plain decoding is the
@@ -21,9 +21,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmtp.decode.batcher import SHARED, Batcher, Piece
+from mmtp.decode.by_medium import DraftsByMedium
 from mmtp.decode.chooser import Chooser
 from mmtp.decode.constrain import Constraint
-from mmtp.decode.drafts import Drafts, HeadDrafts
+from mmtp.decode.drafts import Drafts
 from mmtp.decode.rows import DecodeError, Request
 from mmtp.decode.sample import Sampling
 from mmtp.decode.stats import Generation
@@ -39,7 +40,7 @@ class Engine:
         model: in evaluation mode.
         exact: pad every pass so that all kernels agree: plain and speculative output are equal bit for bit, and rows of a batch equal
             those decoded alone.
-        drafts: where drafts come from; the model's head where none are given.
+        drafts: where drafts come from; where none are given, words by the model's head and codes by the pass before.
         draft_cost: what one more draft costs, made and verified, in passes of the model. Each row then makes as many as pay
             (:class:`mmtp.decode.pace.Pace`); None makes all there are.
         cache: what the cache holds keys and values in, ``"bfloat16"`` or ``"int8"``, of each token and head by its own scale; None holds
@@ -62,7 +63,7 @@ class Engine:
             raise DecodeError(f"draft_cost {draft_cost}: a number from 0 up is wanted")
         self.model = model
         self.exact, self.draft_cost = exact, draft_cost
-        self.drafts = drafts or HeadDrafts()
+        self.drafts = drafts or DraftsByMedium()
         self.drafts.length(model)  # refuses what does not fit
         self.chooser = Chooser(model, cache, compile)
         self.grammar, self.device = self.chooser.grammar, self.chooser.device

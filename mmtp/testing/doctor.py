@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mmtp.data.engines.local import cores
 from mmtp.decode.cache import KVCache
+from mmtp.decode.drafts import HeadDrafts
 from mmtp.decode.engine import Engine
 from mmtp.decode.sample import Sampling
 from mmtp.eval.decoding import Prompt, compare
@@ -272,7 +273,7 @@ def check_drafts(model: UnifiedModel, prompts: Sequence[Prompt], card: dict[tupl
     if not model.head.mtp_depth:
         return [Finding("drafts", "note", "the model has no draft head", 'train one: [model] head = { type = "synchronized" } in a recipe')]
     tell("plain and speculative decoding")
-    engine = Engine(model, exact=True)
+    engine = Engine(model, exact=True, drafts=HeadDrafts())
     result = compare(engine, prompts, temperatures=(0.0, 1.0))
     findings = []
     for kind in dict.fromkeys(prompt.kind for prompt in prompts):

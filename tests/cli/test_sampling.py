@@ -2,6 +2,7 @@ import pytest
 
 from mmtp import hub
 from mmtp.cli.sampling import drafts_of, sampling_settings
+from mmtp.decode.by_medium import DraftsByMedium
 from mmtp.decode.draft_model import ModelDrafts
 from mmtp.decode.drafts import HeadDrafts
 from mmtp.decode.jacobi import JacobiDrafts
@@ -41,7 +42,8 @@ def test_drafts_come_from_where_the_words_say(tmp_path, saved) -> None:
     hub.save_pretrained(model(depth=0), tmp_path / "small")
     for words, kind in (("head", HeadDrafts), ("lookup", LookupDrafts), (str(tmp_path / "small"), ModelDrafts)):
         assert isinstance(drafts_of(words), kind)
+    assert drafts_of("auto") == DraftsByMedium()
     assert drafts_of("jacobi") == JacobiDrafts()
     assert drafts_of("lookup+jacobi") == JacobiDrafts(first=LookupDrafts())
-    with pytest.raises(MmtpError, match="is a TextTokenizer, not a unified model; head, lookup, jacobi or a model is wanted"):
+    with pytest.raises(MmtpError, match="is a TextTokenizer, not a unified model; auto, head, lookup, jacobi or a model is wanted"):
         drafts_of(saved["text"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmtp.decode.batcher import Batcher
+from mmtp.decode.drafts import HeadDrafts
 from mmtp.decode.engine import DecodeError, Engine
 from mmtp.decode.rows import Request
 from mmtp.decode.sample import Sampling, SamplingError
@@ -14,7 +15,8 @@ from mmtp.models.heads.synchronized import SynchronizedHead
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.grammar import GrammarError
 from mmtp.stream.vocab import Special
-from tests.models.common import BACKBONE, GRAMMAR, LAYOUT
+from mmtp.testing.traffic import stir
+from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, model
 from tests.models.test_writing import BLOCK, FLOW, PROMPT, WIDTH, writer
 from tests.models.test_writing import LAYOUT as LAYOUT_OF_VECTORS
 
@@ -76,6 +78,18 @@ def test_variants_of_a_prompt_read_it_once(engine: Engine) -> None:
     run(batcher)
     assert batcher.copied_tokens == 5 * (len(WORDS) - engine.model.head.mtp_depth)
     assert again.tokens == rows[0].tokens
+
+
+def test_a_prompt_is_copied_whole_from_a_row_that_drafted_little() -> None:
+    net = model(depth=3).eval()
+    stir(net)
+    engine = Engine(net, exact=True, drafts=HeadDrafts())
+    batcher, asked = engine.batcher(max_lanes=1, kept=1), request(WORDS, 30, verification="rejection", temperature=1.7)
+    for one in (request(WORDS, 2), asked):  # the first has room for no draft
+        row = batcher.submit(one)
+        run(batcher)
+    assert batcher.copied_tokens == len(WORDS) - 3
+    assert row.tokens == engine.generate(WORDS, asked.sampling, 30).tokens
 
 
 @pytest.mark.parametrize("sampling", [Sampling(seed=4), replace(REJECTING, seed=4)], ids=["coupling", "rejection"])

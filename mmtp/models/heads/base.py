@@ -181,7 +181,7 @@ class Head(Protocol):
     def num_caches(self) -> int:
         """Layers of keys and values that drafting needs; 0 where nothing is kept between passes.
 
-        A head without any is shown the newest anchor alone.
+        A head without any is shown the newest anchor alone. Where there is one layer, offset 1 fills it.
         """
         ...
 

@@ -1,0 +1,94 @@
+"""Drafts by what suits the medium: words by the head, codes of pictures, sounds and videos by the pass before.
+
+Neighbours in a picture are alike, so what the model chose behind a refused draft says more of the codes to come than a small head does, and
+costs next to nothing (:mod:`mmtp.decode.jacobi`). Words have no such neighbours, and a head knows them. While codes are drafted the head
+reads nothing: see :class:`mmtp.decode.drafts.HeadDrafter`.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mmtp.decode.chooser import Chooser
+from mmtp.decode.drafts import Drafter, Drafts, HeadDrafts
+from mmtp.decode.jacobi import JacobiDrafts
+from mmtp.decode.rows import Lane, Row
+from mmtp.decode.step import Step
+from mmtp.types import Modality
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftsByMedium:
+    """Two ways of drafting, each where it is the better one.
+
+    Attributes:
+        text: drafts where words stand, and may go on into what follows them. A model without a head drafts no words by default.
+        codes: drafts codes, and what the grammar leaves no choice about.
+    """
+
+    text: Drafts = field(default_factory=partial(HeadDrafts, rows=False))
+    codes: Drafts = field(default_factory=JacobiDrafts)
+
+    def length(self, model: Step) -> int:
+        return max(self.text.length(model), self._most_codes(model))
+
+    def begin(self, chooser: Chooser, num_lanes: int, capacity: int, exact: bool = False) -> Drafter:
+        of = chooser.model
+        text, codes = (
+            way.begin(chooser, num_lanes, capacity, exact) if most else None
+            for way, most in ((self.text, self.text.length(of)), (self.codes, self._most_codes(of)))
+        )
+        return _DrafterByMedium(chooser, text, codes)
+
+    def _most_codes(self, model: Step) -> int:
+        """Drafts of codes at most; a vocabulary without any needs no room for them."""
+        return self.codes.length(model) if any(not entry.continuous for entry in model.config.layout.media) else 0
+
+
+class _DrafterByMedium:
+    """Asks one of two drafters for each row, and tells both what is read."""
+
+    def __init__(self, chooser: Chooser, text: Drafter | None, codes: Drafter | None) -> None:
+        self.slots, self.text, self.codes = chooser.slots, text, codes
+        self.both = [drafter for drafter in (text, codes) if drafter is not None]
+
+    @property
+    def lookahead(self) -> int:
+        return max((drafter.lookahead for drafter in self.both), default=0)
+
+    def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
+        words = [row for row in rows if not row.done and self._in_words(row)]
+        codes = [row for row in rows if not row.done and not self._in_words(row)]
+        if self.text is not None:
+            self.text.propose(words, lanes, hidden, counts, least)
+        if self.codes is not None:
+            self.codes.propose(codes, lanes, hidden, counts, least)
+
+    def _in_words(self, row: Row) -> bool:
+        """Whether words come next, with words before them. What closes a span is forced, and mostly ends the turn as well: for the one
+        token that follows it a head would have to read the whole span.
+        """
+        after, newest = self.slots[row.state.slot], self.slots[row.slots[-1]]
+        return after.modality is Modality.TEXT and after.forced is None and newest.forced is None
+
+    def restart(self, lane: int) -> None:
+        for drafter in self.both:
+            drafter.restart(lane)
+
+    def focus(self, first: int, count: int) -> None:
+        for drafter in self.both:
+            drafter.focus(first, count)
+
+    def held(self, lane: int) -> int:
+        return min((drafter.held(lane) for drafter in self.both), default=sys.maxsize)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        for drafter in self.both:
+            drafter.copy(source, target, length)
+
+    def swap(self, one: int, other: int) -> None:
+        for drafter in self.both:
+            drafter.swap(one, other)
