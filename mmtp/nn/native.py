@@ -26,6 +26,7 @@ from torch import Tensor
 from mmtp.types import MmtpError
 
 SOURCE = Path(__file__).with_suffix(".cpp")
+LAYOUT = 1  # that of native.cpp
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
 
 
@@ -267,7 +268,7 @@ def library() -> Any:
     """The kernels, compiled for this machine.
 
     Raises:
-        NativeError: there is no compiler, or it fails.
+        NativeError: there is no compiler, it fails, or the source is not the one that this process was started with.
     """
     compiler, flags = os.environ.get("CXX", "c++"), FLAGS
     # What the compiler defines tells its version and the instructions of this machine: a folder may be shared with others.
@@ -292,6 +293,14 @@ def library() -> Any:
     except OSError as error:
         raise NativeError(f"compiled kernels cannot be loaded ({error})") from error
     pointer, number = _POINTER, ctypes.c_int64
+    layout = LAYOUT
+    for structure in (_Sizes, _Block, _Window):
+        layout = 1000 * layout + ctypes.sizeof(structure)
+    told = getattr(found, "mmtp_layout", None)  # other numbers, and kernels would read addresses where there are none
+    if told is not None:
+        told.restype, told.argtypes = number, ()
+    if told is None or told() != layout:
+        raise NativeError(f"{SOURCE}: is of another version of mmtp than this process runs; start it anew")
     found.mmtp_panel.restype, found.mmtp_panel.argtypes = number, ()
     found.mmtp_work.restype, found.mmtp_work.argtypes = number, (ctypes.POINTER(_Sizes), number, number, number)
     found.mmtp_linear.restype, found.mmtp_linear.argtypes = None, (pointer, number, number, pointer, number, pointer, number)

@@ -130,6 +130,25 @@ def test_a_folder_that_cannot_be_written_to_is_no_hindrance(monkeypatch: pytest.
     assert list(tmp_path.glob("mmtp-*/native-*.so"))
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        'extern "C" long mmtp_panel(void) { return 8; }',  # as it was before there was a number
+        'extern "C" long mmtp_layout(void) { return 2000088112144; }',
+    ],
+)
+def test_kernels_of_another_version_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str) -> None:
+    (tmp_path / "native.cpp").write_text(source)
+    monkeypatch.setattr(native, "SOURCE", tmp_path / "native.cpp")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.library.cache_clear()
+    try:
+        with pytest.raises(NativeError, match=r"native\.cpp: is of another version of mmtp than this process runs; start it anew"):
+            native.library()
+    finally:
+        native.library.cache_clear()
+
+
 def test_says_what_is_not_compiled() -> None:
     assert not backbone("qwen").uncompiled
     assert "cross-attention" in Backbone(replace(SIZES["qwen"], cross_attention_every=1)).uncompiled
