@@ -4,6 +4,7 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -338,6 +339,7 @@ class Pipeline:
         max_new_tokens: int = 4096,
         batch_size: int = 8,
         candidates: int = 1,
+        at_once: int = 0,
     ) -> list[Sound | None]:
         """Speaks texts; None where the model ended its turn without a sound or the limit cut it off.
 
@@ -348,15 +350,19 @@ class Pipeline:
             max_new_tokens: limit of a sound.
             batch_size: sounds decoded at a time.
             candidates: say each text so many times and keep the sound in which the model itself best hears it (:meth:`caption_scores`).
+            at_once: words said at once, at most; the codes of a text's parts are joined before they are decoded, and candidates are
+                chosen part by part. 0 says each text as a whole. For models of short recordings, which lose the thread of long texts.
         """
         self.tokenizer(Modality.AUDIO)
         samplings = samplings or [Sampling(seed=seed) for seed in range(len(texts))]
-        prompts = [say_prompt(self.layout, self.encode_text, text).tolist() for text in texts]
-        spoken = self._write_best(
-            Modality.AUDIO, prompts, texts, samplings, speculative, max_new_tokens, batch_size, candidates
-        )  # fmt: skip
-        sounds = iter(self._decode([codes for codes in spoken if codes is not None]))
-        return [None if codes is None else next(sounds) for codes in spoken]
+        parts = [_parts(text, at_once) for text in texts]
+        said = [part for some in parts for part in some]
+        prompts = [say_prompt(self.layout, self.encode_text, part).tolist() for part in said]
+        tries = [replace(s, seed=s.seed * len(some) + i) for s, some in zip(samplings, parts, strict=True) for i in range(len(some))]
+        spoken = iter(self._write_best(Modality.AUDIO, prompts, said, tries, speculative, max_new_tokens, batch_size, candidates))
+        joined = [_joined([next(spoken) for _ in some]) for some in parts]
+        sounds = iter(self._decode([codes for codes in joined if codes is not None]))
+        return [None if codes is None else next(sounds) for codes in joined]
 
     def caption_scores(self, media: Sequence[Picture | Segment], captions: Sequence[str]) -> list[float]:
         """How well the model reads each caption in its picture, or hears it in its sound: log-likelihood of the caption's tokens, in nats.
@@ -574,6 +580,24 @@ class Pipeline:
         distinct = {id(p): p for p in pictures if isinstance(p, Tensor)}
         coded = dict(zip(distinct, self.encode_pictures(list(distinct.values())) if distinct else [], strict=True))
         return [coded[id(p)] if isinstance(p, Tensor) else p for p in pictures]
+
+
+def _parts(text: str, longest: int) -> list[str]:
+    """A text as parts of at most so many words, as equal as they come; 0 leaves it whole."""
+    words = text.split()
+    if longest < 0:
+        raise PipelineError(f"at_once {longest}: words said at once, at least 1, or 0 for all")
+    if not longest or len(words) <= longest:
+        return [text]
+    count = -(-len(words) // longest)
+    borders = [len(words) * i // count for i in range(count + 1)]
+    return [" ".join(words[start:stop]) for start, stop in pairwise(borders)]
+
+
+def _joined(parts: Sequence[Segment | None]) -> Segment | None:
+    """Codes of sounds one after the other; None where one is missing."""
+    ids = [part.ids for part in parts if part is not None and part.ids is not None]
+    return Segment(Modality.AUDIO, torch.cat(ids, -1)) if len(ids) == len(parts) else None
 
 
 def _check_form(generation: Generation, constraint: Constraint | None, what: str) -> None:

@@ -17,7 +17,7 @@ from mmtp.models.connector import Projector, Resampler
 from mmtp.models.loss import LossConfig
 from mmtp.models.presets import preset
 from mmtp.models.unified import input_spans
-from mmtp.pipeline import Pipeline, PipelineError
+from mmtp.pipeline import Pipeline, PipelineError, _parts
 from mmtp.stream.packing import collate
 from mmtp.stream.template import TEMPLATES, Sample, encode_document
 from mmtp.stream.vocab import Special, VocabError, VocabLayout, VocabMismatch
@@ -27,7 +27,7 @@ from mmtp.tokenizers.continuous.patches import PatchAudioTokenizer, PatchImageTo
 from mmtp.tokenizers.quantizers import FSQ, ResidualFSQ
 from mmtp.tokenizers.text import TextTokenizer
 from mmtp.train.model_choice import ModelChoice
-from mmtp.types import Batch, Codes, Modality
+from mmtp.types import Batch, Codes, Modality, Segment
 
 CAPTIONS = ["a red circle", "a blue triangle"]
 
@@ -201,6 +201,31 @@ def test_the_best_candidate_is_the_sound_in_which_the_model_best_hears_the_text(
     torch.testing.assert_close(chosen, pipeline._decode([sounds[scores.index(max(scores))]])[0])
     with pytest.raises(PipelineError, match="candidates 0: at least 1 is wanted"):
         pipeline.say(["two"], candidates=0)
+
+
+def test_long_texts_are_said_in_parts(speaker):
+    pipeline, sounds = speaker
+    first, second = pipeline.encode_sounds(sounds)
+    greedy = Sampling(temperature=0.0)
+    (said,) = pipeline.say([" ".join(SPOKEN)], [greedy], at_once=len(SPOKEN[0].split()))
+    torch.testing.assert_close(said, pipeline._decode([Segment(Modality.AUDIO, torch.cat([first.ids, second.ids], -1))])[0])
+    assert pipeline.say([" ".join(SPOKEN)], [greedy], at_once=1, max_new_tokens=3) == [None]
+    with pytest.raises(PipelineError, match="at_once -1: words said at once, at least 1, or 0 for all"):
+        pipeline.say(SPOKEN, at_once=-1)
+
+
+@pytest.mark.parametrize(
+    ("text", "longest", "parts"),
+    [
+        ("a b c d", 0, ["a b c d"]),
+        ("a  b c", 3, ["a  b c"]),
+        ("a b c d", 3, ["a b", "c d"]),
+        ("a b c d e", 2, ["a", "b c", "d e"]),
+        ("", 2, [""]),
+    ],
+)
+def test_parts_are_as_equal_as_they_come(text, longest, parts):
+    assert _parts(text, longest) == parts
 
 
 def test_a_sound_comes_in_chunks(speaker):

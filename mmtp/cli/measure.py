@@ -199,7 +199,15 @@ def pictures(
 
 
 def speech(
-    name: str, data: list[str] | None, limit: int | None, words: bool, sampling: "Sampling", candidates: int, batch_size: int, bar: "Step"
+    name: str,
+    data: list[str] | None,
+    limit: int | None,
+    words: bool,
+    sampling: "Sampling",
+    candidates: int,
+    at_once: int,
+    batch_size: int,
+    bar: "Step",
 ) -> Measured:
     from mmtp.eval.inputs import Inputs
     from mmtp.eval.speech import Recognizer
@@ -216,8 +224,9 @@ def speech(
     if not recordings:
         raise MmtpError(f"{named(data)}: no recording has a text")
     listen = Recognizer() if words else None
-    result = evaluate_spoken(pipeline, tokenizer, recordings, listen, sampling=sampling, candidates=candidates, batch_size=batch_size)
-    settings = {key: getattr(sampling, key) for key in ("temperature", "top_k", "top_p", "guidance", "seed")} | {"candidates": candidates}
+    chosen: dict[str, Any] = {"candidates": candidates, "at_once": at_once}
+    result = evaluate_spoken(pipeline, tokenizer, recordings, listen, sampling=sampling, batch_size=batch_size, **chosen)
+    settings = {key: getattr(sampling, key) for key in ("temperature", "top_k", "top_p", "guidance", "seed")} | chosen
     errors = (result.said[SPOKEN] if words else result.heard[MODEL]).rate
     headline = None if errors is None else 1 - errors
     return Measured(headline, result.tables(f"{name} on {named(data)}"), {**result.to_dict(), **settings, **inputs.counts()})
