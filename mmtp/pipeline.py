@@ -1,7 +1,7 @@
 """Text, pictures and sound in and out: the only place where tokenizers meet a model."""
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
@@ -20,7 +20,7 @@ from mmtp.decode.engine import Engine, Request
 from mmtp.decode.sample import Sampling
 from mmtp.decode.stats import Generation
 from mmtp.events import Events, Reader
-from mmtp.hub import from_pretrained
+from mmtp.hub import HubError, from_pretrained
 from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.grammar import StreamGrammar
@@ -37,7 +37,7 @@ from mmtp.stream.template import (
     text_segment,
     vqa_prompt,
 )
-from mmtp.stream.vocab import Special, VocabLayout, VocabMismatch
+from mmtp.stream.vocab import MediaEntry, Special, TextEntry, VocabLayout, VocabMismatch
 from mmtp.tokenizers.continuous.base import plane
 from mmtp.types import Codes, Latents, MmtpError, Modality, Segment, grid_coordinates
 
@@ -106,7 +106,7 @@ class Pipeline:
         cls,
         name: str | Path,
         *,
-        tokenizers: dict[str, Any] | None = None,
+        tokenizers: Mapping[str, Any] | Iterable[str | Path] | None = None,
         exact: bool = False,
         drafts: Drafts | None = None,
         draft_cost: float | None = None,
@@ -117,8 +117,8 @@ class Pipeline:
 
         Args:
             name: zoo entry, folder or Hub id of a model.
-            tokenizers: objects, or names and folders to load, for the names in the vocabulary; what is missing is looked
-                for in the zoo.
+            tokenizers: objects, or names and folders to load, for the names in the vocabulary; or names and folders alone, each of which
+                serves what has its fingerprint. What is missing is looked for in the zoo.
             exact: see the class.
             drafts: likewise.
             draft_cost: likewise.
@@ -127,15 +127,15 @@ class Pipeline:
 
         Raises:
             HubError: something is not found.
+            PipelineError: what is given serves nothing in the vocabulary.
             VocabMismatch: a tokenizer differs from the one the model was trained with.
         """
         model = from_pretrained(name)
         if not isinstance(model, UnifiedModel):
             raise PipelineError(f"{name}: is a {type(model).__name__}, not a unified model; load it with mmtp.load")
         entries = ([model.config.layout.text] if model.config.layout.text else []) + list(model.config.layout.media)
-        given = tokenizers or {}
-        loaded = {e.name: given.get(e.name, e.name) for e in entries}
-        built = {n: from_pretrained(t) if isinstance(t, str | Path) else t for n, t in loaded.items()}
+        given = tokenizers if isinstance(tokenizers, Mapping) else _by_fingerprint(name, entries, tokenizers or ())
+        built = {entry.name: _load(name, entry.name, given.get(entry.name)) for entry in entries}
         try:
             return cls(model, built, exact=exact, drafts=drafts, draft_cost=draft_cost, cache=cache, compile=compile)
         except VocabMismatch as error:
@@ -610,3 +610,33 @@ def _check_form(generation: Generation, constraint: Constraint | None, what: str
         raise PipelineError(f"{what}: {generation.failure}")
     if constraint is not None and generation.cut:
         raise PipelineError(f"{what}: {len(generation.new_tokens)} tokens do not complete {constraint.name}; raise max_new_tokens")
+
+
+def _load(model: str | Path, name: str, given: Any) -> Any:
+    """A tokenizer, or one from where it is said to be; where nothing is said, the zoo's of that name."""
+    if given is not None:
+        return from_pretrained(given) if isinstance(given, str | Path) else given
+    try:
+        return from_pretrained(name)
+    except HubError as error:
+        raise HubError(f"{model}: its tokenizer {name!r} is not in the zoo; name its folder with --tokenizer ({error})") from error
+
+
+def _by_fingerprint(model: str | Path, entries: Sequence[TextEntry | MediaEntry], given: Iterable[str | Path]) -> dict[str, Any]:
+    """Tokenizers by the names of what they serve.
+
+    Raises:
+        HubError: one is not found.
+        PipelineError: one serves nothing.
+    """
+    found = {}
+    for name in given:
+        tokenizer = from_pretrained(name)
+        print_ = tokenizer.spec.fingerprint if hasattr(tokenizer, "spec") else None
+        served = [entry.name for entry in entries if entry.fingerprint == print_]
+        if not served:
+            is_ = f"has fingerprint {print_}" if print_ else f"is a {type(tokenizer).__name__}, not a tokenizer"
+            wanted = ", ".join(f"{entry.name} ({entry.fingerprint})" for entry in entries)
+            raise PipelineError(f"tokenizer {name}: {is_}; {model} was trained with {wanted}")
+        found.update(dict.fromkeys(served, tokenizer))
+    return found

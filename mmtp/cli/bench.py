@@ -10,6 +10,7 @@ def bench(
     /,
     *,
     data: list[Path] | None = None,
+    tokenizer: list[str] | None = None,
     prompts: int = 200,
     temperature: list[float] | None = None,
     guidance: float = 1.0,
@@ -40,6 +41,8 @@ def bench(
         what: decode.
         model: zoo entry, folder or Hub id.
         data: data sets of mmtp tokenize, best ones that nothing was trained on.
+        tokenizer: without --data: a zoo entry, folder or Hub id, where the model was trained with one that the zoo does not know under its
+            name; may be given several times.
         prompts: how many; with --data of each task.
         temperature: of sampling, 0 is greedy; may be given several times; without it 0 and 1.
         guidance: scale of classifier-free guidance inside pictures, of both ways; 1 is off.
@@ -83,7 +86,10 @@ def bench(
     from mmtp.eval.report import write_report
     from mmtp.hub import from_pretrained
     from mmtp.pipeline import Pipeline
+    from mmtp.types import MmtpError
 
+    if data and tokenizer:
+        raise MmtpError("--tokenizer: prompts of --data are tokens already; leave one of the two out")
     if threads is not None:
         torch.set_num_threads(threads)
     net = from_pretrained(model).eval().to(getattr(torch, precision))
@@ -92,7 +98,7 @@ def bench(
         if data:
             asked = held_out_prompts([ShardDataset(path).over(net.config.layout) for path in data], prompts)
         else:
-            asked = easy_vqa_prompts(Pipeline.from_pretrained(model), prompts)
+            asked = easy_vqa_prompts(Pipeline.from_pretrained(model, tokenizers=tokenizer), prompts)
         sampling = Sampling(guidance=guidance, verification=verification)
         result = compare(engine, asked, sampling, temperatures=tuple(temperature or (0.0, 1.0)), repeats=repeats, batch=batch, progress=bar)
     settings = {

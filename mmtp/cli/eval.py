@@ -16,6 +16,7 @@ def eval(
     name: str | None = None,
     /,
     *,
+    tokenizer: list[str] | None = None,
     data: list[str] | None = None,
     size: str | None = None,
     crop: str | None = None,
@@ -60,6 +61,8 @@ def eval(
     Args:
         what: vqa, draw, captions, pictures, speech, loss, parser, tokenizer, probe or text.
         name: zoo entry, folder or Hub id of the model or tokenizer; none for parser.
+        tokenizer: of models that read or write media and words: a zoo entry, folder or Hub id, where the model was trained with one that
+            the zoo does not know under its name; may be given several times.
         data: what to measure on: easy-vqa:test, a folder, *.tar, ...; a tokenizer of sound or videos needs one; for text: a source with
             captions or questions, or python:MODULE; for loss: data sets of mmtp tokenize. May be given several times: all of them together.
         size: bring pictures and frames to this size first (64, or 96x64).
@@ -121,15 +124,15 @@ def eval(
         raise MmtpError(f"mmtp eval {what}: " + ("takes no name" if name else "name a zoo entry, a folder or a Hub id"))
     how = measure_tokenizer.Reconstruction(data, size, crop, limit, codecs, features, words, usage, report is not None)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
-    known = str(name)
+    known, own = str(name), tokenizer
     measures: dict[str, Callable[[Step], Measured]] = {
-        "vqa": lambda bar: measure.vqa(known, limit, controls, batch_size, bar),
-        "draw": lambda bar: measure.draw(known, seeds, sampling, candidates, max_tokens, bar),
-        "captions": lambda bar: measure.captions(known, bank, data, caption, size, limit, features, batch_size, bar),
+        "vqa": lambda bar: measure.vqa(known, own, limit, controls, batch_size, bar),
+        "draw": lambda bar: measure.draw(known, own, seeds, sampling, candidates, max_tokens, bar),
+        "captions": lambda bar: measure.captions(known, own, bank, data, caption, size, limit, features, batch_size, bar),
         "pictures": lambda bar: measure.pictures(
-            known, bank, data, label, caption, size, limit, features, sampling, candidates, max_tokens, bar
+            known, own, bank, data, label, caption, size, limit, features, sampling, candidates, max_tokens, bar
         ),
-        "speech": lambda bar: measure.speech(known, data, limit, words, sampling, candidates, at_once, batch_size, bar),
+        "speech": lambda bar: measure.speech(known, own, data, limit, words, sampling, candidates, at_once, batch_size, bar),
         "loss": lambda bar: measure.loss(known, data, tuple(inputs or ()), bar),
         "parser": lambda bar: measure.parser(data or [measure.EASY_VQA], limit, bar),
         "tokenizer": lambda bar: measure_tokenizer.tokenizer(known, how, bar),

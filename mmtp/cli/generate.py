@@ -34,6 +34,7 @@ def generate(
     verification: Literal["coupling", "rejection"] = "coupling",
     max_new_tokens: int = 4352,
     size: str | None = None,
+    tokenizer: list[str] | None = None,
     drafts: str = "auto",
     draft_cost: float | None = None,
     cache: Literal["bfloat16", "int8"] | None = None,
@@ -68,6 +69,8 @@ def generate(
         verification: how drafts are judged: coupling gives the tokens of plain decoding, rejection others of the same distribution.
         max_new_tokens: limit of the answer.
         size: bring given pictures to WIDTHxHEIGHT, or to a square.
+        tokenizer: a zoo entry, folder or Hub id, where the model was trained with one that the zoo does not know under its name; may be
+            given several times.
         drafts: where drafts come from: head (the model's own), lookup (of text, from the stream itself), jacobi (of codes, from the pass
             before), or a smaller model over the same vocabulary, by its name; auto is head for words and jacobi for codes, head+jacobi
             goes on behind the head's.
@@ -86,6 +89,7 @@ def generate(
         mmtp generate vqa-s "draw a blue circle" --temperature text=0 --guidance 1:4 --out circle.png
         mmtp generate vqa-s "what color is the shape?" --image circle.png --temperature 0
         mmtp generate vqa-s "what shape is it?" --image circle.png --regex "circle|triangle|rectangle"
+        mmtp generate runs/mine/result "draw a red house" --tokenizer runs/my-tokenizer/result --out house.png
         mmtp generate runs/speech-s/result "say please enter your password" --out password.wav
     """
     from dataclasses import replace
@@ -110,7 +114,9 @@ def generate(
     bounds = parse_size(size) if size is not None else None
     pictures = [read_image(path, size=bounds) for path in image or []]
     drafting = drafts_of(drafts)
-    pipeline = Pipeline.from_pretrained(model, exact=exact, drafts=drafting, draft_cost=draft_cost, cache=cache, compile=compile)
+    pipeline = Pipeline.from_pretrained(
+        model, tokenizers=tokenizer, exact=exact, drafts=drafting, draft_cost=draft_cost, cache=cache, compile=compile
+    )
     rate = int(pipeline.tokenizer(Modality.AUDIO).spec.sample_rate or 0) if audio or (out and out.suffix.lower() == ".wav") else 0
     sounds = [read_sound(path, sample_rate=rate)[0] for path in audio or []]
     form = Form()

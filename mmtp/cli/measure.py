@@ -31,21 +31,23 @@ class Measured(NamedTuple):
     figures: "Sequence[Section]" = ()
 
 
-def vqa(name: str, limit: int | None, controls: bool, batch_size: int, bar: "Step") -> Measured:
+def vqa(name: str, tokenizers: Sequence[str] | None, limit: int | None, controls: bool, batch_size: int, bar: "Step") -> Measured:
     from mmtp.eval.vqa import easy_vqa_prior, easy_vqa_samples, evaluate
     from mmtp.pipeline import Pipeline
 
-    pipeline = Pipeline.from_pretrained(name)
+    pipeline = Pipeline.from_pretrained(name, tokenizers=tokenizers)
     samples = easy_vqa_samples("test", limit)
     result = evaluate(pipeline, samples, prior=easy_vqa_prior(), controls=controls, batch_size=batch_size, progress=bar)
     return Measured(result.accuracy, [result.table(f"{name}: easy-VQA, test questions answered right")], result.to_dict())
 
 
-def draw(name: str, seeds: int, sampling: "Sampling", candidates: int, max_tokens: int, bar: "Step") -> Measured:
+def draw(
+    name: str, tokenizers: Sequence[str] | None, seeds: int, sampling: "Sampling", candidates: int, max_tokens: int, bar: "Step"
+) -> Measured:
     from mmtp.eval.generation import evaluate
     from mmtp.pipeline import Pipeline
 
-    pipeline = Pipeline.from_pretrained(name)
+    pipeline = Pipeline.from_pretrained(name, tokenizers=tokenizers)
     result = evaluate(pipeline, seeds=seeds, sampling=sampling, candidates=candidates, max_new_tokens=max_tokens, progress=bar)
     settings = {key: getattr(sampling, key) for key in ("temperature", "top_k", "top_p", "guidance")} | {"candidates": candidates}
     said = ", ".join(f"{key.replace('_', '-')} {value:g}" for key, value in settings.items())
@@ -130,6 +132,7 @@ def loss(name: str, data: list[str] | None, inputs: tuple[str, ...], bar: "Step"
 
 def captions(
     name: str,
+    tokenizers: Sequence[str] | None,
     bank: list[str] | None,
     data: list[str] | None,
     caption: str,
@@ -148,13 +151,14 @@ def captions(
     known, held_out = (Captioned(pictures, said) for pictures, said, _ in parts)
     network = FeatureNetwork.load(features) if features else None
     look = (lambda pictures: network.pooled(list(pictures))) if network else None
-    result = evaluate_captions(Pipeline.from_pretrained(name), held_out, known, look=look, batch_size=batch_size)
+    result = evaluate_captions(Pipeline.from_pretrained(name, tokenizers=tokenizers), held_out, known, look=look, batch_size=batch_size)
     by = f"features of {network.name}" if network else "pixels"
     return Measured(result.f1(), [result.table(f"{name}: captions of {named(data)}; the nearest by {by}")], result.to_dict())
 
 
 def pictures(
     name: str,
+    tokenizers: Sequence[str] | None,
     bank: list[str] | None,
     data: list[str] | None,
     labels: list[str] | None,
@@ -179,7 +183,7 @@ def pictures(
         for pictures, prompts, known in (_labelled(part, labels, caption, size, limit, bar) for part in (bank, data))
     )
     network = FeatureNetwork.load(features or "efficientnet-lite0")
-    pipeline = Pipeline.from_pretrained(name)
+    pipeline = Pipeline.from_pretrained(name, tokenizers=tokenizers)
     result = evaluate_likeness(
         pipeline,
         pipeline.tokenizer(Modality.IMAGE),
@@ -200,6 +204,7 @@ def pictures(
 
 def speech(
     name: str,
+    tokenizers: Sequence[str] | None,
     data: list[str] | None,
     limit: int | None,
     words: bool,
@@ -217,7 +222,7 @@ def speech(
 
     if not data:
         raise MmtpError("mmtp eval speech: name recordings with their words to measure on (--data)")
-    pipeline = Pipeline.from_pretrained(name)
+    pipeline = Pipeline.from_pretrained(name, tokenizers=tokenizers)
     tokenizer = pipeline.tokenizer(Modality.AUDIO)
     inputs = Inputs(data, Modality.AUDIO, limit, bar)
     recordings = [recording for recording in inputs.recordings(tokenizer.spec.sample_rate) if recording.text]

@@ -20,6 +20,11 @@ def test_decode_times_both_ways_and_finds_them_equal(little_zoo, tmp_path, capsy
     assert values["speedup"]["picture"] == values["groups"][0]["speedup"] > 0
 
 
+def test_prompts_that_are_tokens_need_no_tokenizer(capsys):
+    assert cli.run(["bench", "decode", "vqa-s", "--data", "codes", "--tokenizer", "text-bpe-4k"]) == cli.USER_ERROR
+    assert capsys.readouterr().err == "mmtp: error: --tokenizer: prompts of --data are tokens already; leave one of the two out\n"
+
+
 def test_a_ratio_below_the_threshold_fails(little_zoo, capsys):
     argv = ["bench", "decode", "vqa-s", "--prompts", "2", "--temperature", "0", "--no-exact", "--at-least", "1000"]
     assert cli.run(argv) == cli.CHECK_FAILED

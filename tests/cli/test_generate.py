@@ -1,10 +1,11 @@
 import io
 import json
+import shutil
 import sys
 
 import pytest
 
-from mmtp import cli
+from mmtp import cli, hub
 from mmtp.decode.sample import Sampling
 from mmtp.pipeline import Pipeline
 
@@ -37,6 +38,30 @@ def test_a_form_that_cannot_be_met_is_one_line(little_zoo, capsys):
     assert capsys.readouterr().err == "mmtp: error: regex '(a': unclosed group\n"
     assert cli.run(["generate", "vqa-s", "x", "--json-schema", "none.json"]) == cli.USER_ERROR
     assert capsys.readouterr().err == "mmtp: error: none.json: No such file or directory\n"
+
+
+def test_tokenizers_that_the_zoo_does_not_know_are_named(little_zoo, tmp_path, saved, capsys):
+    for name in ("image-fsq-f8", "text-bpe-4k"):
+        shutil.move(little_zoo / "tokenizers" / name, tmp_path / f"{name}-elsewhere")
+    argv = ["generate", "vqa-s", "what is it?", "--max-new-tokens", "5"]
+    assert cli.run(argv) == cli.USER_ERROR
+    assert "vqa-s: its tokenizer 'text-bpe-4k' is not in the zoo; name its folder with --tokenizer" in capsys.readouterr().err
+    argv += ["--tokenizer", str(tmp_path / "image-fsq-f8-elsewhere")]
+    named = ["--tokenizer", str(tmp_path / "image-fsq-f8-elsewhere"), "--tokenizer", str(tmp_path / "text-bpe-4k-elsewhere")]
+    for verb in (
+        argv[:5],
+        ["eval", "vqa", "vqa-s", "--limit", "1", "--no-controls"],
+        ["bench", "decode", "vqa-s", "--prompts", "2", "--temperature", "0"],
+    ):
+        assert cli.run([*verb, *named]) == 0
+    capsys.readouterr()
+    assert cli.run([*argv, "--tokenizer", saved["text"]]) == cli.USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    prints = [hub.from_pretrained(tmp_path / f"{name}-elsewhere").spec.fingerprint for name in ("text-bpe-4k", "image-fsq-f8")]
+    has = f"mmtp: error: tokenizer {saved['text']}: has fingerprint {hub.from_pretrained(saved['text']).spec.fingerprint}; "
+    assert line == has + f"vqa-s was trained with text-bpe-4k ({prints[0]}), image-fsq-f8 ({prints[1]})"
+    assert cli.run([*argv, "--tokenizer", "vqa-s"]) == cli.USER_ERROR
+    assert "tokenizer vqa-s: is a UnifiedModel, not a tokenizer; vqa-s was trained with" in capsys.readouterr().err
 
 
 class Terminal(io.StringIO):
