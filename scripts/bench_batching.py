@@ -1,8 +1,9 @@
 """Random requests through continuous batching, against each alone: ``python scripts/bench_batching.py --requests 10000``.
 
 Requests of random lengths, seeds, samplings, guidance, constraints and stops join and leave running batches of a tiny untrained model at
-random times; some are cancelled, some cannot be served, some go on from what others have said. Each one's output must be that of its solo
-run, token for token, and memory must stay what it was after the first tenth. A line per way of drafting; exit status 1 if any differs.
+random times; some are cancelled, some cannot be served, some go on from what others have said. The batch reads prompts in chunks, solo runs
+at once. Each one's output must be that of its solo run, token for token, and memory must stay what it was after the first tenth. A line per
+way of drafting; exit status 1 if any differs.
 """
 
 import argparse
@@ -40,6 +41,7 @@ LAYOUT = VocabLayout(
 )
 BACKBONE = BackboneConfig(width=48, depth=2, num_heads=4, num_kv_heads=2, head_dim=12, mlp_width=64)
 WAYS = ("sequential", "synchronized", "parallel", "by medium", "look-up", "model")
+LONGEST = 512  # tokens of a row
 GROWTH = 64 << 20  # bytes by which a process may grow for other reasons than its requests
 
 
@@ -51,8 +53,8 @@ def build(head: HeadConfig) -> UnifiedModel:
     return net
 
 
-def engine(way: str) -> Engine:
-    """One that drafts in a way."""
+def engine(way: str, chunk: int) -> Engine:
+    """One that drafts in a way, and reads prompts in chunks of so many tokens."""
     heads: dict[str, HeadConfig] = {
         "sequential": SequentialHead.Config(mtp_depth=3),
         "synchronized": SynchronizedHead.Config(mtp_depth=2, vertical=4),
@@ -65,7 +67,7 @@ def engine(way: str) -> Engine:
         "look-up": LookupDrafts(max_drafts=3),
         "model": ModelDrafts(net, 2),
     }
-    return Engine(net, exact=True, drafts=drafts.get(way, HeadDrafts()))
+    return Engine(net, exact=True, drafts=drafts.get(way, HeadDrafts()), chunk=chunk)
 
 
 def traffic(seed: int) -> Traffic:
@@ -100,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=10_000, help="in all, divided among the ways of drafting")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--max-lanes", type=int, default=8, help="rows at a time")
+    parser.add_argument("--chunk", type=int, default=48, help="tokens of prompts that a pass of the batch reads")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -107,7 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("| drafts | " + " | ".join(columns) + " |\n|---|" + "--:|" * len(columns))
     wrong = 0
     for i, way in enumerate(args.ways):
-        found = trace(engine(way), traffic(args.seed + i), -(-args.requests // len(args.ways)), max_lanes=args.max_lanes)
+        batched, alone = (engine(way, chunk) for chunk in (args.chunk, LONGEST))
+        count = -(-args.requests // len(args.ways))
+        found = trace(batched, traffic(args.seed + i), count, max_lanes=args.max_lanes, context=LONGEST, alone=alone)
         print(line(way, found), flush=True)
         for request in found.unequal[:3]:
             print(f"{way}: differs from its solo run: {request}", file=sys.stderr)

@@ -1,7 +1,9 @@
 """Continuous batching: requests join a running batch when there is room, and leave it when they are done (Yu et al. 2022, Orca).
 
-Rows take the first lanes of the cache, a guided row two. What joins reads its prompt in a pass of its own and then takes part in the
-common one; what leaves gives its lane to the last row, so that a pass is always of just the lanes in use. What a lane held stays behind it
+Rows take the first lanes of the cache, a guided row two. What joins reads its prompt in chunks, in passes that all rows that read take
+together, and then takes part in the common one, which runs between chunks: so nobody waits for a long prompt (Agrawal et al. 2024,
+Sarathi-Serve, arXiv 2403.02310, section 4.2, with two passes in the place of a hybrid one, whose rows would be padded to the chunk).
+What leaves gives its lane to the last row, so that a pass is always of just the lanes in use. What a lane held stays behind it
 until the lane is needed, and with it the keys and values of prompts that others may begin with: a row that joins copies what it has in
 common with one that is there, or was lately, and reads the rest. Whatever comes and goes, a row's output is that of its solo run.
 """
@@ -9,6 +11,7 @@ common with one that is there, or was lately, and reads the rest. Whatever comes
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -28,7 +31,8 @@ from mmtp.stream.vocab import Special
 FORCED_DRAFTS = 16  # tokens without a choice that may follow the drafts of a pass
 SHARED = 32
 """Tokens in common from which on copying them is worth a pass more for the rest."""
-PADDING = 64  # tokens of padding that cost less than a pass of their own
+CHUNK = 512
+"""Tokens of prompts that a pass reads at most: as many as keep a processor busy, and hold up the others little."""
 
 
 class Piece(NamedTuple):
@@ -57,6 +61,7 @@ class Batcher:
         context: tokens that a row may have, its prompt among them.
         kept: lanes more, for what rows that are done have left; it is found in lanes without a row as well.
         shared: tokens in common from which on rows share them; None shares nothing.
+        chunk: see the engine.
 
     Attributes:
         prompt_tokens: of all prompts that have got a lane.
@@ -74,11 +79,12 @@ class Batcher:
         context: int = 4096,
         kept: int = 0,
         shared: int | None = SHARED,
+        chunk: int = CHUNK,
     ) -> None:
         for name, value, least in (("max_lanes", max_lanes, 1), ("context", context, 1), ("kept", kept, 0), ("shared", shared, 1)):
             if value is not None and value < least:
                 raise DecodeError(f"{name} {value}: {least} or more is wanted")
-        self.chooser, self.exact, self.draft_cost = chooser, exact, draft_cost
+        self.chooser, self.exact, self.draft_cost, self.chunk = chooser, exact, draft_cost, chunk
         self.max_lanes, self.context, self.kept, self.shared = max_lanes, context, kept, shared
         window, model = 1 + (drafts.length(chooser.model) if drafts else 0), chooser.model
         self._width = exact_width(window) if exact else 0
@@ -98,14 +104,15 @@ class Batcher:
         self._waiting: deque[Row] = deque()
         self._ended: list[Row] = []
         self._rows: list[Row] = []
-        self._lanes: list[Lane] = []  # of the rows; each stands at its index
+        self._reading: list[Row] = []  # rows whose prompts are being read
+        self._lanes: list[Lane] = []  # of the rows, then of those that read; each stands at its index
         self._left: list[Row] = []  # rows that are done and whose lanes are not needed yet, the one of use latest last
         self._focus(0, 0)
 
     @property
     def busy(self) -> bool:
         """Whether rows run, wait, or have ended without :meth:`step` having said so."""
-        return bool(self._rows or self._waiting or self._ended)
+        return bool(self._rows or self._reading or self._waiting or self._ended)
 
     @torch.inference_mode()
     def submit(self, request: Request) -> Row:
@@ -139,15 +146,17 @@ class Batcher:
 
     @torch.inference_mode()
     def step(self) -> list[Row]:
-        """Lets rows join, and runs one pass of all that are there.
+        """Lets rows join, reads a chunk of the prompts of those that have, and runs one pass of all whose prompts are read.
 
         Returns:
             The rows that have ended since the last step, cancelled ones left out.
         """
         if self._waiting:
             self._admit()
+        if self._reading:
+            self._read()
         if self._rows:
-            self._pass(self._rows, self._lanes)
+            self._pass(self._rows, self._lanes[: self._running])
             self._release()
         ended, self._ended = self._ended, []
         return ended
@@ -179,60 +188,82 @@ class Batcher:
         finally:
             self.cancel(row)
 
-    def _admit(self) -> None:
-        """Gives lanes to rows that wait, first come, first served, and lets them read their prompts."""
-        while group := self._next_group():
-            lanes = [lane for row in group for lane in row.lanes]
-            first = len(self._lanes)
-            for i, lane in enumerate(lanes):
-                lane.index = i
-            self._focus(first, len(lanes))
-            self._pass(group, lanes)
-            for lane in lanes:
-                lane.index += first
-            self._rows += group
-            self._lanes += lanes
-            self._focus(0, len(self._lanes))
-            self._release()
+    @property
+    def _running(self) -> int:
+        """Lanes of rows whose prompts are read."""
+        return sum(len(row.lanes) for row in self._rows)
 
-    def _next_group(self) -> list[Row]:
-        """Rows that read their prompts together: those that fit, and would not rather copy from one of the others."""
-        group: list[Row] = []
-        begins, unread, used = [], [], len(self._lanes)
-        while self._waiting and used + len(self._waiting[0].lanes) <= self.max_lanes:
-            row = self._waiting[0]
+    def _admit(self) -> None:
+        """Gives lanes to rows that wait, first come, first served. One that could copy more once another's prompt is read waits for that,
+        and others pass it by.
+        """
+        for row in list(islice(self._waiting, self.max_lanes)):
+            if len(self._lanes) + len(row.lanes) > self.max_lanes:
+                break
             source, common = self._source(row)
-            begin, rest = common, max(len(lane.tokens) - (common if lane is row else 0) for lane in row.lanes)
-            if group:
-                if self.shared and max(self._common(row, other, other.prompt_length) for other in group) >= common + self.shared:
-                    break
-                widest = max(rest, *unread)
-                padded = widest * (len(unread) + 1) - sum(unread) - rest
-                if max(begin, *begins) + exact_width(widest) + self._ahead > self.cache.limit or padded > sum(unread) + rest + PADDING:
-                    break
-            self._waiting.popleft()
+            if self._awaits(row, common):
+                continue
+            self._waiting.remove(row)
             self.prompt_tokens += len(row.tokens)
             self.copied_tokens += common
-            self._claim(used, source, common)
-            if row.branch is not None:
-                self._claim(used + 1)
-            group.append(row)
-            begins.append(begin)
-            unread.append(rest)
-            used += len(row.lanes)
-        return group
+            self._claim(len(self._lanes), source, common)
+            if source is not None and self.drafter is not None and common > source.settled - self.drafter.lookahead:
+                row.settled = source.settled
+            for lane in row.lanes:
+                if lane is not row:
+                    self._claim(len(self._lanes))
+                lane.index, lane.reading = len(self._lanes), True
+                self._lanes.append(lane)
+            self._reading.append(row)
+
+    def _read(self) -> None:
+        """A pass over the next chunks of prompts, the first of all, and of those after it as many as fit beside it."""
+        first = self._running
+        lanes = self._lanes[first:]
+        most = max(self.chunk // len(lanes), 1)
+        rows: list[Row] = []
+        ends: list[int] = []
+        begin = widest = 0
+        for row in self._reading:
+            starts = [self.cache.held(lane.index) for lane in row.lanes]
+            stops = [start if lane.rests else lane.chunk_end(start, most) for lane, start in zip(row.lanes, starts, strict=True)]
+            reading = any(stop < len(lane.tokens) and not lane.rests for lane, stop in zip(row.lanes, stops, strict=True))
+            if reading:
+                # The last tokens of row and branch are read together: they predict what comes next.
+                stops = [a if b == len(lane.tokens) else b for lane, a, b in zip(row.lanes, starts, stops, strict=True)]
+            begin, widest = max(begin, *starts), max(widest, *(b - a for a, b in zip(starts, stops, strict=True)))
+            if rows and begin + exact_width(widest) + self._ahead > self.cache.limit:
+                break
+            for lane in row.lanes:
+                lane.reading = reading
+            rows.append(row)
+            ends += stops
+        lanes = lanes[: len(ends)]
+        for lane in lanes:
+            lane.index -= first
+        self._focus(first, len(lanes))
+        self._pass(rows, lanes, ends)
+        for lane in lanes:
+            lane.index += first
+        self._release()
 
     def _source(self, row: Row) -> tuple[Row | None, int]:
         """The row that has most in common with one that waits, and how many tokens of it are worth a copy."""
         if self.shared is None or (row.branch is not None and row.branch.open):
             return None, 0
         source, most = None, self.shared - 1
-        for other in (*self._rows, *self._left):
+        for other in (*self._rows, *self._reading, *self._left):
             held = self.cache.held(other.index)
             common = self._common(row, other, held if self.drafter is None else min(held, self.drafter.held(other.index)))
             if common > most:
                 source, most = other, common
         return source, most if source is not None else 0
+
+    def _awaits(self, row: Row, common: int) -> bool:
+        """Whether another row, whose prompt is being read, is about to have so much more in common that a copy of that pays."""
+        if self.shared is None or (row.branch is not None and row.branch.open):
+            return False
+        return any(self._common(row, other, other.prompt_length) >= common + self.shared for other in self._reading)
 
     def _common(self, row: Row, other: Row, held: int) -> int:
         """How much of a prompt another row holds, and a drafter what it needs of it."""
@@ -241,7 +272,7 @@ class Batcher:
         else:
             # What a drafter keeps of what a row has written may come of drafts that did not stand. That costs a few drafts; where the
             # probabilities of drafts decide, it would cost the output.
-            common = _common(row.tokens, other.tokens[: other.prompt_length] if row.rejects else other.tokens) - self.drafter.lookahead
+            common = _common(row.tokens, other.tokens[: other.settled] if row.rejects else other.tokens) - self.drafter.lookahead
         return row.alike(other, min(common, held, len(row.tokens) - 1))
 
     def _claim(self, lane: int, source: Row | None = None, common: int = 0) -> None:
@@ -264,21 +295,28 @@ class Batcher:
             self._left.append(source)
 
     def _release(self) -> None:
-        """Rows that are done leave; the last lanes move up into theirs."""
-        done = [row for row in self._rows if row.done]
-        if not done:
-            return
-        self._rows = [row for row in self._rows if not row.done]
-        for lane in sorted((lane for row in done for lane in row.lanes), key=lambda lane: lane.index, reverse=True):
-            last = self._lanes.pop()
-            if last is not lane:
-                self._swap(lane.index, last.index)
-                self._lanes[lane.index] = last
-                lane.index, last.index = last.index, lane.index
-        self._focus(0, len(self._lanes))
+        """Rows that are done leave, those whose prompts are read run; their lanes come first, then those of rows that read."""
+        there = [*self._rows, *self._reading]
+        done = [row for row in there if row.done]
+        self._rows = [row for row in there if not row.done and not row.reading]
+        self._reading = [row for row in there if not row.done and row.reading]
+        running = {lane for row in self._rows for lane in row.lanes}
+        reading = [lane for row in self._reading for lane in row.lanes]
+        for place in range(len(running) + len(reading)):
+            here = self._lanes[place]
+            if place >= len(running):
+                other = reading[place - len(running)]  # in the order of the rows, the first of which are read together
+            else:
+                other = here if here in running else next(lane for lane in reversed(self._lanes) if lane in running)
+            if other is not here:
+                self._swap(place, other.index)
+                self._lanes[place], self._lanes[other.index] = other, here
+                here.index, other.index = other.index, place
+        del self._lanes[len(running) + len(reading) :]
+        self._focus(0, self._running)
         for row in done:
             row.finish()
-            if self.shared is not None and len(row.tokens) >= self.shared:
+            if self.shared is not None and self.cache.held(row.index) >= self.shared:
                 self._left.append(row)
             if not row.cancelled:
                 self._ended.append(row)
@@ -291,8 +329,14 @@ class Batcher:
         for keeper in self._keepers:
             keeper.focus(first, count)
 
-    def _pass(self, rows: list[Row], lanes: list[Lane]) -> None:
-        """One pass over the window of every lane in focus; each row takes what it finds true, and drafts anew."""
+    def _pass(self, rows: list[Row], lanes: list[Lane], ends: Sequence[int] | None = None) -> None:
+        """One pass over the window of every lane in focus; each row takes what it finds true, and drafts anew.
+
+        Args:
+            rows: of the pass.
+            lanes: of the rows.
+            ends: how far each lane is read, where not all are to their ends. A row that goes on reading takes nothing.
+        """
         chooser, cache, drafter, starts = self.chooser, self.cache, self.drafter, self.cache.lengths
         for row in rows:
             if row.branch is not None and row.branch.fresh:
@@ -300,14 +344,15 @@ class Batcher:
                 starts[row.branch.index] = 0
                 if drafter is not None:
                     drafter.restart(row.branch.index)
+        ready = [row for row in rows if not row.reading]
         windows, places = [], []
-        for lane, start in zip(lanes, starts, strict=True):
-            windows.append([] if lane.rests else lane.tokens[start:] + lane.drafts)
-            places.append([] if lane.rests else lane.positions[start:] + lane.draft_positions)
+        for lane, start, end in zip(lanes, starts, ends or [None] * len(lanes), strict=True):
+            windows.append([] if lane.rests else lane.tokens[start:end] + lane.drafts)
+            places.append([] if lane.rests else lane.positions[start:end] + lane.draft_positions)
         read = [len(window) for window in windows]
         due: dict[int, Due] = {}
         if chooser.model.next_scale is not None:
-            due = {row.index: scale for row in rows if (scale := Due.of(chooser.model, row)) is not None}
+            due = {row.index: scale for row in ready if (scale := Due.of(chooser.model, row)) is not None}
             for scale in due.values():
                 for lane in scale.row.lanes:
                     windows[lane.index] += [0] * len(scale)
@@ -330,7 +375,7 @@ class Batcher:
                 slots[lane.index] += [scale.row.state.slot] * len(scale)
         seen = chooser.inputs_seen(lanes, starts, mask) if chooser.model.config.backbone.cross_attention_every else None
         hidden = chooser.model.extend(embedded, positions, mask, cache.layers, slots, seen)
-        counts, writing = self._accept(rows, lanes, hidden, read, due)
+        counts, writing = self._accept(ready, lanes, hidden, read, due)
         cache.commit(counts)
         for some in [[choice] for choice in writing] if self.exact else [writing] if writing else []:
             if chooser.model.flow.block:
@@ -338,15 +383,15 @@ class Batcher:
             else:
                 write_tokens(chooser, hidden, some)
         if drafter is not None and not all(row.done for row in rows):
-            # What rejection makes of a draft depends on the very q, so its rounding counts as well.
-            least = MIN_EXACT_WIDTH if self.exact and any(row.rejects for row in rows) else 0
-            one_by_one, begun = [row for row in rows if row.index not in due], time.perf_counter()
+            # What rejection makes of a draft depends on the very q, so its rounding counts as well, and that of prompts, which rows share.
+            least = MIN_EXACT_WIDTH if self.exact and (ends is not None or any(row.rejects for row in rows)) else 0
+            one_by_one, begun = [row for row in ready if row.index not in due], time.perf_counter()
             drafter.propose(one_by_one, lanes, hidden, counts, least)
             seconds = time.perf_counter() - begun
             for row in rows:
                 row.stats.drafting += seconds
         if self._most_forced:
-            for row in rows:
+            for row in ready:
                 if not row.done:
                     row.draft_forced(self._most_forced)
 
@@ -356,7 +401,7 @@ class Batcher:
         """Every row takes its true choices.
 
         Args:
-            rows: of the pass.
+            rows: of the pass, those that go on reading left out.
             lanes: of the pass.
             hidden: its states.
             read: tokens that it has read of each lane, drafts among them.
@@ -379,8 +424,8 @@ class Batcher:
                 place = len(row.tokens) + j
                 wanted.append(Choice(row, last[row.index] + j, state.slot, place, guide, row.weight(state), draft, row.answer(j)))
         chosen = self.chooser.pick(self.chooser.model.backbone.norm, hidden, wanted, self.exact)
-        counts, writing = [0] * len(lanes), []
-        for row, begin, end in zip(rows, begins, [*begins[1:], len(wanted)], strict=True):
+        counts, writing = [length if lane.reading else 0 for lane, length in zip(lanes, read, strict=True)], []
+        for row, begin, end in zip(rows, begins, [*begins, len(wanted)][1:], strict=True):
             kept = 0
             if row.index in due:
                 row.take_scale(chosen[begin:end])

@@ -93,12 +93,15 @@ class _ModelDrafter:
         for i, (lane, begun) in enumerate(zip(lanes, self._begun, strict=True)):
             stood = begun.length + _common(begun.drafts, lane.tokens[begun.length :])
             self.cache.lengths[i] = min(self.cache.lengths[i], stood)
+        if chunks := {lane.index: self.cache.lengths[lane.index] + counts[lane.index] for lane in lanes if lane.reading}:
+            self._pass(lanes, chunks, least)
         open_rows = [row for row in rows if not row.done]
         for k in range(1, self.max_drafts + 1):
             open_rows = [row for row in open_rows if row.wants(k)]
             if not open_rows:
                 break
-            states, ends = self._pass(open_rows, lanes, least)
+            reading = [lane for row in open_rows for lane in row.lanes if lane is row or lane.draft_states[-1].in_span]
+            states, ends = self._pass(lanes, {lane.index: len(lane.tokens) + len(lane.drafts) for lane in reading}, least)
             wanted = []
             for row in open_rows:
                 state, branch = row.draft_states[-1], row.branch
@@ -110,11 +113,10 @@ class _ModelDrafter:
         for lane, begun in zip(lanes, self._begun, strict=True):
             begun.length, begun.drafts = len(lane.tokens), lane.drafts
 
-    def _pass(self, open_rows: list[Row], lanes: list[Lane], least: int) -> tuple[Float[Tensor, "b s d"], list[int]]:
-        """Reads what some rows, and their branches within spans, have not read; the column of each lane's last state, -1 for none."""
+    def _pass(self, lanes: list[Lane], until: dict[int, int], least: int) -> tuple[Float[Tensor, "b s d"], list[int]]:
+        """Reads what has not been read of some lanes, up to an offset of each; the column of each lane's last state, -1 for none."""
         model, lengths, tensor = self.chooser.model, self.cache.lengths, self.chooser.tensor
-        reading = {lane.index for row in open_rows for lane in row.lanes if lane is row or lane.draft_states[-1].in_span}
-        windows = [(lane.tokens + lane.drafts)[lengths[lane.index] :] if lane.index in reading else [] for lane in lanes]
+        windows = [(lane.tokens + lane.drafts)[lengths[lane.index] : until.get(lane.index, 0)] for lane in lanes]
         places = [(lane.positions + lane.draft_positions)[lengths[lane.index] :] for lane in lanes]
         longest = max(map(len, windows))
         longest = exact_width(longest) if least else longest

@@ -36,7 +36,8 @@ class Drafter(Protocol):
 
         Args:
             rows: that want drafts, with the token chosen last as the end of ``tokens``.
-            lanes: those in focus: the rows, others that want no drafts now, and the branches of those that are guided.
+            lanes: those in focus: the rows, others that want none now, such as go on ``reading`` their prompts, and the branches of those
+                that are guided.
             hidden: states of the last pass: those of the anchors that it added, then those behind drafts that were refused, and padding.
             counts: how many anchors each lane has added.
             least: width of passes and rows of logits at least, where the very probabilities of drafts count; else 0.

@@ -20,7 +20,7 @@ from collections.abc import Collection, Generator, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from mmtp.decode.batcher import SHARED, Batcher, Piece
+from mmtp.decode.batcher import CHUNK, SHARED, Batcher, Piece
 from mmtp.decode.by_medium import DraftsByMedium
 from mmtp.decode.chooser import Chooser
 from mmtp.decode.constrain import Constraint
@@ -47,6 +47,8 @@ class Engine:
             them as the model computes them.
         compile: run the blocks of a pass by compiled kernels, in one call (:mod:`mmtp.nn.native`): float32 on CPUs, for models whose
             blocks are the same for all media and read no vectors beside the stream. The first engine on a machine waits for a C++ compiler.
+        chunk: tokens of prompts that a pass reads at most, those of all rows that read together; each reads one at least, and a span of
+            vectors at once. Between such passes the other rows go on. Output is that of prompts read at once.
     """
 
     def __init__(
@@ -58,11 +60,14 @@ class Engine:
         draft_cost: float | None = None,
         cache: str | None = None,
         compile: bool = False,
+        chunk: int = CHUNK,
     ) -> None:
         if draft_cost is not None and not 0 <= draft_cost < float("inf"):
             raise DecodeError(f"draft_cost {draft_cost}: a number from 0 up is wanted")
+        if chunk < 1:
+            raise DecodeError(f"chunk {chunk}: 1 or more is wanted")
         self.model = model
-        self.exact, self.draft_cost = exact, draft_cost
+        self.exact, self.draft_cost, self.chunk = exact, draft_cost, chunk
         self.drafts = drafts or DraftsByMedium()
         self.drafts.length(model)  # refuses what does not fit
         self.chooser = Chooser(model, cache, compile)
@@ -89,6 +94,7 @@ class Engine:
             context=context,
             kept=kept,
             shared=shared,
+            chunk=self.chunk,
         )
 
     def generate(

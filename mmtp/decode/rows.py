@@ -59,6 +59,7 @@ class Lane:
 
     Attributes:
         index: lane of the pass; -1 before it has one.
+        reading: whether more of its row's prompt is to be read, after the pass that is on.
         slots: of the grammar, in which every token stands.
         vectors: offset -> what stands there in place of the token's embedding; runs of vectors, in order.
         inputs: offsets at which each continuous span begins and ends whose positions see each other.
@@ -66,7 +67,7 @@ class Lane:
     """
 
     def __init__(self, state: GrammarState) -> None:
-        self.index = -1
+        self.index, self.reading = -1, False
         self.begin(state)
 
     def begin(self, state: GrammarState) -> None:
@@ -96,6 +97,20 @@ class Lane:
         self.draft_positions.append(after.push(token))
         self.drafts.append(token)
         self.draft_states.append(after)
+
+    def chunk_end(self, start: int, most: int) -> int:
+        """How far a pass reads that is not to read more than it must: to the end, or so far that a span whose positions see each other is
+        read at once.
+
+        Args:
+            start: where it begins.
+            most: tokens; a span may have more.
+        """
+        end = min(start + most, len(self.tokens))
+        for first, stop in self.inputs:
+            if first < end < stop:
+                end = first if first > start else stop
+        return end
 
     def window_slots(self, first: int, length: int) -> list[int]:
         """Slots of so many tokens from an offset on, drafts among them."""
@@ -169,6 +184,8 @@ class Row(Lane):
 
     Attributes:
         prompt_length: where the new tokens begin.
+        settled: tokens that were known when they were read, by this row or by another that they were copied from: what drafters keep of
+            them comes of no draft that did not stand.
         done: whether it has ended.
         cut: whether the limit ended the row, or the context.
         cancelled: whether it was told to end.
@@ -193,7 +210,8 @@ class Row(Lane):
         next_scale: NextScale | None = None,
     ) -> None:
         self.number, self.pace, self.next_scale = number, pace, next_scale
-        self.prompt_length, limit = len(request.prefix), request.max_new_tokens
+        self.prompt_length = self.settled = len(request.prefix)
+        limit = request.max_new_tokens
         if not self.prompt_length:
             raise DecodeError(f"row {number}: the prefix is empty; a stream starts with <bos>")
         if limit < 0:

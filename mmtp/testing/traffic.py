@@ -154,9 +154,17 @@ class Traced:
 
 
 def trace(
-    engine: Engine, traffic: Traffic, count: int, *, max_lanes: int = 8, context: int = 512, kept: int = 4, shared: int = 8
+    engine: Engine,
+    traffic: Traffic,
+    count: int,
+    *,
+    max_lanes: int = 8,
+    context: int = 512,
+    kept: int = 4,
+    shared: int = 8,
+    alone: Engine | None = None,
 ) -> Traced:
-    """Sends random requests through a batch, at random times, and each that was served through the engine alone.
+    """Sends random requests through a batch, at random times, and each that was served through an engine alone.
 
     Args:
         engine: in exact mode, in which tokens are promised to be equal.
@@ -166,6 +174,7 @@ def trace(
         context: likewise.
         kept: likewise.
         shared: likewise.
+        alone: of the same model, where it is not the same engine that decodes requests alone.
     """
     found, random = Traced(), traffic.random
     batcher = engine.batcher(max_lanes=max_lanes, context=context, kept=kept, shared=shared)
@@ -197,7 +206,7 @@ def trace(
                 ended.append(row)
         found.seconds += time.perf_counter() - begun
         for row in ended:
-            _compare(engine, row, running.pop(row), context, found)
+            _compare(alone or engine, row, running.pop(row), context, found)
             if not row.cancelled:
                 traffic.remember(row.tokens)
     found.prompt_tokens, found.copied_tokens = batcher.prompt_tokens, batcher.copied_tokens

@@ -6,17 +6,23 @@ from itertools import zip_longest
 import pytest
 import torch
 
-from mmtp.decode.batcher import Batcher
+from mmtp.decode.batcher import SHARED, Batcher
+from mmtp.decode.cache import KVCache
+from mmtp.decode.draft_model import ModelDrafts
 from mmtp.decode.drafts import HeadDrafts
 from mmtp.decode.engine import DecodeError, Engine
 from mmtp.decode.rows import Request
 from mmtp.decode.sample import Sampling, SamplingError
+from mmtp.models.heads.next import NextHead
+from mmtp.models.heads.sequential import SequentialHead
 from mmtp.models.heads.synchronized import SynchronizedHead
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.grammar import GrammarError
 from mmtp.stream.vocab import Special
-from mmtp.testing.traffic import stir
-from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, model
+from mmtp.testing.traffic import Traffic, stir, trace
+from mmtp.types import Modality
+from tests.models import test_next_scale
+from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, asked, model, opened, reader
 from tests.models.test_writing import BLOCK, FLOW, PROMPT, WIDTH, writer
 from tests.models.test_writing import LAYOUT as LAYOUT_OF_VECTORS
 
@@ -107,6 +113,21 @@ def test_a_conversation_goes_on_where_it_was(engine: Engine, sampling: Sampling)
     assert alike - 3 <= batcher.copied_tokens - before <= alike
     alone = engine.generate(longer, sampling, 20)
     assert second.tokens == alone.tokens
+
+
+def test_what_one_row_has_written_and_another_read_is_shared_no_further_by_rejection(engine: Engine) -> None:
+    batcher = engine.batcher(max_lanes=1, kept=3, context=400)
+    first = batcher.submit(request(WORDS, 40, seed=4))
+    run(batcher)
+    longer = [*first.tokens, *range(40, 50)]
+    copied = []
+    for sampling in (Sampling(seed=5), replace(REJECTING, seed=6)):
+        before = batcher.copied_tokens
+        row = batcher.submit(Request(prefix=longer, sampling=sampling, max_new_tokens=20))
+        run(batcher)
+        copied.append(batcher.copied_tokens - before)
+        assert row.tokens == engine.generate(longer, sampling, 20).tokens
+    assert copied[1] <= len(WORDS) < copied[0]
 
 
 def test_what_is_oldest_makes_room(engine: Engine) -> None:
@@ -249,3 +270,136 @@ def test_the_batch_of_an_engine_takes_turns(engine: Engine) -> None:
     prefixes, samplings = [WORDS[: 4 + i] for i in range(6)], [Sampling(seed=i, guidance=2.0 if i == 2 else 1.0) for i in range(6)]
     together, few = (engine.generate_batch(prefixes, samplings, 15, max_lanes=lanes) for lanes in (None, 2))
     assert [row.tokens for row in together] == [row.tokens for row in few]
+
+
+WHOLE = 1 << 20
+LONG = [Special.BOS, Special.USER, *(40 + i * i % 40 for i in range(300)), Special.END, Special.ASSISTANT]
+
+
+def drafting(way: str, chunk: int, **changes: object) -> Engine:
+    """An engine over a model whose every token hangs on all before it."""
+    heads = {"sequential": SequentialHead.Config(mtp_depth=3), "synchronized": SynchronizedHead.Config(mtp_depth=2, vertical=4)}
+    torch.manual_seed(0)
+    net = replace(model(depth=0).config, head=heads.get(way, NextHead.Config())).build().eval()
+    stir(net)
+    return Engine(net, exact=True, drafts=ModelDrafts(net, 2) if way == "model" else HeadDrafts(), chunk=chunk, **changes)
+
+
+@pytest.mark.parametrize(("way", "chunk"), [("sequential", 7), ("synchronized", 30), ("model", 20)])
+def test_prompts_in_chunks_are_prompts_read_at_once(way: str, chunk: int) -> None:
+    found = trace(drafting(way, chunk), Traffic(GRAMMAR, chunk, max_new_tokens=12), 24, max_lanes=5, alone=drafting(way, WHOLE))
+    assert not found.unequal and found.copied_tokens and found.ended + found.cancelled + found.refused == 24
+
+
+@pytest.mark.parametrize("way", ["sequential", "synchronized"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_chunks_leave_the_same_bits(way: str, compiled: bool) -> None:
+    """Of the backbone and of the head, whose deeper offsets look beyond an anchor."""
+    held = []
+    code = LAYOUT.code_range(Modality.IMAGE)[0]
+    picture = [*WORDS, Special.END, Special.ASSISTANT, Special.BOI, LAYOUT.dim(6), LAYOUT.dim(7), *(code + i % 40 for i in range(31))]
+    for chunk in (WHOLE, 100, 13, 4):
+        batcher = drafting(way, chunk, compile=compiled).batcher(max_lanes=4, context=400)
+        rows = [batcher.submit(one) for one in (request(picture, 30, guidance=2.0), request(LONG, 30), request(WORDS, 30))]
+        lengths = {row: [len(lane.tokens) for lane in row.lanes] for row in rows}
+        found = {}
+        while len(found) < len(rows):
+            batcher.step()
+            for row in rows:
+                if row not in found and len(row.tokens) > row.prompt_length:
+                    ends = zip(row.lanes, lengths[row], strict=True)
+                    caches = (batcher.cache, batcher.drafter.cache)
+                    found[row] = [cache.storage[:, :, lane.index, :, :end].clone() for lane, end in ends for cache in caches]
+        held.append([each for row in rows for each in found[row]])
+    for other in held[1:]:
+        assert all(map(torch.equal, other, held[0]))
+
+
+def test_passes_are_no_wider_than_a_chunk_and_nobody_waits(net: UnifiedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    batcher, seen, begin = Engine(net, chunk=24).batcher(max_lanes=4, context=400), [], KVCache.begin
+
+    def listen(cache: KVCache, width: int) -> torch.Tensor:
+        seen.extend([width * len(cache.lengths)] if cache is batcher.cache else [])
+        return begin(cache, width)
+
+    monkeypatch.setattr(KVCache, "begin", listen)
+    early = batcher.submit(request(WORDS[:20], 60, seed=1, temperature=0.0))
+    batcher.step()
+    long = batcher.submit(request(LONG, 10))
+    late = batcher.submit(request(WORDS[:9], 4))
+    steps = 0
+    while long.reading or len(long.tokens) == long.prompt_length:
+        before = len(early.tokens)
+        batcher.step()
+        assert early.done or len(early.tokens) > before
+        steps += 1
+    assert steps >= len(LONG) // 24 and late.done
+    assert max(seen) <= 24
+    run(batcher)
+    for row, one in ((early, request(WORDS[:20], 60, seed=1, temperature=0.0)), (long, request(LONG, 10)), (late, request(WORDS[:9], 4))):
+        assert row.tokens == Engine(net, chunk=WHOLE).generate(one.prefix, one.sampling, one.max_new_tokens).tokens
+
+
+def test_a_row_that_is_cancelled_within_its_prompt_leaves_what_it_has_read(net: UnifiedModel) -> None:
+    batcher = Engine(net, exact=True, chunk=40).batcher(max_lanes=2, context=400, kept=1)
+    rows = [batcher.submit(request(LONG, 10)), batcher.submit(request(WORDS, 30))]
+    for _ in range(3):
+        batcher.step()
+    assert rows[0].reading
+    batcher.cancel(rows[0])
+    again = batcher.submit(request(LONG, 10))
+    before = batcher.copied_tokens
+    run(batcher)
+    assert 40 <= batcher.copied_tokens - before <= 120
+    whole = Engine(net, exact=True, chunk=WHOLE)
+    assert again.tokens == whole.generate(LONG, Sampling(), 10).tokens
+    assert rows[1].tokens == whole.generate(WORDS, Sampling(), 30).tokens
+
+
+def test_variants_of_a_long_prompt_wait_for_the_one_that_reads_it_and_others_pass_them_by(net: UnifiedModel) -> None:
+    batcher = Engine(net, exact=True, chunk=64).batcher(max_lanes=4, context=400)
+    rows = [batcher.submit(request(LONG, 5, seed=seed)) for seed in range(3)]
+    short = batcher.submit(request(WORDS[:8], 3))
+    batcher.step()
+    batcher.step()
+    assert short.done and rows[0].reading
+    run(batcher)
+    assert batcher.copied_tokens >= 2 * (len(LONG) - net.head.mtp_depth - SHARED)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 8])
+@pytest.mark.parametrize("exact", [False, True])
+def test_vectors_in_chunks(chunk: int, exact: bool) -> None:
+    """Those that see each other, those that cross-attention reads, and those that a model writes."""
+    documents = [asked(3, pictures=2), asked(4, pictures=3)]
+    crossing = opened(reader()).eval()
+    for weight in (crossing.embedding.features.layers[0].weight, *(block.out.weight for block in crossing.backbone.cross)):
+        torch.nn.init.normal_(weight, std=0.3)
+    standing = reader(backbone=BACKBONE).eval()
+    stir(standing)
+    for net in (crossing, standing):
+        with torch.no_grad():
+            vectors = [net.embedding.connect(document.features, torch.from_numpy(document.feature_grids)) for document in documents]
+        prompts = [document.tokens.tolist()[:-2] for document in documents]
+        samplings = [Sampling(seed=1), Sampling(seed=2, verification="rejection" if exact else "coupling")]
+        parts, whole = (Engine(net, exact=exact, chunk=n).generate_batch(prompts, samplings, 8, vectors=vectors) for n in (chunk, WHOLE))
+        assert [row.tokens for row in parts] == [row.tokens for row in whole]
+    writing = writer(flow=BLOCK).eval()
+    parts, whole = (Engine(writing, exact=exact, chunk=n).generate(PROMPT, Sampling(guidance=2.0), 9) for n in (chunk, WHOLE))
+    assert parts.tokens == whole.tokens and torch.allclose(parts.vectors, whole.vectors, atol=1e-5)
+
+
+@pytest.mark.parametrize("known", [0, 3, 8])
+def test_scales_after_chunks(known: int) -> None:
+    net = test_next_scale.writer(depth=2).eval()
+    layout = test_next_scale.LAYOUT
+    opening = [Special.BOI, layout.dim(1), layout.dim(test_next_scale.CELLS), *(test_next_scale.FIRST + i for i in range(known))]
+    prompt = [Special.BOS, Special.USER, *range(35, 60), Special.END, Special.ASSISTANT, *opening]
+    sampling = Sampling(guidance=2.0, seed=3)
+    parts, whole = (Engine(net, exact=True, chunk=chunk).generate(prompt, sampling, 30) for chunk in (5, WHOLE))
+    assert parts.tokens == whole.tokens
+
+
+def test_a_chunk_is_of_something(net: UnifiedModel) -> None:
+    with pytest.raises(DecodeError, match="chunk 0: 1 or more is wanted"):
+        Engine(net, chunk=0)
