@@ -65,7 +65,7 @@ def listened(whole: Sequence[Piece], rate: int, kept: Path | None) -> list[Heard
             raise SystemExit(f"{kept}: holds what was heard in other recordings; name another file, or remove it")
         return [words for _, words in found]
     listen = Recognizer()
-    heard = [listen.words(sound, rate) for sound, _ in track(whole, "listening", transient=True)]
+    heard: list[Heard] = [listen.words(sound, rate) for sound, _ in track(whole, "listening", transient=True)]
     if kept is not None:
         kept.write_text(json.dumps(list(zip(texts, heard, strict=True))) + "\n")
     return heard

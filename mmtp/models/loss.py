@@ -85,15 +85,15 @@ class LossConfig(mmtp.config.Config):
         return self.mtp_weight * self.mtp_decay ** abs(offset) if offset else 1.0
 
 
-def check_modalities(names: Iterable[str]) -> None:
-    """Refuses names in ``[loss]`` that are no modality.
+def check_modalities(names: Iterable[str], where: str = "loss") -> None:
+    """Refuses names in a table of a recipe that are no modality.
 
     Raises:
         ConfigError: names the first.
     """
     for name in names:
         if name not in set(Modality):
-            raise mmtp.config.ConfigError(f"loss: {name!r} is no modality; there are {', '.join(Modality)}")
+            raise mmtp.config.ConfigError(f"{where}: {name!r} is no modality; there are {', '.join(Modality)}")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The unified model: one embedding, one backbone, one unembedding over all media, and a head that predicts further ahead."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -84,6 +84,7 @@ class UnifiedModel(nn.Module):
         self.flow: Any = _build_flow(config)
         _check_cross(config)
         self.flex_attention = False
+        self.input_dropout: Mapping[str, float] = {}  # by modality, in training alone
 
     def forward(
         self,
@@ -111,6 +112,7 @@ class UnifiedModel(nn.Module):
             context = self._context(batch, x)
         else:
             x = self.embedding.batch(batch)
+        x = self._thinned(batch, x)
         if times is not None and batch.feature_index is not None:
             index = batch.feature_index[batch.loss_mask.flatten()[batch.feature_index]]
             x = x.flatten(0, 1).index_add(0, index, self.flow.embed_time(times).to(x.dtype)).view_as(x)
@@ -135,6 +137,14 @@ class UnifiedModel(nn.Module):
         routes = self.backbone.routes(F.pad(modality, (0, x.shape[1] - modality.shape[1]), value=Modality.IMAGE.index))
         states = self.compute_states(x, positions, mask, read, places, detach, drafts, anchors, routes, context)
         return states if queries is None else [queries.predict(states[0]), *states[1:]]
+
+    def _thinned(self, batch: Batch, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
+        """Inputs of which some are left out, where it trains."""
+        if not self.training or not any(self.input_dropout.values()):
+            return x
+        shares = torch.tensor([self.input_dropout.get(modality, 0.0) for modality in Modality], device=x.device)
+        kept = torch.rand(x.shape[:2], device=x.device) >= shares[self.slot_modality[batch.slots]]
+        return x * kept.unsqueeze(-1)
 
     def _context(self, batch: Batch, x: Float[Tensor, "b s d"]) -> Context:
         """What cross-attention reads of a batch; in a batch without vectors nothing, by the same arithmetic."""

@@ -12,6 +12,7 @@ from mmtp.hub import from_pretrained, is_language_model, read_config
 from mmtp.models.backbone import OWN, upcycled
 from mmtp.models.embed import NEW_ROWS_SPREAD, codebook_embeddings, start_rows
 from mmtp.models.exchange import language_model_config, read_language_model
+from mmtp.models.loss import check_modalities
 from mmtp.models.next_scale import NextScaleConfig
 from mmtp.models.presets import preset
 from mmtp.models.unified import UnifiedModel
@@ -54,6 +55,9 @@ class ModelChoice(Config):
             that name).
         dropout: share of what every block that trains adds to the residual stream that is left out in a step, against learning few data by
             heart.
+        input_dropout: by medium, share of its tokens whose embeddings are left out of the input in a step; targets stay (word dropout,
+            Bowman et al., arXiv 1511.06349, section 3.1). Neighbouring codes tell so much of each other that a model of few recordings may
+            never look at the words; the dropout of Tacotron's pre-net (arXiv 1703.10135, section 3.2) is there for the same reason.
         activation_checkpointing: let every block keep its input alone for the backward pass, and compute the rest once more there: less
             memory, a third more arithmetic, the same gradients.
         attention: ``sdpa``, or ``flex``: FlexAttention in the backbone, which skips what the documents of a packed row have nothing to do
@@ -72,6 +76,7 @@ class ModelChoice(Config):
     train: Literal["all", "head", "features"] = "all"
     codebook_init: bool = False
     dropout: float = 0.0
+    input_dropout: dict[str, float] = field(default_factory=dict)
     activation_checkpointing: bool = False
     attention: Literal["sdpa", "flex"] = "sdpa"
     compile: bool = False
@@ -79,6 +84,10 @@ class ModelChoice(Config):
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model: dropout {self.dropout:g} is a share; at least 0 and less than 1 is wanted")
+        check_modalities(self.input_dropout, "model.input_dropout")
+        for medium, share in self.input_dropout.items():
+            if not 0 <= share < 1:
+                raise ConfigError(f"model: input_dropout.{medium} {share:g} is a share; at least 0 and less than 1 is wanted")
 
     def layout(self, found: VocabLayout) -> VocabLayout:
         """The model's vocabulary.
@@ -175,6 +184,7 @@ class ModelChoice(Config):
             if isinstance(block, Layer) and next(block.parameters()).requires_grad:
                 block.dropout = self.dropout
         model.flex_attention = self.attention == "flex"
+        model.input_dropout = self.input_dropout
         return model
 
     def _known(self, layout: VocabLayout) -> UnifiedModel.Config:

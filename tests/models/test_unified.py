@@ -8,7 +8,7 @@ from mmtp.models.heads.sequential import SequentialHead
 from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel, input_spans
 from mmtp.stream.vocab import Special
-from mmtp.types import Batch
+from mmtp.types import Batch, Modality
 from tests.models.common import BACKBONE, VECTORS, batch, model
 
 
@@ -54,6 +54,19 @@ def test_detached_heads_leave_the_backbone_as_next_token_training_does() -> None
     joint = model(depth=2)
     joint.loss(packed, LossConfig(detach=False, mtp_weight=1.0)).total.backward()
     assert not torch.allclose(joint.backbone.blocks[0].mlp.down.weight.grad, net.backbone.blocks[0].mlp.down.weight.grad, rtol=1e-3)
+
+
+def test_inputs_of_a_medium_are_left_out_in_training_alone() -> None:
+    net, packed = model(depth=2).eval(), batch(4, 120)
+    whole = net.embedding.batch(packed)
+    net.input_dropout = {"image": 0.5}
+    assert torch.equal(net._thinned(packed, whole), whole)
+    torch.manual_seed(0)
+    left_out = (net.train()._thinned(packed, whole) == 0).all(-1)
+    pictures = net.slot_modality[packed.slots] == Modality.IMAGE.index
+    assert not left_out[~pictures].any()
+    assert 0.35 < left_out[pictures].float().mean() < 0.65 and pictures.sum() > 50
+    assert not torch.equal(net(packed)[0], net.eval()(packed)[0])
 
 
 def test_overfits_a_handful_of_documents_at_every_offset() -> None:

@@ -96,7 +96,7 @@ def test_weights_of_modalities_are_learnt_and_survive_a_stop(root: Path, tmp_pat
 
 
 def test_dropout_is_of_training_alone_and_survives_a_stop(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    wanted = recipe(model={"dropout": 0.3}, run={"steps": 6})
+    wanted = recipe(model={"dropout": 0.3, "input_dropout": {"image": 0.3}}, run={"steps": 6})
     run_recipe(wanted, tmp_path / "whole", data_root=root, progress=False)
     first = losses(tmp_path / "whole")
     assert first[1] != losses(uninterrupted)[1]
@@ -165,6 +165,8 @@ def test_trains_on_a_part_of_the_media_that_a_model_knows(root: Path, uninterrup
     ("changes", "words"),
     [
         ({"model": {"presett": "tiny"}}, "model: unknown key 'presett'; did you mean 'preset'"),
+        ({"model": {"input_dropout": {"image": 1.0}}}, "model: input_dropout.image 1 is a share; at least 0 and less than 1 is wanted"),
+        ({"model": {"input_dropout": {"smell": 0.1}}}, "model.input_dropout: 'smell' is no modality"),
         ({"model": {"dropout": 1.0}}, "model: dropout 1 is a share; at least 0 and less than 1 is wanted"),
         ({"model": {"attention": "flex"}}, "attention = 'flex' is for accelerators"),
         ({"model": {"preset": "tinny"}}, "no model preset is called 'tinny'"),
