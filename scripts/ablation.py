@@ -132,7 +132,8 @@ def frozen_states(model: UnifiedModel, batch: Batch) -> tuple[torch.Tensor, torc
     """The backbone's states of a batch, and what it reads."""
     embedded = model.embedding.batch(batch)
     spans = input_spans(batch, model.config.layout)
-    mask = Windows.of(batch.document_ids, spans) or document_mask(batch.document_ids, spans)
+    window = model.config.backbone.window
+    mask = Windows.of(batch.document_ids, spans, window=window) or document_mask(batch.document_ids, spans, window=window)
     return model.backbone(embedded, batch.positions, mask, routes=model.backbone.routes(model.slot_modality[batch.slots])), embedded
 
 
@@ -186,7 +187,9 @@ class Learner:
         anchors = loss.draw_anchors(batch)
         with torch.no_grad():
             own = self.model.backbone.norm(hidden)
-        read, places = self.model.draft_inputs(self.head, batch, embedded, document_mask(batch.document_ids))
+        read, places = self.model.draft_inputs(
+            self.head, batch, embedded, document_mask(batch.document_ids, window=self.model.config.backbone.window)
+        )
         drafted = [own, *self.head(hidden, read, places, anchors)]
         weight = self.model.unembedding.weight.detach()
         return unified_loss(drafted, weight, batch, self.model.config.layout, loss, bool(vertical(self.head)), anchors)

@@ -273,7 +273,8 @@ class Batcher:
             # What a drafter keeps of what a row has written may come of drafts that did not stand. That costs a few drafts; where the
             # probabilities of drafts decide, it would cost the output.
             common = _common(row.tokens, other.tokens[: other.settled] if row.rejects else other.tokens) - self.drafter.lookahead
-        return row.alike(other, min(common, held, len(row.tokens) - 1))
+        common = row.alike(other, min(common, held, len(row.tokens) - 1))
+        return common if all(keeper.keeps(other.index, common) for keeper in self._keepers) else 0
 
     def _claim(self, lane: int, source: Row | None = None, common: int = 0) -> None:
         """Makes the first free lane ready, with what is common with another row. What it has held moves on, unless that is the oldest."""
@@ -364,9 +365,10 @@ class Batcher:
         tokens = chooser.tensor([w + [0] * (longest - len(w)) for w in windows])
         positions = chooser.tensor([p + [(0, 0, 0)] * (longest - len(p)) for p in places])
         for lane, start in zip(lanes, starts, strict=True):
+            oldest = cache.oldest(cache.first + lane.index)
             for first, end in lane.inputs:
-                if first >= start and not lane.rests:
-                    mask[lane.index, :, first - start : end - start, first:end] = True
+                if start <= first and end <= start + read[lane.index]:
+                    mask[lane.index, :, first - start : end - start, first - oldest : end - oldest] = True
         embedded = chooser.embed(tokens, lanes, starts)
         slots = [lane.window_slots(start, length) for lane, start, length in zip(lanes, starts, read, strict=True)]
         for scale in due.values():

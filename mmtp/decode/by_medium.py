@@ -85,6 +85,9 @@ class _DrafterByMedium:
     def held(self, lane: int) -> int:
         return min((drafter.held(lane) for drafter in self.both), default=sys.maxsize)
 
+    def keeps(self, lane: int, length: int) -> bool:
+        return all(drafter.keeps(lane, length) for drafter in self.both)
+
     def copy(self, source: int, target: int, length: int) -> None:
         for drafter in self.both:
             drafter.copy(source, target, length)

@@ -4,6 +4,10 @@ A token's slot in the cache is its place in the stream. A pass writes ``s`` slot
 row's length is garbage that no query sees, because a query sees only slots up to its own. So accepting fewer tokens than were
 written, or padding a pass to a fixed width, needs no clean-up.
 
+Where a position attends to a window of the stream alone, what has fallen out of all windows is dropped: in whole blocks, when a pass would
+need more room, and what stays moves to the front. So a lane needs the room of a window, a pass and two blocks however long it gets, sums
+over keys are over the same blocks as if all were there, and rollback stays a pointer.
+
 A row of the cache is a lane. Passes are of some consecutive lanes, on which the cache is focused; the others keep what they hold, and
 what they hold can be copied.
 
@@ -16,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int8
+from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 from mmtp.nn.native import Held
@@ -48,9 +52,12 @@ class KVCache:
         block: passes attend to whole blocks of so many slots.
         stored: in which keys and values are kept: ``torch.bfloat16`` or ``torch.int8``; None keeps them as they are.
         compiled: whether passes are those of :mod:`mmtp.nn.native`.
+        window: how many tokens a position attends to at most, itself included; 0 for all.
+        spare: by how many tokens a lane may be shortened between passes and still have its window.
 
     Attributes:
         lengths: tokens in the lanes in focus.
+        starts: where among what is held of them the pass writes: behind their tokens, less those that were dropped.
     """
 
     def __init__(
@@ -65,8 +72,11 @@ class KVCache:
         block: int = BLOCK,
         stored: torch.dtype | None = None,
         compiled: bool = False,
+        window: int = 0,
+        spare: int = 0,
     ) -> None:
         self.dtype, self.compiled = dtype, compiled
+        self.window, self.spare = window, spare
         self.programs: dict[Any, Any] = {}
         if stored == torch.int8:
             head_dim += SCALE_BYTES
@@ -75,8 +85,10 @@ class KVCache:
         shape = (num_layers, 2, batch_size, num_kv_heads, self.capacity, head_dim)
         self.storage = torch.zeros(shape, device=device, dtype=stored or dtype)
         self.lengths = [0] * batch_size
+        self.starts = [0] * batch_size
         self.first = 0
         self._held = [0] * batch_size  # lengths of all lanes; those in focus are written back when the focus moves
+        self._oldest = [0] * batch_size
         self.layers = [_Layer(self, i) for i in range(num_layers)]
         self._places = torch.arange(-(-capacity // block) * block, device=device)
         self._lanes = torch.arange(batch_size, device=device).unsqueeze(1)
@@ -95,16 +107,34 @@ class KVCache:
         longest = max(self.lengths)
         if longest + width > self.limit:
             raise CacheFullError(f"context of {self.limit} tokens is full: {longest} are in it and {width} more do not fit")
-        self.extent = -(-(longest + width) // self.block) * self.block
+        if self.window:
+            self._drop(width)
+        self.starts = [length - self._oldest[self.first + i] for i, length in enumerate(self.lengths)]
+        self.extent = -(-(max(self.starts) + width) // self.block) * self.block
+        self._width, self._views = width, None
         if self.extent > self.capacity:
             self._grow()
         seen = self._places[: self.extent]
-        self._width, self._views = width, None
         if len(self.lengths) == 1:
-            start = self.lengths[0]
-            return (seen <= self._places[start : start + width].unsqueeze(1))[None, None]
-        self._slots = torch.tensor(self.lengths, device=self.storage.device).unsqueeze(1) + self._places[:width]
-        return (seen <= self._slots.unsqueeze(2)).unsqueeze(1)
+            own = self._places[self.starts[0] : self.starts[0] + width].unsqueeze(1)
+            return self._sees(own, seen)[None, None]
+        self._slots = torch.tensor(self.starts, device=self.storage.device).unsqueeze(1) + self._places[:width]
+        return self._sees(self._slots.unsqueeze(2), seen).unsqueeze(1)
+
+    def _sees(self, own: Int[Tensor, "*b s 1"], places: Int[Tensor, " t"]) -> Bool[Tensor, "*b s t"]:
+        """Whether a position sees a place."""
+        return places <= own if not self.window else (places <= own) & (places > own - self.window)
+
+    def _drop(self, width: int) -> None:
+        """Makes room in lanes that a pass of so many tokens would not fit into."""
+        for lane, length in enumerate(self.lengths, self.first):
+            if not length:
+                self._oldest[lane] = 0
+            end = length - self._oldest[lane]
+            gone = (end + 1 - self.window - self.spare) // self.block * self.block
+            if gone > 0 and end + width > self.capacity:
+                self.storage[:, :, lane, :, : end - gone] = self.storage[:, :, lane, :, gone:end].clone()
+                self._oldest[lane] += gone
 
     def views(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """What the pass attends to, keys and values of every layer, and where one of a single lane writes them; else nothing.
@@ -115,12 +145,15 @@ class KVCache:
             lanes = self.storage.narrow(2, self.first, len(self.lengths))
             seen = lanes.narrow(4, 0, self.extent).flatten(0, 1).unbind(0)
             alone = len(self.lengths) == 1
-            self._views = seen, lanes.narrow(4, self.lengths[0], self._width).flatten(0, 1).unbind(0) if alone else ()
+            self._views = seen, lanes.narrow(4, self.starts[0], self._width).flatten(0, 1).unbind(0) if alone else ()
         return self._views
 
     def _grow(self) -> None:
-        """Twice the room, so that copying costs a constant per token in the long run."""
-        self.capacity = min(max(self.extent, 2 * self.capacity), len(self._places))
+        """Twice the room, so that copying costs a constant per token in the long run; no more than a window needs."""
+        needed = len(self._places)
+        if self.window:
+            needed = max(self.extent, (-(-(self.window + self.spare + self._width) // self.block) + 1) * self.block)
+        self.capacity = min(max(self.extent, 2 * self.capacity), needed, len(self._places))
         grown = self.storage.new_zeros((*self.storage.shape[:4], self.capacity, self.storage.shape[5]))
         grown[..., : self.storage.shape[4], :] = self.storage
         self.storage = grown
@@ -140,20 +173,33 @@ class KVCache:
         self._settle()
         return self._held[lane]
 
+    def oldest(self, lane: int) -> int:
+        """Offset of the first token that any lane still holds."""
+        return self._oldest[lane]
+
+    def keeps(self, lane: int, length: int) -> bool:
+        """Whether a lane still holds all that tokens behind its first ``length`` ones attend to."""
+        oldest = self._oldest[lane]
+        return not oldest or oldest <= length + 1 - self.window
+
     def copy(self, source: int, target: int, length: int) -> None:
-        """Puts the first ``length`` tokens of a lane into another, in place of what that held; lanes are counted from the first of all."""
+        """Puts the first ``length`` tokens of a lane, as far as it :meth:`keeps` them, into another, in place of what that held; lanes are
+        counted from the first of all.
+        """
         self._settle()
+        oldest = self._oldest[source] if length else 0
         if length and source != target:
-            self.storage[:, :, target, :, :length] = self.storage[:, :, source, :, :length]
-        self._held[target] = length
+            self.storage[:, :, target, :, : length - oldest] = self.storage[:, :, source, :, : length - oldest]
+        self._held[target], self._oldest[target] = length, oldest
         self.lengths = self._held[self.first : self.first + len(self.lengths)]
 
     def swap(self, one: int, other: int) -> None:
         """Exchanges what two lanes hold."""
         self._settle()
-        length = max(self._held[one], self._held[other])
+        length = max(self._held[lane] - self._oldest[lane] for lane in (one, other))
         self.storage[:, :, [one, other], :, :length] = self.storage[:, :, [other, one], :, :length]
-        self._held[one], self._held[other] = self._held[other], self._held[one]
+        for kept in (self._held, self._oldest):
+            kept[one], kept[other] = kept[other], kept[one]
         self.lengths = self._held[self.first : self.first + len(self.lengths)]
 
     def _settle(self) -> None:
@@ -171,7 +217,7 @@ class _Layer:
     @property
     def held(self) -> Held | None:
         cache = self.cache
-        return Held(cache.storage, self.index, cache.first, cache.lengths, cache.programs) if cache.compiled else None
+        return Held(cache.storage, self.index, cache.first, cache.starts, cache.programs) if cache.compiled else None
 
     def update(
         self, keys: Float[Tensor, "b k s hd"], values: Float[Tensor, "b k s hd"]

@@ -61,18 +61,19 @@ class Chooser:
             pack_linears(model)
         self.device, self.dtype = model.unembedding.weight.device, model.unembedding.weight.dtype
 
-    def new_cache(self, layers: int, lanes: int, capacity: int, exact: bool = False) -> KVCache:
-        """A cache for so many layers with keys and values of the backbone's shape.
+    def new_cache(self, layers: int, lanes: int, capacity: int, exact: bool = False, spare: int = 0) -> KVCache:
+        """A cache for so many layers with keys and values of the backbone's shape and window.
 
         Args:
             layers: of it.
             lanes: of it.
             capacity: tokens per lane at most.
             exact: whether sums are to be the same bits in every pass.
+            spare: by how many tokens a lane may be shortened between passes.
         """
         backbone, block = self.model.config.backbone, EXACT_BLOCK if exact else BLOCK
         shape = (layers, lanes, backbone.num_kv_heads, backbone.head_dim, capacity)
-        return KVCache(*shape, self.device, self.dtype, block, self.cache, self.compiled)
+        return KVCache(*shape, self.device, self.dtype, block, self.cache, self.compiled, backbone.window, spare)
 
     def pick(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[int]:
         """Chooses a token at every wanted place.

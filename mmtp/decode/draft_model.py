@@ -62,7 +62,7 @@ class _ModelDrafter:
         self.chooser, self.max_drafts = chooser, max_drafts
         # A pass is as wide as the longest unread end, and begins behind the longest lane.
         layers = chooser.model.config.backbone.num_caches
-        self.cache = chooser.new_cache(layers, num_lanes, 2 * (capacity + exact_width(max_drafts + 1)), exact)
+        self.cache = chooser.new_cache(layers, num_lanes, 2 * (capacity + exact_width(max_drafts + 1)), exact, max_drafts)
         self._all = [_Begun() for _ in range(num_lanes)]
         self._begun = self._all
 
@@ -77,8 +77,12 @@ class _ModelDrafter:
     def held(self, lane: int) -> int:
         return sys.maxsize  # what is missing is read later
 
+    def keeps(self, lane: int, length: int) -> bool:
+        return True  # likewise
+
     def copy(self, source: int, target: int, length: int) -> None:
         read = min(length, self.cache.held(source), self._all[source].length)
+        read = read if self.cache.keeps(source, read) else 0
         self.cache.copy(source, target, read)
         self._all[target] = _Begun(read)
 

@@ -56,6 +56,10 @@ class Drafter(Protocol):
         """Tokens of any lane of which what is needed is kept; the lane's length where nothing is needed."""
         ...
 
+    def keeps(self, lane: int, length: int) -> bool:
+        """Whether of the first so many tokens of any lane all is still kept that those behind them need."""
+        ...
+
     def copy(self, source: int, target: int, length: int) -> None:
         """Puts what is kept of the first ``length`` tokens of a lane into another, in place of what that held; 0 empties it."""
         ...
@@ -138,7 +142,7 @@ class HeadDrafter:
         head, lanes, device = chooser.model.head, len(cache.lengths), chooser.device
         self.continuous, self.waiting = continuous_inputs(head), Waiting(lanes)
         self._modality = [slot.modality.index for slot in chooser.slots]
-        # By lane and place; room is made with the cache's.
+        # By lane and place, as in the cache; room is made with the cache's.
         self._banks = torch.zeros(lanes, 0, dtype=torch.long, device=device)
         self._vectors = torch.zeros(lanes, 0, dtype=torch.bool, device=device)
         width = chooser.model.config.backbone.width if self.vertical else 0
@@ -158,10 +162,14 @@ class HeadDrafter:
     def held(self, lane: int) -> int:
         return self.cache.held(lane) + self.waiting.count(lane)
 
+    def keeps(self, lane: int, length: int) -> bool:
+        return self.cache.keeps(lane, min(length, self.cache.held(lane)))
+
     def copy(self, source: int, target: int, length: int) -> None:
         read = min(length, self.cache.held(source))
         self.cache.copy(source, target, read)
         self.waiting.copy(source, target, length - read)
+        read -= self.cache.oldest(target)
         for kept in (self._banks, self._vectors, self._below):
             kept[target, :read] = kept[source, :read]
 
@@ -253,19 +261,25 @@ class HeadDrafter:
 
     def _begin(self, lanes: list[Lane], counts: list[int], width: int) -> Tensor:
         """Readies a pass, notes which media its anchors predict, and returns its mask."""
+        places = [self.cache.first + lane.index for lane in lanes]
+        before = [self.cache.oldest(place) for place in places]
         mask, more, chooser = self.cache.begin(width), self.cache.capacity - self._banks.shape[1], self.chooser
         if more > 0:
             self._banks, self._vectors = (torch.nn.functional.pad(kept, (0, more)) for kept in (self._banks, self._vectors))
             self._below = torch.nn.functional.pad(self._below, (0, 0, 0, more))
+        for place, oldest in zip(places, before, strict=True):
+            if (gone := self.cache.oldest(place) - oldest) > 0:
+                for kept in (self._banks, self._vectors, self._below):
+                    kept[place] = kept[place].roll(-gone, 0)
         for lane, count in zip(lanes, counts, strict=True):
-            first = self.cache.lengths[lane.index]
+            first, start = self.cache.lengths[lane.index], self.cache.starts[lane.index]
             kinds = [self._modality[slot] for slot in lane.slots[first : first + count]]
-            self._banks[self.cache.first + lane.index, first : first + count] = chooser.tensor(kinds)
+            self._banks[self.cache.first + lane.index, start : start + count] = chooser.tensor(kinds)
             if self.continuous == "masked":
                 vectors = [token == Special.FEATURE for token in lane.tokens[first : first + count]]
-                self._vectors[self.cache.first + lane.index, first : first + count] = chooser.tensor(vectors)
+                self._vectors[self.cache.first + lane.index, start : start + count] = chooser.tensor(vectors)
         if self.continuous == "masked":
-            mask = mask_vectors(mask, self._seen(self._vectors), chooser.tensor(self.cache.lengths))
+            mask = mask_vectors(mask, self._seen(self._vectors), chooser.tensor(self.cache.starts))
         return mask
 
     def _keep_below(self, hidden: Float[Tensor, "b s d"], lanes: list[Lane], counts: list[int], mask: Tensor) -> None:
@@ -274,8 +288,8 @@ class HeadDrafter:
             return
         below = self.chooser.model.head.below(hidden, *self._read(0, lanes, counts, mask), self.cache.layers)
         for lane, count in zip(lanes, counts, strict=True):
-            first = self.cache.lengths[lane.index]
-            self._below[self.cache.first + lane.index, first : first + count] = below[lane.index, :count]
+            start = self.cache.starts[lane.index]
+            self._below[self.cache.first + lane.index, start : start + count] = below[lane.index, :count]
 
     def _read(self, k: int, lanes: list[Lane], counts: list[int], mask: Tensor) -> tuple[Float[Tensor, "b s d"], Places]:
         """Embeddings and places of x[t+k] at the new anchors t, drafts included."""
@@ -309,10 +323,10 @@ class HeadDrafter:
         wanted, distances = [], []
         for row in open_rows:
             above, place = row.draft_states[-1].above, len(row.tokens) + len(row.drafts)
-            known = self.cache.lengths[row.index]
-            for anchor in range(place - above, min(place - above + self.vertical, known) if above else 0):
+            known, oldest = self.cache.lengths[row.index], self.cache.oldest(self.cache.first + row.index)
+            for anchor in range(max(place - above, oldest), min(place - above + self.vertical, known) if above else 0):
                 weight = row.weight(row.draft_states[-1], anchor + above - place)
-                wanted.append(Choice(row, anchor, row.slots[anchor], anchor + above, self._guide(row, anchor), weight))
+                wanted.append(Choice(row, anchor - oldest, row.slots[anchor], anchor + above, self._guide(row, anchor), weight))
                 distances.append(above)
         for choice, above, draft in zip(
             wanted, distances, self.chooser.propose(_identity, self._seen(self._below), wanted, exact), strict=True
@@ -325,8 +339,8 @@ class HeadDrafter:
         """Where the branch has its state for the code below an anchor; a draft may do without."""
         if row.branch is None or not row.branch.open:
             return None
-        column = anchor - len(row.tokens) + len(row.branch.tokens)
-        return (row.branch.index, column) if 0 <= column < self.cache.lengths[row.branch.index] else None
+        place, oldest = anchor - len(row.tokens) + len(row.branch.tokens), self.cache.oldest(self.cache.first + row.branch.index)
+        return (row.branch.index, place - oldest) if oldest <= place < self.cache.lengths[row.branch.index] else None
 
     def _newest(self, hidden: Float[Tensor, "b s d"], counts: list[int]) -> tuple[Float[Tensor, "b 1 d"], list[int]]:
         """The newest anchor of every lane: all that a head needs which keeps nothing between passes."""

@@ -75,6 +75,9 @@ class _JacobiDrafter:
     def held(self, lane: int) -> int:
         return sys.maxsize if self.first is None else self.first.held(lane)
 
+    def keeps(self, lane: int, length: int) -> bool:
+        return self.first is None or self.first.keeps(lane, length)
+
     def copy(self, source: int, target: int, length: int) -> None:
         if self.first is not None:
             self.first.copy(source, target, length)

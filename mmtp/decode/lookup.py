@@ -84,6 +84,9 @@ class _LookupDrafter:
     def held(self, lane: int) -> int:
         return sys.maxsize  # what is missing is read off the stream
 
+    def keeps(self, lane: int, length: int) -> bool:
+        return True
+
     def copy(self, source: int, target: int, length: int) -> None:
         self._all[target] = _Index()
 

@@ -49,6 +49,8 @@ class BackboneConfig(mmtp.config.Config):
             The final norm is common to all. Blocks of draft heads have none.
         cross_attention_every: n; before every n-th block, a gated cross-attention block reads the vectors of the continuous span that
             ended last (Flamingo, arXiv 2204.14198, section 2.2), which then do not stand in the stream. 0: they do.
+        window: of attention: a position attends to so many positions of its document at most, itself and those right before it (Mistral,
+            arXiv 2310.06825, section 2), in draft heads as well; to all of a span whose positions see each other. 0: no limit.
     """
 
     width: int
@@ -63,10 +65,17 @@ class BackboneConfig(mmtp.config.Config):
     qk_norm: bool = True
     modality_specific: Literal["none", "norms", "mlp", "all"] = "none"
     cross_attention_every: int = 0
+    window: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.cross_attention_every <= self.depth:
             raise ValueError(f"cross_attention_every {self.cross_attention_every}: 0 to the depth, {self.depth}, is wanted")
+        if self.window < 0:
+            raise ValueError(f"window {self.window}: 1 or more is wanted, or 0 for no limit")
+        if self.window and self.cross_attention_every:
+            raise ValueError(
+                "window: cross-attention reads vectors however far behind they stand; leave out window or cross_attention_every"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}")
         if self.head_dim % 2:

@@ -1,6 +1,6 @@
-"""Weights to and from the layouts of Qwen3 and Llama, so that any such checkpoint can be a start, and what was trained can leave.
+"""Weights to and from the layouts of Qwen3, Llama and Mistral, so that any such checkpoint can be a start, and what was trained can leave.
 
-The two are one layout: Qwen3 normalises queries and keys, Llama does not (``qk_norm``).
+They are one layout: Qwen3 normalises queries and keys, Llama does not (``qk_norm``); Mistral is Llama with a window of attention.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from mmtp.models.backbone import BackboneConfig
 from mmtp.nn.rope import RopeScaling
 from mmtp.types import MmtpError
 
-MODEL_TYPES = {"qwen3": True, "llama": False}
+MODEL_TYPES = {"qwen3": True, "llama": False, "mistral": False}
 """``model_type`` of the configurations that are read and written -> ``qk_norm``."""
 
-WANTED = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "use_sliding_window": False, "partial_rotary_factor": 1.0}
+WANTED = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "partial_rotary_factor": 1.0}
 """Values that fields must have where they are given."""
 
 MAX_POSITIONS = 32768
@@ -24,12 +24,16 @@ MAX_POSITIONS = 32768
 original context times the factor."""
 
 
+MISTRAL_WINDOW = 4096
+"""Window of a Mistral whose configuration names none, as transformers has it."""
+
+
 class Qwen3Error(MmtpError):
     """A checkpoint that is neither Qwen3- nor Llama-like: names the field or the weight."""
 
 
 def backbone_config(config: Mapping[str, Any]) -> BackboneConfig:
-    """Our sizes from a ``config.json`` of Qwen3 or Llama.
+    """Our sizes from a ``config.json`` of Qwen3, Llama or Mistral.
 
     Raises:
         Qwen3Error: the file asks for something that this backbone does not do.
@@ -55,12 +59,16 @@ def backbone_config(config: Mapping[str, Any]) -> BackboneConfig:
         rope_scaling=_scaling(rope),
         norm_eps=config["rms_norm_eps"],
         qk_norm=MODEL_TYPES[kind],
+        window=_window(config),
     )
 
 
 def checkpoint_config(config: BackboneConfig) -> dict[str, Any]:
     """The inverse of :func:`backbone_config`."""
-    kind = next(kind for kind, qk_norm in MODEL_TYPES.items() if qk_norm == config.qk_norm)
+    kind = "qwen3" if config.qk_norm else "mistral" if config.window else "llama"
+    window: dict[str, Any] = {"sliding_window": config.window} if config.window else {}
+    if window and config.qk_norm:
+        window |= {"use_sliding_window": True, "max_window_layers": 0, "layer_types": ["sliding_attention"] * config.depth}
     scaling, longest = {"rope_type": "default"}, MAX_POSITIONS
     if config.rope_scaling is not None:
         scaling = {"rope_type": "llama3", **vars(config.rope_scaling)}
@@ -82,7 +90,27 @@ def checkpoint_config(config: BackboneConfig) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         "hidden_act": "silu",
         "attention_bias": False,
+        **window,
     }
+
+
+def _window(config: Mapping[str, Any]) -> int:
+    """Of all layers.
+
+    Raises:
+        Qwen3Error: only some of them have it.
+    """
+    if config["model_type"] == "mistral":
+        return config.get("sliding_window", MISTRAL_WINDOW) or 0
+    if not config.get("use_sliding_window") or not config.get("sliding_window"):
+        return 0
+    depth, first = config["num_hidden_layers"], config.get("max_window_layers", 28)
+    layers = config.get("layer_types") or ["full_attention"] * min(first, depth) + ["sliding_attention"] * (depth - first)
+    if "sliding_attention" not in layers:
+        return 0
+    if full := sum(kind != "sliding_attention" for kind in layers):
+        raise Qwen3Error(f"sliding_window: {full} of {len(layers)} layers have none, and here all have it or none has")
+    return config["sliding_window"]
 
 
 def _scaling(rope: Mapping[str, Any]) -> RopeScaling | None:

@@ -16,7 +16,7 @@ from mmtp.models.backbone import Backbone, BackboneConfig, Context
 from mmtp.models.connector import Connector, Projector
 from mmtp.models.embed import Embedding
 from mmtp.models.heads.base import DraftConfig, Head, HeadConfig, Places, continuous_inputs, hide_vectors, vertical
-from mmtp.models.heads.flow import FlowHead
+from mmtp.models.heads.flow import BlockFlow, FlowHead
 from mmtp.models.heads.next import NextHead
 from mmtp.models.loss import LossConfig, LossOutput, predicted_places, unified_loss
 from mmtp.models.next_scale import NextScale, NextScaleConfig
@@ -83,6 +83,7 @@ class UnifiedModel(nn.Module):
         init_weights(self, config.backbone.depth)
         self.flow: Any = _build_flow(config)
         _check_cross(config)
+        _check_window(config)
         self.flex_attention = False
         self.input_dropout: Mapping[str, float] = {}  # by modality, in training alone
 
@@ -117,7 +118,8 @@ class UnifiedModel(nn.Module):
             index = batch.feature_index[batch.loss_mask.flatten()[batch.feature_index]]
             x = x.flatten(0, 1).index_add(0, index, self.flow.embed_time(times).to(x.dtype)).view_as(x)
         # Always causal: a draft at t may know x[t+k], which a bidirectional span would carry back.
-        causal = document_mask(batch.document_ids)
+        window = self.config.backbone.window
+        causal = document_mask(batch.document_ids, window=window)
         read, places = self.draft_inputs(self.head, batch, x.detach() if detach else x, causal)
         spans = input_spans(batch, self.config.layout, self.flow is not None and self.flow.block)
         positions, documents, until, queries = batch.positions, batch.document_ids, None, None
@@ -128,11 +130,11 @@ class UnifiedModel(nn.Module):
             else:
                 x, positions, documents, spans, until = queries.appended(batch, x, spans)
         if self.flex_attention:
-            mask = document_blocks(documents, spans, until)
-        elif documents.device.type == "cpu" and (windows := Windows.of(documents, spans, until)) is not None:
+            mask = document_blocks(documents, spans, until, window)
+        elif documents.device.type == "cpu" and (windows := Windows.of(documents, spans, until, window)) is not None:
             mask = windows
         else:
-            mask = causal if spans is None else document_mask(documents, spans, until)
+            mask = causal if spans is None else document_mask(documents, spans, until, window)
         modality = self.slot_modality[batch.slots]
         routes = self.backbone.routes(F.pad(modality, (0, x.shape[1] - modality.shape[1]), value=Modality.IMAGE.index))
         states = self.compute_states(x, positions, mask, read, places, detach, drafts, anchors, routes, context)
@@ -357,6 +359,17 @@ def _check_cross(config: UnifiedModel.Config) -> None:
         )
     if isinstance(config.head, DraftConfig) and config.head.continuous == "embeddings":
         raise mmtp.config.ConfigError("head: continuous = 'embeddings', but vectors that cross-attention reads are none; leave it out")
+
+
+def _check_window(config: UnifiedModel.Config) -> None:
+    """Refuses a window of attention beside spans that are made as a whole.
+
+    Raises:
+        ConfigError: says what to leave out.
+    """
+    if config.backbone.window and (config.next_scale is not None or isinstance(config.flow, BlockFlow.Config)):
+        part = "next_scale" if config.next_scale is not None else "flow"
+        raise mmtp.config.ConfigError(f"backbone: what {part} writes at once sees all before it; leave out window or {part}")
 
 
 def input_spans(batch: Batch, layout: VocabLayout, written: bool = False) -> Int[Tensor, "b s"] | None:

@@ -195,7 +195,10 @@ def _flex(device: str) -> Any:
 
 
 def document_mask(
-    document_ids: Int[Tensor, "b s"], bidirectional: Int[Tensor, "b s"] | None = None, until: Int[Tensor, "b s"] | None = None
+    document_ids: Int[Tensor, "b s"],
+    bidirectional: Int[Tensor, "b s"] | None = None,
+    until: Int[Tensor, "b s"] | None = None,
+    window: int = 0,
 ) -> Bool[Tensor, "b 1 s s"]:
     """True where a position may look: back inside its own document, and anywhere inside its own bidirectional span.
 
@@ -203,30 +206,35 @@ def document_mask(
         document_ids: padding (-1) sees padding only, so that no row of the softmax is empty.
         bidirectional: number of the span a position belongs to whose positions see each other; -1 outside.
         until: the last position that each sees outside of its span; itself where nothing is given.
+        window: how many positions each sees outside of its span at most, up to itself and with it; 0 for all.
     """
     rows, s = document_ids.shape
     row, place = (torch.arange(n, device=document_ids.device) for n in (rows, s))
-    return _may_look(document_ids, bidirectional, until)(row[:, None, None], row, place[:, None], place).unsqueeze(1)
+    return _may_look(document_ids, bidirectional, until, window)(row[:, None, None], row, place[:, None], place).unsqueeze(1)
 
 
 def document_blocks(
-    document_ids: Int[Tensor, "b s"], bidirectional: Int[Tensor, "b s"] | None = None, until: Int[Tensor, "b s"] | None = None
+    document_ids: Int[Tensor, "b s"],
+    bidirectional: Int[Tensor, "b s"] | None = None,
+    until: Int[Tensor, "b s"] | None = None,
+    window: int = 0,
 ) -> BlockMask:
     """The same in blocks, for FlexAttention."""
     rows, s = document_ids.shape
-    return create_block_mask(_may_look(document_ids, bidirectional, until), rows, None, s, s, device=document_ids.device)
+    return create_block_mask(_may_look(document_ids, bidirectional, until, window), rows, None, s, s, device=document_ids.device)
 
 
 def _may_look(
-    document_ids: Tensor, bidirectional: Tensor | None, until: Tensor | None
+    document_ids: Tensor, bidirectional: Tensor | None, until: Tensor | None, window: int
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Whether a position may look at another, by row, head (all look alike) and both places."""
     # Lambdas: FlexAttention counts parameters, which a checker of shapes around a function would hide.
-    if bidirectional is None and until is None:
+    if bidirectional is None and until is None and not window:
         return lambda row, head, query, key: (document_ids[row, query] == document_ids[row, key]) & (key <= query)
     own = torch.full_like(document_ids, -1) if bidirectional is None else bidirectional
     last = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids) if until is None else until
+    seen = window or document_ids.shape[1]
     return lambda row, head, query, key: (
         (document_ids[row, query] == document_ids[row, key])
-        & ((key <= last[row, query]) | ((own[row, query] == own[row, key]) & (own[row, query] >= 0)))
+        & (((key <= last[row, query]) & (query - key < seen)) | ((own[row, query] == own[row, key]) & (own[row, query] >= 0)))
     )

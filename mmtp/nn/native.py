@@ -41,7 +41,7 @@ class Held(NamedTuple):
         storage: of all layers, keys and values.
         layer: index of it.
         first: lane that the pass begins with.
-        starts: tokens of each lane of the pass, behind which it writes.
+        starts: tokens that are held of each lane of the pass, behind which it writes.
         programs: what modules have been compiled to for passes over this cache, during which weights stay as they are.
     """
 

@@ -31,7 +31,10 @@ class Windows:
 
     @staticmethod
     def of(
-        document_ids: Int[Tensor, "b s"], bidirectional: Int[Tensor, "b s"] | None = None, until: Int[Tensor, "b s"] | None = None
+        document_ids: Int[Tensor, "b s"],
+        bidirectional: Int[Tensor, "b s"] | None = None,
+        until: Int[Tensor, "b s"] | None = None,
+        window: int = 0,
     ) -> "Windows | None":
         """Those of a batch, which stands in host memory; None where whole rows cost hardly more.
 
@@ -39,6 +42,7 @@ class Windows:
             document_ids: of every position; -1 on padding, which sees some of the padding.
             bidirectional: number of the span a position belongs to whose positions see each other; -1 outside.
             until: the last place of the row that each position sees outside of its span; itself where nothing is given.
+            window: how many positions each sees outside of its span at most, up to itself and with it; 0 for all.
         """
         b, s = document_ids.shape
         # Queries of a document may stand behind the rest of the row: sorted, a document is in one piece, and padding before all others.
@@ -63,6 +67,7 @@ class Windows:
         inverse = torch.empty(b * s, dtype=torch.long).index_put((index.flatten()[filled],), filled)
         place = index % s
         sees = place[:, None] <= (place if until is None else until.flatten()[index])[..., None]
+        sees &= place[..., None] - place[:, None] < (window or s)
         if bidirectional is not None:
             span = bidirectional.flatten()[index]
             sees |= (span[:, None] == span[..., None]) & (span >= 0)[..., None]

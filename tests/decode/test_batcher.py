@@ -20,7 +20,7 @@ from mmtp.models.unified import UnifiedModel
 from mmtp.stream.grammar import GrammarError
 from mmtp.stream.vocab import Special
 from mmtp.testing.traffic import Traffic, stir, trace
-from mmtp.types import Modality
+from mmtp.types import Batch, Modality
 from tests.models import test_next_scale
 from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, asked, model, opened, reader
 from tests.models.test_writing import BLOCK, FLOW, PROMPT, WIDTH, writer
@@ -276,11 +276,12 @@ WHOLE = 1 << 20
 LONG = [Special.BOS, Special.USER, *(40 + i * i % 40 for i in range(300)), Special.END, Special.ASSISTANT]
 
 
-def drafting(way: str, chunk: int, **changes: object) -> Engine:
-    """An engine over a model whose every token hangs on all before it."""
+def drafting(way: str, chunk: int, window: int = 0, **changes: object) -> Engine:
+    """An engine over a model whose every token hangs on all that it sees before it."""
     heads = {"sequential": SequentialHead.Config(mtp_depth=3), "synchronized": SynchronizedHead.Config(mtp_depth=2, vertical=4)}
     torch.manual_seed(0)
-    net = replace(model(depth=0).config, head=heads.get(way, NextHead.Config())).build().eval()
+    backbone = replace(BACKBONE, window=window)
+    net = replace(model(depth=0).config, backbone=backbone, head=heads.get(way, NextHead.Config())).build().eval()
     stir(net)
     return Engine(net, exact=True, drafts=ModelDrafts(net, 2) if way == "model" else HeadDrafts(), chunk=chunk, **changes)
 
@@ -375,9 +376,10 @@ def test_vectors_in_chunks(chunk: int, exact: bool) -> None:
     crossing = opened(reader()).eval()
     for weight in (crossing.embedding.features.layers[0].weight, *(block.out.weight for block in crossing.backbone.cross)):
         torch.nn.init.normal_(weight, std=0.3)
-    standing = reader(backbone=BACKBONE).eval()
+    standing, near = reader(backbone=BACKBONE).eval(), reader(backbone=replace(BACKBONE, window=3)).eval()
     stir(standing)
-    for net in (crossing, standing):
+    stir(near)
+    for net in (crossing, standing, near):
         with torch.no_grad():
             vectors = [net.embedding.connect(document.features, torch.from_numpy(document.feature_grids)) for document in documents]
         prompts = [document.tokens.tolist()[:-2] for document in documents]
@@ -403,3 +405,60 @@ def test_scales_after_chunks(known: int) -> None:
 def test_a_chunk_is_of_something(net: UnifiedModel) -> None:
     with pytest.raises(DecodeError, match="chunk 0: 1 or more is wanted"):
         Engine(net, chunk=0)
+
+
+@pytest.mark.parametrize("way", ["sequential", "model"])
+def test_rows_with_a_window_come_and_go_at_any_length(way: str) -> None:
+    traffic, alone = Traffic(GRAMMAR, 3, longest=1800, max_new_tokens=12), drafting(way, WHOLE, window=40)
+    found = trace(drafting(way, 100, window=40), traffic, 8, max_lanes=3, context=2200, kept=2, alone=alone)
+    assert not found.unequal and found.ended + found.cancelled + found.refused == 8
+
+
+@pytest.mark.parametrize("way", ["sequential", "synchronized", "model"])
+def test_of_a_window_what_is_still_held_is_shared(way: str) -> None:
+    words = [Special.BOS, Special.USER, *(40 + i * i % 40 for i in range(1100))]
+    batcher = drafting(way, 100, window=40).batcher(max_lanes=1, kept=2, context=1400)
+    copied, rows = [], []
+    asked = [request(words, 6), request([*words, *range(40, 60)], 6), request([*words[:400], *range(40, 60)], 6)]
+    for one in asked:
+        before = batcher.copied_tokens
+        rows.append(batcher.submit(one))
+        run(batcher)
+        copied.append(batcher.copied_tokens - before)
+    assert any(batcher.cache.oldest(lane) for lane in range(3)) and copied[0] == copied[2] == 0 and len(words) - 4 < copied[1] <= len(words)
+    for one, row in zip(asked, rows, strict=True):
+        assert row.tokens == drafting(way, WHOLE, window=40).generate(one.prefix, one.sampling, 6).tokens
+
+
+@pytest.mark.parametrize("way", ["sequential", "synchronized"])
+@pytest.mark.parametrize("changes", [{}, {"exact": True}, {"compile": True}, {"cache": "int8"}], ids=str)
+def test_a_window_keeps_memory_flat_and_gives_what_training_sees(way: str, changes: dict[str, object]) -> None:
+    net, block = drafting(way, 64, window=50).model, 512 if "exact" in changes else 64
+    prompt = [*LONG[:-2], *LONG[2:-2] * (3 if block == 512 else 0), *LONG[-2:], Special.BOI, LAYOUT.dim(16), LAYOUT.dim(16)]
+    engine, sampling = Engine(net, chunk=64, **changes), Sampling(temperature=0.0)
+    for tokens, speculative in ((prompt, True), (prompt, False)):
+        batcher = engine.batcher(max_lanes=1, context=3000, speculative=speculative)
+        row = batcher.submit(Request(prefix=tokens, sampling=sampling, max_new_tokens=250))
+        run(batcher)
+        assert batcher.cache.capacity <= max(256, 50 + 64 + 2 * block) < len(row.tokens)
+        if not changes.get("cache"):
+            codes = seen_in_training(net, row.tokens)[len(tokens) - 1 : -1]
+            assert codes == row.tokens[len(tokens) :]
+        if speculative:
+            fast = row.tokens
+    assert row.tokens == fast
+
+
+def seen_in_training(net: UnifiedModel, tokens: list[int]) -> list[int]:
+    """The most probable code behind every place, by the training path."""
+    info, shape = GRAMMAR.analyse(torch.tensor(tokens)), (1, len(tokens))
+    packed = Batch(
+        tokens=torch.tensor([tokens]),
+        positions=torch.from_numpy(info.positions).long()[None],
+        document_ids=torch.zeros(shape, dtype=torch.long),
+        slots=torch.from_numpy(info.slots).long()[None],
+        loss_mask=torch.ones(shape, dtype=torch.bool),
+    )
+    low, high = LAYOUT.code_range(Modality.IMAGE)
+    with torch.no_grad():
+        return ((net(packed)[0][0] @ net.unembedding.weight[low:high].T).argmax(-1) + low).tolist()

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmtp.decode.cache import BLOCK, FIRST_CAPACITY, CacheFullError, KVCache
 
@@ -68,3 +70,38 @@ def test_says_when_it_is_full() -> None:
     cache.commit([8])
     with pytest.raises(CacheFullError, match="context of 10 tokens is full: 8 are in it and 3 more do not fit"):
         cache.begin(3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.integers(1, 90), st.sampled_from([8, 64]), st.integers(1, 2))
+def test_a_window_sees_what_it_would_of_all_and_holds_no_more_than_it_needs(
+    data: st.DataObject, window: int, block: int, rows: int
+) -> None:
+    cache = KVCache(1, rows + 1, 1, 1, 5000, block=block, window=window)
+    cache.focus(0, rows)
+    widths = [data.draw(st.integers(1, 50)) for _ in range(40)]
+    for width in widths:
+        mask = cache.begin(width)
+        places = torch.tensor(cache.lengths)[:, None] + torch.arange(width)
+        keys, _ = cache.layers[0].update(*(places[:, None, :, None].float(),) * 2)
+        for row in range(rows):
+            for i in range(width):
+                end = cache.lengths[row] + i + 1
+                assert keys[row, 0, mask[row, 0, i], 0].tolist() == list(range(max(0, end - window), end))
+        cache.commit([data.draw(st.integers(0, width)) for _ in range(rows)])
+    assert cache.capacity <= max(FIRST_CAPACITY, window + max(widths) + 2 * block)
+    source, length = rows - 1, cache.lengths[rows - 1]
+    for shorter in (length, length // 2):
+        if not cache.keeps(source, shorter):
+            assert shorter < length
+            continue
+        cache.copy(source, rows, shorter)
+        cache.swap(0, rows)
+        cache.swap(0, rows)
+        cache.focus(rows, 1)
+        mask = cache.begin(3)
+        keys, _ = cache.layers[0].update(*(torch.arange(shorter, shorter + 3.0)[None, None, :, None],) * 2)
+        for i in range(3):
+            seen = list(range(max(0, shorter + i + 1 - window), shorter + i + 1))
+            assert keys[0, 0, mask[0, 0, i], 0].tolist() == seen
+        cache.focus(0, rows)

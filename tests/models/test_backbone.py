@@ -27,6 +27,7 @@ from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.packing import collate
 from mmtp.stream.template import Turn, encode_document
 from mmtp.types import Batch, Modality, Segment
+from tests.models import test_next_scale, test_writing
 from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, VECTORS, asked, batch, document, model, opened, reader
 
 CHOICES = OWN[1:]
@@ -221,3 +222,35 @@ def test_cross_attention_to_nothing_is_refused(changes: dict, message: str) -> N
         reader(**changes)
     with pytest.raises(ValueError, match="cross_attention_every 3: 0 to the depth, 2, is wanted"):
         dataclasses.replace(BACKBONE, cross_attention_every=3)
+
+
+def test_a_window_beside_what_sees_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="window -1: 1 or more is wanted, or 0 for no limit"):
+        dataclasses.replace(BACKBONE, window=-1)
+    with pytest.raises(ValueError, match="leave out window or cross_attention_every"):
+        dataclasses.replace(BACKBONE, window=4, cross_attention_every=1)
+    near = dataclasses.replace(BACKBONE, window=4)
+    with pytest.raises(ConfigError, match="backbone: what next_scale writes at once sees all before it; leave out window or next_scale"):
+        test_next_scale.writer(backbone=near)
+    with pytest.raises(ConfigError, match="leave out window or flow"):
+        test_writing.writer(backbone=near, flow=test_writing.BLOCK)
+    test_writing.writer(backbone=near)
+
+
+def test_states_hang_on_the_window_of_every_block_alone() -> None:
+    """In rows of several documents and of one, whichever way they attend."""
+    torch.manual_seed(0)
+    net = UnifiedModel.Config(
+        layout=LAYOUT, backbone=dataclasses.replace(BACKBONE, window=4), head=SequentialHead.Config(mtp_depth=1)
+    ).build()
+    net.eval()
+    for packed in (batch(1, 30), batch(6, 40)):
+        document, place = int(packed.document_ids[0, 12]), 12
+        changed = packed.tokens.clone()
+        changed[0, place] = changed[0, place - 1]
+        with torch.no_grad():
+            before, after = (net(dataclasses.replace(packed, tokens=tokens)) for tokens in (packed.tokens, changed))
+        moved = [(one != other).any(-1)[0].nonzero().flatten().tolist() for one, other in zip(before, after, strict=True)]
+        last = int((packed.document_ids[0] == document).nonzero().max())
+        assert moved[0] == list(range(place, min(last, place + 2 * 3) + 1))  # two blocks, each three positions further
+        assert max(moved[1]) <= min(last, place + 3 * 3)

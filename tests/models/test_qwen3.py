@@ -15,7 +15,7 @@ SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, ori
 LLAMA = replace(CONFIG, qk_norm=False, rope_theta=5e5, rope_scaling=SCALING)
 
 
-@pytest.mark.parametrize("config", [CONFIG, LLAMA])
+@pytest.mark.parametrize("config", [CONFIG, LLAMA, replace(CONFIG, window=9), replace(LLAMA, window=9)])
 def test_there_and_back_changes_nothing(config: BackboneConfig) -> None:
     assert backbone_config(checkpoint_config(config)) == config
     state = Backbone(config).state_dict()
@@ -48,7 +48,7 @@ def test_says_which_weight_is_missing_or_has_no_place() -> None:
     [
         ({"attention_bias": True}, "attention_bias: True is not supported, False is"),
         ({"mlp_bias": True}, "mlp_bias: True is not supported"),
-        ({"model_type": "gemma3"}, "model_type: 'gemma3' is not supported; 'qwen3', 'llama' are"),
+        ({"model_type": "gemma3"}, "model_type: 'gemma3' is not supported; 'qwen3', 'llama', 'mistral' are"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type: 'yarn' is not supported"),
     ],
 )
@@ -68,3 +68,15 @@ def test_cross_attention_is_not_exported() -> None:
     table, crossed = torch.randn(10, 32), replace(CONFIG, cross_attention_every=1)
     with pytest.raises(Qwen3Error, match="cross_attention_every = 1: Qwen3's layout has no place"):
         to_qwen3(Backbone(crossed).state_dict(), crossed, table, table)
+
+
+def test_a_window_is_that_of_all_layers_or_refused() -> None:
+    qwen, mistral = (checkpoint_config(replace(CONFIG, window=9, qk_norm=qk_norm)) for qk_norm in (True, False))
+    assert (qwen["model_type"], mistral["model_type"], mistral["architectures"]) == ("qwen3", "mistral", ["MistralForCausalLM"])
+    assert backbone_config(qwen | {"layer_types": None}).window == 9
+    assert backbone_config(qwen | {"layer_types": None, "max_window_layers": 2}).window == 0
+    assert backbone_config(qwen | {"use_sliding_window": False}).window == 0
+    assert backbone_config(mistral | {"sliding_window": None}).window == 0
+    for some in ({"layer_types": None, "max_window_layers": 1}, {"layer_types": ["full_attention", "sliding_attention"]}):
+        with pytest.raises(Qwen3Error, match="sliding_window: 1 of 2 layers have none, and here all have it or none has"):
+            backbone_config(qwen | some)

@@ -32,8 +32,8 @@ def test_document_mask_is_causal_inside_documents_and_open_inside_spans() -> Non
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @settings(max_examples=25, deadline=None)
-@given(st.data(), st.integers(1, 70), st.sampled_from([1, 3]))
-def test_blocks_and_booleans_are_one_mask(data: st.DataObject, s: int, groups: int) -> None:
+@given(st.data(), st.integers(1, 70), st.sampled_from([1, 3]), st.sampled_from([0, 0, 1, 2, 7, 30]))
+def test_blocks_and_booleans_are_one_mask(data: st.DataObject, s: int, groups: int, window: int) -> None:
     ids = st.lists(st.integers(0, 3), min_size=s, max_size=s)
     documents = torch.tensor([data.draw(ids.map(sorted)) for _ in range(2)])
     documents[1, s // 2 + 1 :] = -1
@@ -41,14 +41,15 @@ def test_blocks_and_booleans_are_one_mask(data: st.DataObject, s: int, groups: i
     until = torch.maximum(torch.arange(s) - torch.tensor([data.draw(ids) for _ in range(2)]), torch.zeros(2, s, dtype=torch.long))
     q, k, v = torch.randn(2, 2 * groups, s, 16), torch.randn(2, 2, s, 16), torch.randn(2, 2, s, 16)
     for spanned, last in ((None, None), (spans, None), (spans, until), (None, until)):
-        whole, blocks = document_mask(documents, spanned, last), document_blocks(documents, spanned, last)
+        whole, blocks = (make(documents, spanned, last, window) for make in (document_mask, document_blocks))
         assert torch.equal(create_mask(blocks.mask_mod, 2, None, s, s, device="cpu"), whole)
-        if last is not None:
+        if last is not None or window:
             for row, query, key in torch.cartesian_prod(torch.arange(2), torch.arange(s), torch.arange(s))[:: s // 2 + 1].tolist():
                 together = spanned is not None and 0 <= spanned[row, query] == spanned[row, key]
-                sees = documents[row, query] == documents[row, key] and (key <= last[row, query] or together)
-                assert whole[row, 0, query, key] == sees
-            continue
+                before = query - (window or s) < key <= (query if last is None else last[row, query])
+                assert whole[row, 0, query, key] == (documents[row, query] == documents[row, key] and (before or together))
+        if last is not None:
+            continue  # rows of such masks may be empty
         torch.testing.assert_close(attend(q, k, v, blocks), attend(q, k, v, whole), atol=2e-6, rtol=1e-5)
 
 

@@ -13,8 +13,8 @@ def heads(b: int, s: int, dtype: torch.dtype = torch.float32) -> list[torch.Tens
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.data(), st.integers(8, 90))
-def test_documents_in_windows_attend_as_in_rows(data: st.DataObject, s: int) -> None:
+@given(st.data(), st.integers(8, 90), st.sampled_from([0, 0, 1, 5, 20]))
+def test_documents_in_windows_attend_as_in_rows(data: st.DataObject, s: int, seen: int) -> None:
     documents = torch.tensor([data.draw(st.lists(st.integers(0, 9), min_size=s, max_size=s).map(sorted)) for _ in range(2)])
     documents[1, -data.draw(st.integers(1, s)) :] = -1
     if data.draw(st.booleans()):  # as where queries stand behind the row
@@ -23,13 +23,13 @@ def test_documents_in_windows_attend_as_in_rows(data: st.DataObject, s: int) -> 
     spans = torch.where(places % 5 < 3, places // 5, -1).expand(2, s)
     until = (places - places % 4 + 3).expand(2, s)
     for spanned, last in ((None, None), (spans, None), (spans, until)):
-        windows = Windows.of(documents, spanned, last)
+        windows = Windows.of(documents, spanned, last, seen)
         if windows is None:
             continue
         assert windows.index.numel() * windows.index.shape[1] <= GAIN * documents.numel() * s
         qkv = heads(2, s)
         goal = torch.randn(2, 4, s, 16) * (documents >= 0)[:, None, :, None]
-        rows = attend(*qkv, document_mask(documents, spanned, last))
+        rows = attend(*qkv, document_mask(documents, spanned, last, seen))
         wanted = torch.autograd.grad((rows * goal).sum(), qkv)
         for each in (windows, windows.biased(torch.float32)):
             out = attend(*qkv, each)

@@ -1,4 +1,4 @@
-"""Our backbone against transformers' Qwen3 and Llama, both ways, on tiny random weights. Measured worst case: 2e-6 (float32)."""
+"""Our backbone against transformers' Qwen3, Llama and Mistral, both ways, on tiny random weights. Measured worst case: 2e-6 (float32)."""
 
 import pytest
 import torch
@@ -17,15 +17,23 @@ pytestmark = [
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
-KINDS = {"qwen3": ("Qwen3", {}), "llama": ("Llama", {}), "llama3": ("Llama", LLAMA3)}
+WINDOW = {"sliding_window": 7}
+QWEN_WINDOW = WINDOW | {"use_sliding_window": True, "max_window_layers": 0}
+KINDS = {
+    "qwen3": ("Qwen3", {}, {}),
+    "qwen3, window": ("Qwen3", {}, QWEN_WINDOW),
+    "llama": ("Llama", {}, {}),
+    "llama3": ("Llama", LLAMA3, {}),
+    "mistral": ("Mistral", {}, WINDOW),
+}
 
 
 def theirs(kind: str, tie: bool) -> torch.nn.Module:
-    name, scaling = KINDS[kind]
+    name, scaling, window = KINDS[kind]
     rope = {"rope_parameters": scaling | {"rope_theta": 50000.0}} if scaling else {"rope_theta": 50000.0}
     config = getattr(transformers, f"{name}Config")(
         vocab_size=100, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
-        head_dim=16, max_position_embeddings=512, tie_word_embeddings=tie, attn_implementation="eager", **rope,
+        head_dim=16, max_position_embeddings=512, tie_word_embeddings=tie, attn_implementation="eager", **rope, **window,
     )  # fmt: skip
     torch.manual_seed(1)
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
@@ -41,11 +49,13 @@ def ours(state: dict, config: object, tokens: torch.Tensor) -> torch.Tensor:
     backbone.load_state_dict(weights)
     b, s = tokens.shape
     positions = torch.arange(s)[None, :, None].expand(b, s, 3)
-    hidden = backbone(embedding[tokens], positions, document_mask(torch.zeros(b, s, dtype=torch.long)))
+    hidden = backbone(embedding[tokens], positions, document_mask(torch.zeros(b, s, dtype=torch.long), window=sizes.window))
     return backbone.norm(hidden) @ unembedding.T
 
 
-@pytest.mark.parametrize(("kind", "tie"), [("qwen3", True), ("qwen3", False), ("llama", True), ("llama3", False)])
+@pytest.mark.parametrize(
+    ("kind", "tie"), [("qwen3", True), ("qwen3", False), ("qwen3, window", True), ("llama", True), ("llama3", False), ("mistral", False)]
+)
 def test_their_weights_in_our_backbone(kind: str, tie: bool) -> None:
     model = theirs(kind, tie)
     tokens = torch.randint(0, 100, (2, 40))
