@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mmtp.decode.constrain import AnswerState, Constrainer, Constraint, ConstraintError
 from mmtp.decode.draft_model import ModelDrafts
+from mmtp.decode.drafts import HeadDrafts
 from mmtp.decode.engine import Engine
 from mmtp.decode.lookup import LookupDrafts
 from mmtp.decode.sample import Sampling
@@ -159,7 +160,7 @@ def test_rows_of_a_batch_have_constraints_of_their_own(trained: UnifiedModel) ->
 def test_forced_tokens_are_drafts_that_cost_no_head(trained: UnifiedModel) -> None:
     longer = "an answer about which there is no choice at all"
     for exact in (False, True):
-        engine = Engine(trained, exact=exact)
+        engine = Engine(trained, exact=exact, drafts=HeadDrafts())
         plain, fast = (engine.generate(ASKED, None, 90, way, constraint=CONSTRAINER.choices([longer])) for way in (False, True))
         assert fast.tokens == plain.tokens and words(fast.new_tokens[:-1]) == longer
         assert fast.stats.accepted == fast.stats.drafted
