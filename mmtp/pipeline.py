@@ -37,8 +37,9 @@ from mmtp.stream.template import (
     text_segment,
     vqa_prompt,
 )
-from mmtp.stream.vocab import MediaEntry, Special, TextEntry, VocabLayout, VocabMismatch
+from mmtp.stream.vocab import Special, VocabLayout, VocabMismatch
 from mmtp.tokenizers.continuous.base import plane
+from mmtp.tokenizers.matching import by_fingerprint
 from mmtp.types import Codes, Latents, MmtpError, Modality, Segment, grid_coordinates
 
 Picture = Float[Tensor, "3 _ _"]
@@ -134,7 +135,10 @@ class Pipeline:
         if not isinstance(model, UnifiedModel):
             raise PipelineError(f"{name}: is a {type(model).__name__}, not a unified model; load it with mmtp.load")
         entries = ([model.config.layout.text] if model.config.layout.text else []) + list(model.config.layout.media)
-        given = tokenizers if isinstance(tokenizers, Mapping) else _by_fingerprint(name, entries, tokenizers or ())
+        given, strangers = (tokenizers, {}) if isinstance(tokenizers, Mapping) else by_fingerprint(entries, tokenizers or ())
+        for stranger, what in strangers.items():
+            wanted = ", ".join(f"{entry.name} ({entry.fingerprint})" for entry in entries)
+            raise PipelineError(f"tokenizer {stranger}: {what}; {name} was trained with {wanted}")
         built = {entry.name: _load(name, entry.name, given.get(entry.name)) for entry in entries}
         try:
             return cls(model, built, exact=exact, drafts=drafts, draft_cost=draft_cost, cache=cache, compile=compile)
@@ -620,23 +624,3 @@ def _load(model: str | Path, name: str, given: Any) -> Any:
         return from_pretrained(name)
     except HubError as error:
         raise HubError(f"{model}: its tokenizer {name!r} is not in the zoo; name its folder with --tokenizer ({error})") from error
-
-
-def _by_fingerprint(model: str | Path, entries: Sequence[TextEntry | MediaEntry], given: Iterable[str | Path]) -> dict[str, Any]:
-    """Tokenizers by the names of what they serve.
-
-    Raises:
-        HubError: one is not found.
-        PipelineError: one serves nothing.
-    """
-    found = {}
-    for name in given:
-        tokenizer = from_pretrained(name)
-        print_ = tokenizer.spec.fingerprint if hasattr(tokenizer, "spec") else None
-        served = [entry.name for entry in entries if entry.fingerprint == print_]
-        if not served:
-            is_ = f"has fingerprint {print_}" if print_ else f"is a {type(tokenizer).__name__}, not a tokenizer"
-            wanted = ", ".join(f"{entry.name} ({entry.fingerprint})" for entry in entries)
-            raise PipelineError(f"tokenizer {name}: {is_}; {model} was trained with {wanted}")
-        found.update(dict.fromkeys(served, tokenizer))
-    return found

@@ -16,6 +16,7 @@ from mmtp.data.errors import DataError
 from mmtp.data.shards import Row
 from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.vocab import ROLES, Special, VocabLayout
+from mmtp.tokenizers.matching import by_fingerprint
 from mmtp.types import Codes, Modality
 
 BATCH_ROWS = 64
@@ -162,18 +163,15 @@ def load_tokenizers(layout: VocabLayout, given: Iterable[str | Path] = (), *, ne
         DataError: an entry has no tokenizer with its fingerprint.
     """
     entries = [*([layout.text] if layout.text else []), *(entry for entry in layout.media if not entry.continuous)]
-    by_name = {str(name): hub.from_pretrained(name) for name in given}
-    by_print = {tokenizer.spec.fingerprint: tokenizer for tokenizer in by_name.values()}
-    known = {entry.fingerprint for entry in entries}
-    prints = {name: tokenizer.spec.fingerprint for name, tokenizer in by_name.items() if tokenizer.spec.fingerprint not in known}
+    served, strangers = by_fingerprint(entries, given)
     found: dict[str, Any] = {}
     for entry in entries:
-        if (tokenizer := by_print.get(entry.fingerprint)) is None:
+        if (tokenizer := served.get(entry.name)) is None:
             try:
                 tokenizer = hub.from_pretrained(entry.name)
             except hub.HubError as error:
                 if needed:
-                    wrong = "".join(f"; {name} is not it: its fingerprint is {print_}" for name, print_ in prints.items())
+                    wrong = "".join(f"; {name} is not it: it {what}" for name, what in strangers.items())
                     wanted = f"the folder with fingerprint {entry.fingerprint}" if wrong else "its folder"
                     raise DataError(f"tokenizer {entry.name!r} is not in the zoo; name {wanted} with --tokenizer{wrong}") from error
                 continue

@@ -54,7 +54,7 @@ def test_other_tokenizers_are_refused(dataset: ShardDataset, tokenizers: dict[st
     other = BlockTokenizer.Config(block=2, levels=7).build()
     folder = hub.save_pretrained(other, tmp_path / "other")
     message = (
-        rf"name the folder with fingerprint [0-9a-f]+ with --tokenizer; .*other is not it: its fingerprint is {other.spec.fingerprint}$"
+        rf"name the folder with fingerprint [0-9a-f]+ with --tokenizer; .*other is not it: it has fingerprint {other.spec.fingerprint}$"
     )
     with pytest.raises(DataError, match=message):
         load_tokenizers(dataset.layout, [tokenizers["image"], folder])

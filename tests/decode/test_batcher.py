@@ -20,9 +20,9 @@ from mmtp.models.unified import UnifiedModel
 from mmtp.stream.grammar import GrammarError
 from mmtp.stream.vocab import Special
 from mmtp.testing.traffic import Traffic, stir, trace
-from mmtp.types import Batch, Modality
+from mmtp.types import Modality
 from tests.models import test_next_scale
-from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, asked, model, opened, reader
+from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, as_read, asked, model, opened, reader
 from tests.models.test_writing import BLOCK, FLOW, PROMPT, WIDTH, writer
 from tests.models.test_writing import LAYOUT as LAYOUT_OF_VECTORS
 
@@ -451,14 +451,6 @@ def test_a_window_keeps_memory_flat_and_gives_what_training_sees(way: str, chang
 
 def seen_in_training(net: UnifiedModel, tokens: list[int]) -> list[int]:
     """The most probable code behind every place, by the training path."""
-    info, shape = GRAMMAR.analyse(torch.tensor(tokens)), (1, len(tokens))
-    packed = Batch(
-        tokens=torch.tensor([tokens]),
-        positions=torch.from_numpy(info.positions).long()[None],
-        document_ids=torch.zeros(shape, dtype=torch.long),
-        slots=torch.from_numpy(info.slots).long()[None],
-        loss_mask=torch.ones(shape, dtype=torch.bool),
-    )
     low, high = LAYOUT.code_range(Modality.IMAGE)
     with torch.no_grad():
-        return ((net(packed)[0][0] @ net.unembedding.weight[low:high].T).argmax(-1) + low).tolist()
+        return ((net(as_read(tokens))[0][0] @ net.unembedding.weight[low:high].T).argmax(-1) + low).tolist()

@@ -18,7 +18,7 @@ from mmtp.stream.grammar import GrammarError, StreamGrammar
 from mmtp.stream.packing import PackDocument, collate
 from mmtp.stream.vocab import Special
 from mmtp.types import Batch, Modality
-from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, VECTORS, asked, document, model, opened, reader
+from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, VECTORS, as_read, asked, document, model, opened, reader
 
 PICTURE = [Special.BOS, Special.USER, 40, 41, Special.END, Special.ASSISTANT, Special.BOI, LAYOUT.dim(5), LAYOUT.dim(6)]
 ROW = [*PICTURE[:7], LAYOUT.dim(4), LAYOUT.dim(5), *(LAYOUT.code_range(Modality.IMAGE)[0] + code for code in range(5))]
@@ -53,17 +53,8 @@ def vertical() -> UnifiedModel:
 
 def next_logits(net: UnifiedModel, tokens: list[int], ids: torch.Tensor) -> torch.Tensor:
     """Logits of the next token by the training path."""
-    info = GRAMMAR.analyse(torch.tensor(tokens))
-    shape = (1, len(tokens))
-    packed = Batch(
-        tokens=torch.tensor([tokens]),
-        positions=torch.from_numpy(info.positions).long()[None],
-        document_ids=torch.zeros(shape, dtype=torch.long),
-        slots=torch.from_numpy(info.slots).long()[None],
-        loss_mask=torch.ones(shape, dtype=torch.bool),
-    )
     with torch.no_grad():
-        return net(packed)[0][0, -1] @ net.unembedding.weight[ids].T
+        return net(as_read(tokens))[0][0, -1] @ net.unembedding.weight[ids].T
 
 
 def guided_logits(net: UnifiedModel, tokens: list[int], ids: torch.Tensor, sampling: Sampling) -> torch.Tensor:

@@ -72,3 +72,15 @@ def asked(seed: int, answer: int = 0, pictures: int = 1) -> PackDocument:
     said = Turn("assistant", (Segment(Modality.TEXT, torch.tensor([answer, answer])),))
     document = encode_document(VECTORS, (Turn("user", tuple(parts)), said))
     return PackDocument(document.tokens, document.target_mask, document.features, document.feature_grids)
+
+
+def as_read(tokens: list[int]) -> Batch:
+    """A stream of codes and words as training reads it, all of it a target."""
+    info, shape = GRAMMAR.analyse(torch.tensor(tokens)), (1, len(tokens))
+    return Batch(
+        tokens=torch.tensor([tokens]),
+        positions=torch.from_numpy(info.positions).long()[None],
+        document_ids=torch.zeros(shape, dtype=torch.long),
+        slots=torch.from_numpy(info.slots).long()[None],
+        loss_mask=torch.ones(shape, dtype=torch.bool),
+    )
