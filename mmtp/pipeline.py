@@ -1,12 +1,11 @@
 """Text, pictures and sound in and out: the only place where tokenizers meet a model."""
 
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -14,15 +13,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmtp.decode.batcher import Piece
-from mmtp.decode.constrain import Constrainer, Constraint
+from mmtp.decode.constrain import Constrainer, Constraint, Form
 from mmtp.decode.drafts import Drafts
 from mmtp.decode.engine import Engine, Request
 from mmtp.decode.sample import Sampling
 from mmtp.decode.stats import Generation
 from mmtp.events import Events, Reader
-from mmtp.hub import HubError, from_pretrained
+from mmtp.hub import from_pretrained
 from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel
+from mmtp.speaking import joined, parts, read_words
 from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.packing import collate
 from mmtp.stream.template import (
@@ -33,13 +33,14 @@ from mmtp.stream.template import (
     draw_prompt,
     encode_document,
     encode_prompt,
+    read_prompt,
     say_prompt,
     text_segment,
     vqa_prompt,
 )
 from mmtp.stream.vocab import Special, VocabLayout, VocabMismatch
 from mmtp.tokenizers.continuous.base import plane
-from mmtp.tokenizers.matching import by_fingerprint
+from mmtp.tokenizers.matching import by_fingerprint, loaded
 from mmtp.types import Codes, Latents, MmtpError, Modality, Segment, grid_coordinates
 
 Picture = Float[Tensor, "3 _ _"]
@@ -48,20 +49,6 @@ Sound = Float[Tensor, "c _"]
 
 class PipelineError(MmtpError):
     """A request that the model or its tokenizers cannot serve."""
-
-
-class Form(TypedDict, total=False):
-    """What a text answer must look like; one of these at most (see :class:`mmtp.decode.constrain.Constrainer`).
-
-    Attributes:
-        json_schema: JSON that this schema, or its text, describes.
-        regex: text that this regular expression matches as a whole.
-        choices: one of these texts.
-    """
-
-    json_schema: Mapping[str, Any] | str
-    regex: str
-    choices: Sequence[str]
 
 
 class Pipeline:
@@ -139,7 +126,7 @@ class Pipeline:
         for stranger, what in strangers.items():
             wanted = ", ".join(f"{entry.name} ({entry.fingerprint})" for entry in entries)
             raise PipelineError(f"tokenizer {stranger}: {what}; {name} was trained with {wanted}")
-        built = {entry.name: _load(name, entry.name, given.get(entry.name)) for entry in entries}
+        built = {entry.name: loaded(name, entry.name, given.get(entry.name)) for entry in entries}
         try:
             return cls(model, built, exact=exact, drafts=drafts, draft_cost=draft_cost, cache=cache, compile=compile)
         except VocabMismatch as error:
@@ -327,10 +314,12 @@ class Pipeline:
         candidates: int = 1,
     ) -> list[Picture | None]:
         """As :meth:`draw`; None where the model ended its turn without a picture or the limit cut it off."""
-        prompts = [self.draw_prompt(caption) for caption in captions]
-        chosen = self._write_best(
-            Modality.IMAGE, prompts, captions, samplings, speculative, max_new_tokens, batch_size, candidates
-        )  # fmt: skip
+
+        def write(asked: Sequence[str], samplings: Sequence[Sampling]) -> list[Segment | None]:
+            prompts = [self.draw_prompt(caption) for caption in asked]
+            return self._write(Modality.IMAGE, prompts, samplings, speculative, max_new_tokens, batch_size)
+
+        chosen = self._best_of(write, captions, samplings, candidates)
         decoded = iter(self._decode([codes for codes in chosen if codes is not None]))
         return [None if codes is None else next(decoded) for codes in chosen]
 
@@ -344,6 +333,7 @@ class Pipeline:
         batch_size: int = 8,
         candidates: int = 1,
         at_once: int = 0,
+        word_by_word: bool = False,
     ) -> list[Sound | None]:
         """Speaks texts; None where the model ended its turn without a sound or the limit cut it off.
 
@@ -356,17 +346,34 @@ class Pipeline:
             candidates: say each text so many times and keep the sound in which the model itself best hears it (:meth:`caption_scores`).
             at_once: words said at once, at most; the codes of a text's parts are joined before they are decoded, and candidates are
                 chosen part by part. 0 says each text as a whole. For models of short recordings, which lose the thread of long texts.
+            word_by_word: write each word before its sound, by turns, as models do that have learnt the task ``read``; none is left out
+                then, and none repeated.
+
+        Raises:
+            SpeakingError: ``at_once`` is below 0.
         """
         self.tokenizer(Modality.AUDIO)
         samplings = samplings or [Sampling(seed=seed) for seed in range(len(texts))]
-        parts = [_parts(text, at_once) for text in texts]
-        said = [part for some in parts for part in some]
-        prompts = [say_prompt(self.layout, self.encode_text, part).tolist() for part in said]
-        tries = [replace(s, seed=s.seed * len(some) + i) for s, some in zip(samplings, parts, strict=True) for i in range(len(some))]
-        spoken = iter(self._write_best(Modality.AUDIO, prompts, said, tries, speculative, max_new_tokens, batch_size, candidates))
-        joined = [_joined([next(spoken) for _ in some]) for some in parts]
-        sounds = iter(self._decode([codes for codes in joined if codes is not None]))
-        return [None if codes is None else next(sounds) for codes in joined]
+        cut = [parts(text, at_once) for text in texts]
+        said = [part for some in cut for part in some]
+        tries = [replace(s, seed=s.seed * len(some) + i) for s, some in zip(samplings, cut, strict=True) for i in range(len(some))]
+
+        def write(asked: Sequence[str], samplings: Sequence[Sampling]) -> list[Segment | None]:
+            if not word_by_word:
+                prompts = [say_prompt(self.layout, self.encode_text, part).tolist() for part in asked]
+                return self._write(Modality.AUDIO, prompts, samplings, speculative, max_new_tokens, batch_size)
+            prompts = [read_prompt(self.layout, self.encode_text, part).tolist() for part in asked]
+            words = [[self._text_ids(word) for word in part.split()] for part in asked]
+            streams = read_words(
+                self.engine, prompts, words, samplings, speculative=speculative, max_new_tokens=max_new_tokens,
+                max_lanes=batch_size * (1 + any(sampling.guided for sampling in samplings)),
+            )  # fmt: skip
+            return [None if stream is None else joined(self.segments(stream, modality=Modality.AUDIO)) for stream in streams]
+
+        spoken = iter(self._best_of(write, said, tries, candidates))
+        whole = [joined([next(spoken) for _ in some]) for some in cut]
+        sounds = iter(self._decode([codes for codes in whole if codes is not None]))
+        return [None if codes is None else next(sounds) for codes in whole]
 
     def caption_scores(self, media: Sequence[Picture | Segment], captions: Sequence[str]) -> list[float]:
         """How well the model reads each caption in its picture, or hears it in its sound: log-likelihood of the caption's tokens, in nats.
@@ -490,6 +497,10 @@ class Pipeline:
         spans = [span for span in self.grammar.spans(array) if span.modality is modality and not span.continuous and span.start >= start]
         return [Segment(modality, torch.from_numpy(self.grammar.codes(array, span))) for span in spans]
 
+    def _text_ids(self, text: str) -> list[int]:
+        """Vocabulary ids of a text."""
+        return self.layout.to_global(np.array(self.encode_text(text), dtype=np.int64), Modality.TEXT).tolist()
+
     def _greedy(
         self,
         prompts: Sequence[list[int]],
@@ -505,23 +516,19 @@ class Pipeline:
             vectors=vectors, constraints=[constraint] * len(prompts), max_lanes=batch_size,
         )  # fmt: skip
 
-    def _write_best(
+    def _best_of(
         self,
-        modality: Modality,
-        prompts: Sequence[list[int]],
+        write: Callable[[Sequence[str], Sequence[Sampling]], list[Segment | None]],
         captions: Sequence[str],
         samplings: Sequence[Sampling],
-        speculative: bool,
-        max_new_tokens: int,
-        batch_size: int,
         candidates: int,
     ) -> list[Segment | None]:
-        """As :meth:`_write`, of several candidates for every prompt that in which the model best reads its caption."""
+        """Of several candidates for every caption that in which the model best reads it; ``write`` makes them."""
         if candidates < 1:
             raise PipelineError(f"candidates {candidates}: at least 1 is wanted")
-        asked = [prompt for prompt in prompts for _ in range(candidates)]
+        asked = [caption for caption in captions for _ in range(candidates)]
         tries = [replace(s, seed=s.seed * candidates + i) for s in samplings for i in range(candidates)]
-        written = self._write(modality, asked, tries, speculative, max_new_tokens, batch_size)
+        written = write(asked, tries)
         groups = [written[start : start + candidates] for start in range(0, len(written), candidates)]
         return [self._best(group, caption) for group, caption in zip(groups, captions, strict=True)]
 
@@ -586,24 +593,6 @@ class Pipeline:
         return [coded[id(p)] if isinstance(p, Tensor) else p for p in pictures]
 
 
-def _parts(text: str, longest: int) -> list[str]:
-    """A text as parts of at most so many words, as equal as they come; 0 leaves it whole."""
-    words = text.split()
-    if longest < 0:
-        raise PipelineError(f"at_once {longest}: words said at once, at least 1, or 0 for all")
-    if not longest or len(words) <= longest:
-        return [text]
-    count = -(-len(words) // longest)
-    borders = [len(words) * i // count for i in range(count + 1)]
-    return [" ".join(words[start:stop]) for start, stop in pairwise(borders)]
-
-
-def _joined(parts: Sequence[Segment | None]) -> Segment | None:
-    """Codes of sounds one after the other; None where one is missing."""
-    ids = [part.ids for part in parts if part is not None and part.ids is not None]
-    return Segment(Modality.AUDIO, torch.cat(ids, -1)) if len(ids) == len(parts) else None
-
-
 def _check_form(generation: Generation, constraint: Constraint | None, what: str) -> None:
     """Refuses an answer that lacks the end of its form.
 
@@ -614,13 +603,3 @@ def _check_form(generation: Generation, constraint: Constraint | None, what: str
         raise PipelineError(f"{what}: {generation.failure}")
     if constraint is not None and generation.cut:
         raise PipelineError(f"{what}: {len(generation.new_tokens)} tokens do not complete {constraint.name}; raise max_new_tokens")
-
-
-def _load(model: str | Path, name: str, given: Any) -> Any:
-    """A tokenizer, or one from where it is said to be; where nothing is said, the zoo's of that name."""
-    if given is not None:
-        return from_pretrained(given) if isinstance(given, str | Path) else given
-    try:
-        return from_pretrained(name)
-    except HubError as error:
-        raise HubError(f"{model}: its tokenizer {name!r} is not in the zoo; name its folder with --tokenizer ({error})") from error

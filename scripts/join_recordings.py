@@ -6,7 +6,8 @@ words begin, and a recording is cut at the quietest moment nearby. What Whisper 
 recording is not cut, nor is what stands next to it.
 
 OUT receives ``000000.flac`` and ``000000.json`` for each, as ``mmtp tokenize OUT --caption "{text}"`` reads them; the labels are ``text``
-(words as they stand beside the recordings) and ``words`` (the same in lower case, without punctuation). Equal arguments give equal files.
+(words as they stand beside the recordings), ``words`` (the same in lower case, without punctuation) and ``timed`` (what is said piece by
+piece, and the second at which each begins, as the task ``read`` wants it). Equal arguments give equal files.
 """
 
 import argparse
@@ -119,7 +120,7 @@ def faded(sound: Float[Tensor, "1 t"], rate: int) -> Float[Tensor, "1 t"]:
     return sound
 
 
-def runs(recordings: Sequence[Sequence[Piece]], draw: random.Random, count: int, longest: int) -> Iterator[Piece]:
+def runs(recordings: Sequence[Sequence[Piece]], draw: random.Random, count: int, longest: int) -> Iterator[Sequence[Piece]]:
     """Runs of at most so many neighbouring pieces, each of another recording; one of many pieces is drawn as much more often.
 
     Drawing by weight without repeats is that of Efraimidis and Spirakis 2006.
@@ -127,8 +128,7 @@ def runs(recordings: Sequence[Sequence[Piece]], draw: random.Random, count: int,
     order = sorted(recordings, key=lambda own: draw.random() ** (1 / len(own)), reverse=True)
     for own in order[:count]:
         first = draw.randrange(len(own))
-        chosen = own[first : first + draw.randint(1, longest)]
-        yield torch.cat([sound for sound, _ in chosen], 1), " ".join(words for _, words in chosen)
+        yield own[first : first + draw.randint(1, longest)]
 
 
 def played(sound: Float[Tensor, "1 t"], speed: float, rate: int) -> Float[Tensor, "1 s"]:
@@ -174,19 +174,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     draw = random.Random(args.seed)
     for number in track(range(args.count), "joining", transient=True):
         sounds: list[Tensor] = []
-        words: list[str] = []
-        for sound, said in runs(pieces, draw, draw.randint(args.least, max(args.least, args.parts)), max(1, args.cut)):
+        words: list[tuple[str, int]] = []  # and the sample at which they begin
+        length = 0
+        for run in runs(pieces, draw, draw.randint(args.least, max(args.least, args.parts)), max(1, args.cut)):
             pause = torch.zeros(1, draw.randrange(int(args.pause * args.rate) + 1) if sounds else 0)
-            if sum(s.shape[1] for s in (*sounds, pause, sound)) > limit:
+            if length + pause.shape[1] + sum(sound.shape[1] for sound, _ in run) > limit:
                 break
-            sounds += [pause, sound]
-            words.append(said)
+            sounds.append(pause)
+            length += pause.shape[1]
+            for sound, said in run:
+                words.append((said, length))
+                sounds.append(sound)
+                length += sound.shape[1]
         if not sounds:  # a run of words that is too long by itself
             continue
-        text = " ".join(words)
-        sound = played(torch.cat(sounds, 1), draw.choice(args.speeds), args.rate)
+        text = " ".join(said for said, _ in words)
+        speed = draw.choice(args.speeds)
+        sound = played(torch.cat(sounds, 1), speed, args.rate)
         soundfile.write(args.out / f"{number:06}.flac", sound[0].numpy(), args.rate)
-        labels = {args.label: text, "words": " ".join(normalise(text))}
+        timed = [(said, round(start / args.rate / speed, 4)) for said, start in words]
+        labels = {args.label: text, "words": " ".join(normalise(text)), "timed": timed}
         (args.out / f"{number:06}.json").write_text(json.dumps(labels) + "\n")
     print(f"{args.out}: joined of {sum(map(len, pieces))} pieces of {len(pieces)} recordings")
 

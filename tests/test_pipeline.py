@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from mmtp.models.connector import Projector, Resampler
 from mmtp.models.loss import LossConfig
 from mmtp.models.presets import preset
 from mmtp.models.unified import input_spans
-from mmtp.pipeline import Pipeline, PipelineError, _parts
+from mmtp.pipeline import Pipeline, PipelineError
+from mmtp.speaking import SpeakingError
 from mmtp.stream.packing import collate
 from mmtp.stream.template import TEMPLATES, Sample, encode_document
 from mmtp.stream.vocab import Special, VocabError, VocabLayout, VocabMismatch
@@ -210,22 +212,50 @@ def test_long_texts_are_said_in_parts(speaker):
     (said,) = pipeline.say([" ".join(SPOKEN)], [greedy], at_once=len(SPOKEN[0].split()))
     torch.testing.assert_close(said, pipeline._decode([Segment(Modality.AUDIO, torch.cat([first.ids, second.ids], -1))])[0])
     assert pipeline.say([" ".join(SPOKEN)], [greedy], at_once=1, max_new_tokens=3) == [None]
-    with pytest.raises(PipelineError, match="at_once -1: words said at once, at least 1, or 0 for all"):
+    with pytest.raises(SpeakingError, match="at_once -1: words said at once, at least 1, or 0 for all"):
         pipeline.say(SPOKEN, at_once=-1)
 
 
-@pytest.mark.parametrize(
-    ("text", "longest", "parts"),
-    [
-        ("a b c d", 0, ["a b c d"]),
-        ("a  b c", 3, ["a  b c"]),
-        ("a b c d", 3, ["a b", "c d"]),
-        ("a b c d e", 2, ["a", "b c", "d e"]),
-        ("", 2, [""]),
-    ],
-)
-def test_parts_are_as_equal_as_they_come(text, longest, parts):
-    assert _parts(text, longest) == parts
+@pytest.fixture(scope="module")
+def reader(speaker):
+    """A tiny model that has learnt to read two words in either order, each a sound of its own."""
+    pipeline, sounds = speaker
+    torch.manual_seed(1)
+    pipeline = Pipeline(preset("tiny", pipeline.layout).build(), pipeline.tokenizers)
+    said = dict(zip(SPOKEN, pipeline.encode_sounds(sounds), strict=True))
+    documents = []
+    for words in [*permutations(SPOKEN), *((word,) for word in SPOKEN)]:
+        ids = [said[word].ids for word in words]
+        starts = [sum(part.shape[-1] for part in ids[:i]) for i in range(len(ids))]
+        sample = Sample(Segment(Modality.AUDIO, torch.cat(ids, -1)), words=tuple(zip(words, starts, strict=True)))
+        documents += TEMPLATES["read"](sample, pipeline.encode_text)
+    encoded = [encode_document(pipeline.layout, document) for document in documents]
+    batch = collate([(e.tokens, e.target_mask) for e in encoded], pipeline.grammar, 64)
+    optimizer = torch.optim.AdamW(pipeline.model.parameters(), lr=5e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        pipeline.model.loss(batch, LossConfig()).total.backward()
+        optimizer.step()
+    return pipeline, said
+
+
+def test_words_are_read_one_by_one(reader):
+    pipeline, said = reader
+    texts = [" ".join(words) for words in permutations(SPOKEN)] + [SPOKEN[1]]
+    greedy = [Sampling(temperature=0.0)] * len(texts)
+    for speculative in (True, False):
+        for text, sound in zip(texts, pipeline.say(texts, greedy, word_by_word=True, speculative=speculative, batch_size=2), strict=True):
+            codes = torch.cat([said[word].ids for word in text.split()], -1)
+            torch.testing.assert_close(sound, pipeline._decode([Segment(Modality.AUDIO, codes)])[0])
+    # The model writes the words of its turn itself as well.
+    reply = pipeline.reply(f"read {texts[0]}", sampling=greedy[0])
+    assert pipeline.text(reply) == "".join(SPOKEN)
+    ids = [segment.ids.tolist() for segment in pipeline.written(reply, Modality.AUDIO)]
+    assert ids == [said[word].ids.tolist() for word in SPOKEN]
+    room = 1 + len(pipeline.encode_text(SPOKEN[0])) + said[SPOKEN[0]].ids.shape[-1] + 1
+    assert pipeline.say([SPOKEN[0]], greedy[:1], word_by_word=True, max_new_tokens=room)[0] is not None
+    assert pipeline.say([SPOKEN[0]], greedy[:1], word_by_word=True, max_new_tokens=room - 1) == [None]
+    assert pipeline.say([texts[0]], greedy[:1], word_by_word=True, max_new_tokens=room + 2) == [None]
 
 
 def test_a_sound_comes_in_chunks(speaker):

@@ -28,6 +28,7 @@ def eval(
     guidance: float = 1.0,
     candidates: int = 1,
     at_once: int = 0,
+    word_by_word: bool = False,
     max_tokens: int = 512,
     controls: bool = True,
     codecs: bool = False,
@@ -76,6 +77,7 @@ def eval(
         guidance: scale of classifier-free guidance of drawing; 1 is off.
         candidates: draw so many pictures for one, or say a text so often, and let the model keep that in which it best reads the words.
         at_once: of speech: words that the model says at once, at most; a text of more is said in parts, and these are joined. 0 for all.
+        word_by_word: of speech: write each word before its sound, by turns, as models do that have learnt the task read.
         max_tokens: limit of a drawing's tokens; one that is not finished by then is wrong.
         controls: leave out the questions without a picture and with another one.
         codecs: put the tokenizer beside codecs at equal and at twice the bytes, container included: JPEG, WebP and AVIF, or Opus and
@@ -132,7 +134,7 @@ def eval(
         "pictures": lambda bar: measure.pictures(
             known, own, bank, data, label, caption, size, limit, features, sampling, candidates, max_tokens, bar
         ),
-        "speech": lambda bar: measure.speech(known, own, data, limit, words, sampling, candidates, at_once, batch_size, bar),
+        "speech": lambda bar: measure.speech(known, own, data, limit, words, sampling, candidates, at_once, word_by_word, batch_size, bar),
         "loss": lambda bar: measure.loss(known, data, tuple(inputs or ()), bar),
         "parser": lambda bar: measure.parser(data or [measure.EASY_VQA], limit, bar),
         "tokenizer": lambda bar: measure_tokenizer.tokenizer(known, how, bar),

@@ -100,9 +100,10 @@ def generate(
     from mmtp.cli.sampling import drafts_of, sampling_settings
     from mmtp.cli.tokenize import parse_size
     from mmtp.data.media import contact_sheet, encode_png, read_image, read_sound, write_wav
+    from mmtp.decode.constrain import Form
     from mmtp.decode.sample import Sampling
     from mmtp.events import TextReader
-    from mmtp.pipeline import Form, Pipeline
+    from mmtp.pipeline import Pipeline
     from mmtp.types import MmtpError, Modality
 
     if n < 1:

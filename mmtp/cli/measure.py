@@ -211,6 +211,7 @@ def speech(
     sampling: "Sampling",
     candidates: int,
     at_once: int,
+    word_by_word: bool,
     batch_size: int,
     bar: "Step",
 ) -> Measured:
@@ -229,7 +230,7 @@ def speech(
     if not recordings:
         raise MmtpError(f"{named(data)}: no recording has a text")
     listen = Recognizer() if words else None
-    chosen: dict[str, Any] = {"candidates": candidates, "at_once": at_once}
+    chosen: dict[str, Any] = {"candidates": candidates, "at_once": at_once, "word_by_word": word_by_word}
     result = evaluate_spoken(pipeline, tokenizer, recordings, listen, sampling=sampling, batch_size=batch_size, **chosen)
     settings = {key: getattr(sampling, key) for key in ("temperature", "top_k", "top_p", "guidance", "seed")} | chosen
     errors = (result.said[SPOKEN] if words else result.heard[MODEL]).rate

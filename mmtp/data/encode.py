@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmtp.config import Config
 from mmtp.data.errors import DataError, DecodeError, Reason
-from mmtp.data.labels import CAPTION, captions, check_wording, questions
+from mmtp.data.labels import CAPTION, captions, check_wording, questions, timed
 from mmtp.data.manifest import PLAN, ShardRecord, shard_name
 from mmtp.data.media import MAX_PIXELS, MAX_SECONDS, Fit, decode_image, decode_sound
 from mmtp.data.plan import Plan
@@ -31,7 +31,7 @@ BATCH_ITEMS, BATCH_VALUES = 64, 2**23
 """Media decoded at a time, and numbers in them: what bounds the memory of a worker."""
 
 WORDLESS = ("plain",)
-WRITTEN = {"draw": Modality.IMAGE, "say": Modality.AUDIO}
+WRITTEN = {"draw": Modality.IMAGE, "say": Modality.AUDIO, "read": Modality.AUDIO}
 """Tasks in which a model writes the medium, and which."""
 
 Flips = Literal["none", "horizontal", "vertical", "all"]
@@ -276,7 +276,7 @@ class ShardMaker:
     def _documents(self, decoded: _Decoded, segment: Segment) -> list[tuple[EncodedDocument, dict[str, Any]]]:
         labels = decoded.sample.labels
         said = captions(labels, self.config.captions)
-        sample = TemplateSample(segment, tuple(said), questions(labels))
+        sample = TemplateSample(segment, tuple(said), questions(labels), self._words(segment, labels))
         meta = {"size": list(decoded.medium.shape[1:]), **decoded.meta} | ({"caption": said[0]} if said else {})
         documents = []
         for task in self.config.tasks:
@@ -288,6 +288,19 @@ class ShardMaker:
         if not documents:
             raise DecodeError(Reason.NO_LABELS, f"no labels for {', '.join(self.config.tasks)}; it has {', '.join(labels) or 'none'}")
         return documents
+
+    def _words(self, segment: Segment, labels: dict[str, Any]) -> tuple[tuple[str, int], ...]:
+        """Words and the frames of codes at which they begin; those that begin in the same frame belong together."""
+        words: list[tuple[str, int]] = []
+        if "read" in self.config.tasks:
+            per_second = (self.spec.sample_rate or 0) / self.spec.downsampling[0]
+            for word, seconds in timed(labels):
+                frame = round(seconds * per_second)
+                if words and words[-1][1] == frame:
+                    words[-1] = f"{words[-1][0]} {word}", frame
+                elif frame < segment.shape[0]:
+                    words.append((word, frame))
+        return tuple(words)
 
 
 def _no_text(text: str) -> list[int]:

@@ -1,7 +1,8 @@
-"""What a sample's labels say, in words: captions as a wording puts them together, and questions with their answers."""
+"""What a sample's labels say, in words: captions as a wording puts them together, questions with their answers, and when words are said."""
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from mmtp.data.errors import DataError, DecodeError, Reason
@@ -52,6 +53,25 @@ def questions(labels: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     if not sound:
         raise DecodeError(Reason.BAD_LABELS, f"questions: a list of [question, answer] is wanted, {found!r:.80} given")
     return tuple((question, answer) for question, answer in found)
+
+
+def timed(labels: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+    """What is said in a recording, piece by piece, and the seconds at which each begins.
+
+    Raises:
+        DecodeError: the label is of another form, or does not begin at 0 and go up.
+    """
+    found = labels.get("timed", [])
+    if not isinstance(found, list) or not all(map(_is_timed, found)):
+        raise DecodeError(Reason.BAD_LABELS, f"timed: a list of [words, seconds] is wanted, {found!r:.80} given")
+    starts = [seconds for _, seconds in found]
+    if starts and (starts[0] != 0 or any(a >= b for a, b in pairwise(starts))):
+        raise DecodeError(Reason.BAD_LABELS, f"timed: seconds begin at 0 and go up, {starts!r:.80} given")
+    return tuple((words, float(seconds)) for words, seconds in found)
+
+
+def _is_timed(pair: Any) -> bool:
+    return isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], int | float)
 
 
 def _words(name: str, value: Any) -> str:

@@ -13,7 +13,7 @@ import json
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -30,6 +30,20 @@ JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separat
 
 class ConstraintError(MmtpError):
     """A constraint that cannot be compiled, or that no text meets; says why."""
+
+
+class Form(TypedDict, total=False):
+    """What a text answer must look like; one of these at most (see :class:`Constrainer`).
+
+    Attributes:
+        json_schema: JSON that this schema, or its text, describes.
+        regex: text that this regular expression matches as a whole.
+        choices: one of these texts.
+    """
+
+    json_schema: Mapping[str, Any] | str
+    regex: str
+    choices: Sequence[str]
 
 
 class Constrainer:

@@ -39,7 +39,15 @@ class Speaker(Protocol):
         """What is said in every sound."""
         ...
 
-    def say(self, texts: Sequence[str], samplings: Sequence[Sampling] | None = None, *, candidates: int = 1, at_once: int = 0) -> list[Any]:
+    def say(
+        self,
+        texts: Sequence[str],
+        samplings: Sequence[Sampling] | None = None,
+        *,
+        candidates: int = 1,
+        at_once: int = 0,
+        word_by_word: bool = False,
+    ) -> list[Any]:
         """Texts as sounds; None where none was finished."""
         ...
 
@@ -91,6 +99,7 @@ def evaluate_spoken(
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
     candidates: int = 1,
     at_once: int = 0,
+    word_by_word: bool = False,
     batch_size: int = 16,
 ) -> SpokenResult:
     """Lets a model write down recordings, and say their words.
@@ -103,6 +112,7 @@ def evaluate_spoken(
         sampling: how codes are chosen; its seed is that of the first text.
         candidates: see :meth:`mmtp.pipeline.Pipeline.say`; the recogniser has no part in the choice.
         at_once: likewise.
+        word_by_word: likewise.
         batch_size: recordings written down at a time.
     """
     sample_rate = int(tokenizer.spec.sample_rate or 0)
@@ -114,7 +124,7 @@ def evaluate_spoken(
     if listen is None:
         return SpokenResult(heard, {}, 0, texts)
     samplings = [Sampling(**vars(sampling) | {"seed": sampling.seed + i}) for i in range(len(texts))]
-    spoken = speaker.say(texts, samplings, candidates=candidates, at_once=at_once)
+    spoken = speaker.say(texts, samplings, candidates=candidates, at_once=at_once, word_by_word=word_by_word)
     with torch.no_grad():
         ids = [segment.ids for segment in coded if segment.ids is not None]
         recoded = [tokenizer.decode(Codes(codes.unsqueeze(0), torch.tensor([codes.shape[1:]])))[0] for codes in ids]

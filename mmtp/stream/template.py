@@ -87,11 +87,13 @@ class Sample:
         medium: its codes (or features, where nothing writes it).
         captions: words for it, in every wording that documents are wanted in.
         questions: (question, answer) pairs.
+        words: of a recording, what is said in it and the frame at which it begins, in order.
     """
 
     medium: Segment
     captions: tuple[str, ...] = ()
     questions: tuple[tuple[str, str], ...] = ()
+    words: tuple[tuple[str, int], ...] = ()
 
 
 def encode_document(layout: VocabLayout, pieces: Sequence[Piece]) -> EncodedDocument:
@@ -159,6 +161,11 @@ def say_turn(encode_text: EncodeText, words: str) -> Turn:
     return Turn("user", (text_segment(encode_text, f"say {words}", target=False),))
 
 
+def read_turn(encode_text: EncodeText, words: str) -> Turn:
+    """What a person says who wants words read aloud one by one."""
+    return Turn("user", (text_segment(encode_text, f"read {words}", target=False),))
+
+
 def vqa_prompt(layout: VocabLayout, encode_text: EncodeText, picture: Segment | None, question: str) -> Int[np.ndarray, " s"]:
     """Prompt for an answer, up to ``<assistant>``. Without a picture it is the control that sees only words."""
     return encode_prompt(layout, (question_turn(encode_text, question, picture),))
@@ -172,6 +179,11 @@ def draw_prompt(layout: VocabLayout, encode_text: EncodeText, caption: str) -> I
 def say_prompt(layout: VocabLayout, encode_text: EncodeText, words: str) -> Int[np.ndarray, " s"]:
     """Prompt for speech, up to ``<assistant>``; the model writes ``<boa>``, frames and ``<eoa>``."""
     return encode_prompt(layout, (say_turn(encode_text, words),))
+
+
+def read_prompt(layout: VocabLayout, encode_text: EncodeText, words: str) -> Int[np.ndarray, " s"]:
+    """Prompt for words by turns with their sounds, up to ``<assistant>``."""
+    return encode_prompt(layout, (read_turn(encode_text, words),))
 
 
 def caption_prompt(layout: VocabLayout, medium: Segment) -> Int[np.ndarray, " s"]:
@@ -206,6 +218,24 @@ def say(sample: Sample, encode_text: EncodeText, questions_per_document: int = 1
     return [(say_turn(encode_text, words), Turn("assistant", (replace(sample.medium, target=True),))) for words in sample.captions]
 
 
+def read(sample: Sample, encode_text: EncodeText, questions_per_document: int = 1) -> list[Document]:
+    """A person asks to have the words read, the assistant writes each and then its sound, by turns: what a code sounds like stands right
+    before it, and need not be found in the text (interleaving by words, Spirit LM, Nguyen et al., arXiv 2402.05755). No words, no document.
+    """
+    if not sample.words:
+        return []
+    frames = sample.medium.shape[0]
+    ends = [first for _, first in sample.words[1:]] + [frames]
+    if sample.words[0][1] or any(first >= end for (_, first), end in zip(sample.words, ends, strict=True)):
+        raise TemplateError(f"words at frames {[first for _, first in sample.words]} of {frames}: they begin at 0 and go up")
+    segments: list[Segment] = []
+    for (word, first), end in zip(sample.words, ends, strict=True):
+        assert sample.medium.ids is not None, "only codes are written"
+        segments += [text_segment(encode_text, word, target=True), Segment(Modality.AUDIO, sample.medium.ids[:, first:end], target=True)]
+    said = " ".join(word for word, _ in sample.words)
+    return [(read_turn(encode_text, said), Turn("assistant", tuple(segments)))]
+
+
 def vqa(sample: Sample, encode_text: EncodeText, questions_per_document: int = 1) -> list[Document]:
     """Questions about the picture, in order, ``questions_per_document`` to a document; only answers are predicted."""
     return _conversations(sample, sample.medium, encode_text, questions_per_document)
@@ -231,7 +261,15 @@ def _conversations(sample: Sample, picture: Segment | None, encode_text: EncodeT
     return documents
 
 
-TEMPLATES: dict[str, Template] = {"plain": plain, "caption": caption, "draw": draw, "say": say, "vqa": vqa, "vqa-blind": vqa_blind}
+TEMPLATES: dict[str, Template] = {
+    "plain": plain,
+    "caption": caption,
+    "draw": draw,
+    "say": say,
+    "read": read,
+    "vqa": vqa,
+    "vqa-blind": vqa_blind,
+}
 
 
 class _Writer:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmtp.hub import from_pretrained
+from mmtp.hub import HubError, from_pretrained
 from mmtp.stream.vocab import MediaEntry, TextEntry
 
 
@@ -33,3 +33,22 @@ def by_fingerprint(entries: Sequence[TextEntry | MediaEntry], given: Iterable[st
         if not fits:
             strangers[str(name)] = f"has fingerprint {tokenizer.spec.fingerprint}"
     return served, strangers
+
+
+def loaded(model: str | Path, name: str, given: Any = None) -> Any:
+    """A tokenizer of a model, or one from where it is said to be; where nothing is said, the zoo's of that name.
+
+    Args:
+        model: named in errors.
+        name: that the model's vocabulary has for it.
+        given: a tokenizer, or a zoo entry, folder or Hub id.
+
+    Raises:
+        HubError: it is not found.
+    """
+    if given is not None:
+        return from_pretrained(given) if isinstance(given, str | Path) else given
+    try:
+        return from_pretrained(name)
+    except HubError as error:
+        raise HubError(f"{model}: its tokenizer {name!r} is not in the zoo; name its folder with --tokenizer ({error})") from error

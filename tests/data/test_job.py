@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 
@@ -31,9 +32,13 @@ from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.vocab import Special
+from mmtp.stream.words import skeleton, speeches
+from mmtp.tokenizers.audio.frame import FrameAudioTokenizer
 from mmtp.tokenizers.continuous.patches import PatchImageTokenizer
 from mmtp.tokenizers.continuous.vit import TimmViT
 from mmtp.tokenizers.image.conv import ConvImageTokenizer
+from mmtp.tokenizers.quantizers import FSQ
+from mmtp.tokenizers.text import TextTokenizer
 from mmtp.train.model_choice import ModelChoice
 from mmtp.train.model_trainer import metrics
 
@@ -449,3 +454,34 @@ def test_vectors_that_cannot_be_stored_or_written_are_refused(pictures: Path, tm
         make(pictures, tmp_path / "large", tokenizers, tokenizer=vit.eval(), config=TokenizeConfig(), workers=1)
     reasons = [json.loads(line)["detail"] for line in (tmp_path / "large" / "quarantine.jsonl").read_text().splitlines()]
     assert sum("the largest number of float16" in reason for reason in reasons) == 25
+
+
+def test_words_stand_by_turns_with_the_frames_of_their_sounds(tmp_path: Path) -> None:
+    """320 samples are 8 frames of 40. Words of one frame belong together, those behind the end are left out."""
+    codec = FrameAudioTokenizer.Config(
+        window=80, hop=40, width=8, encoder_blocks=1, decoder_blocks=1, quantizer=FSQ.Config(levels=(5, 5))
+    ).build()
+    text = TextTokenizer.train(["read press one or two"] * 4, 300)
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    sound = torch.rand(320) * 2 - 1
+    for name, timed in (
+        ("a", [["press", 0], ["one", 0.0050], ["or", 0.0051], ["two", 0.0124], ["three", 0.021]]),
+        ("b", None),
+        ("c", [["one", 1]]),
+    ):
+        soundfile.write(folder / f"{name}.wav", sound.numpy(), 16000, subtype="FLOAT")
+        (folder / f"{name}.json").write_text(json.dumps({"text": "any"} | ({"timed": timed} if timed else {})))
+    outcome = tokenize(folder, tmp_path / "out", tokenizer=codec, text=text, config=TokenizeConfig(tasks=("read",)))
+    assert (outcome.totals.ok, outcome.totals.reasons) == (1, {"bad-labels": 1, "no-labels": 1})
+    dataset = ShardDataset(tmp_path / "out")
+    (row,) = dataset
+    grammar = StreamGrammar(dataset.layout)
+    codes = codec.encode([sound[None]]).ids[0]
+    spans = grammar.spans(row.tokens)
+    assert [
+        torch.equal(torch.from_numpy(grammar.codes(row.tokens, span)), codes[:, first:end])
+        for span, first, end in zip(spans, (0, 2, 5), (2, 5, 8), strict=True)
+    ] == [True] * 3
+    said = [text.decode_text(run) for speech in speeches(skeleton(row.tokens, dataset.layout), dataset.layout) for run in speech.runs]
+    assert said == ["read press one or two", "press", "one or", "two"]

@@ -1,7 +1,7 @@
 import pytest
 
 from mmtp.data.errors import DataError, DecodeError
-from mmtp.data.labels import captions, check_wording, questions, word
+from mmtp.data.labels import captions, check_wording, questions, timed, word
 
 FOX = {"caption": "fox", "style": "noto", "tags": ["animal", "face"], "year": 2016}
 
@@ -41,3 +41,20 @@ def test_wordings_without_labels_are_refused(wording):
 def test_questions_of_another_form(found):
     with pytest.raises(DecodeError, match=r"questions: a list of \[question, answer\] is wanted"):
         questions({"questions": found})
+
+
+def test_words_have_their_seconds():
+    assert timed({"timed": [["press", 0], ["one", 0.25]]}) == (("press", 0.0), ("one", 0.25))
+    assert timed({"text": "press one"}) == ()
+
+
+@pytest.mark.parametrize("found", [7, ["a"], [["a", "b"]], [["a", 0, 1]], [[0, "a"]]])
+def test_words_without_seconds_are_refused(found):
+    with pytest.raises(DecodeError, match=r"timed: a list of \[words, seconds\] is wanted"):
+        timed({"timed": found})
+
+
+@pytest.mark.parametrize("seconds", [(0.1, 0.2), (0, 0.5, 0.5), (0, 2, 1)])
+def test_words_are_in_order(seconds):
+    with pytest.raises(DecodeError, match="timed: seconds begin at 0 and go up"):
+        timed({"timed": [["a", second] for second in seconds]})

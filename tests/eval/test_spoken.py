@@ -51,8 +51,8 @@ class Model:
     def caption(self, media, *, batch_size=64):
         return [" ".join(WORDS[i] for i in segment.ids[0].tolist()) for segment in media]
 
-    def say(self, texts, samplings=None, *, candidates=1, at_once=0):
-        assert (candidates, at_once) == (2, 3)
+    def say(self, texts, samplings=None, *, candidates=1, at_once=0, word_by_word=False):
+        assert (candidates, at_once, word_by_word) == (2, 3, True)
         assert [sampling.seed for sampling in samplings] == list(range(3, 3 + len(texts)))
         return [None if text.startswith("four") else sound_of(text.replace("two", "three")) for text in texts]
 
@@ -65,7 +65,7 @@ def recordings():
 def test_errors_of_both_ways_and_what_others_have_of_them(recordings):
     from mmtp.decode.sample import Sampling
 
-    result = evaluate_spoken(Model(), Levels(), recordings, listen, sampling=Sampling(seed=3), candidates=2, at_once=3)
+    result = evaluate_spoken(Model(), Levels(), recordings, listen, sampling=Sampling(seed=3), candidates=2, at_once=3, word_by_word=True)
     assert {by: (errors.errors, errors.words) for by, errors in result.heard.items() if by != OTHER} == {MODEL: (1, 9), RECOGNISER: (0, 9)}
     said = {of: (errors.errors, errors.words) for of, errors in result.said.items() if of != OTHER_WORDS}
     assert said == {SPOKEN: (3 + 2, 9), RECODED: (1, 9), REAL: (0, 9)}  # three twos, and two words of what is unfinished

@@ -41,6 +41,8 @@ def test_words_and_sounds_stand_in_one_order(script, source, tmp_path):
         levels = (sound[sound > 0.05] * 10).round().int().unique_consecutive().tolist()
         said = [int(word) + 1 for word in sample.labels["text"].split()[1::2]]
         assert levels == said and 2 <= len(said) <= 4
+        assert sound[[round(seconds * RATE) for _, seconds in sample.labels["timed"]]].mul(10).round().int().tolist() == said
+        assert " ".join(words for words, _ in sample.labels["timed"]) == sample.labels["text"]
         orders.append(tuple(said))
     assert len(set(orders)) > 6
     for path in (tmp_path / "out").iterdir():
@@ -102,10 +104,10 @@ def test_runs_are_of_different_recordings(script):
     drawn = [list(script.runs(pieces, random.Random(seed), 3, 2)) for seed in range(200)]
     firsts = Counter()
     for some in drawn:
-        said = [[int(word.split(".")[0]) for word in words.split()] for _, words in some]
+        said = [[int(word.split(".")[0]) for _, word in run] for run in some]
         assert len(some) == 3 and len({words[0] for words in said}) == 3
-        for (sound, _), words in zip(some, said, strict=True):
-            assert sound[0, ::3].tolist() == words and len(set(words)) == 1 and len(words) <= 2
+        for run, words in zip(some, said, strict=True):
+            assert [sound[0, 0] for sound, _ in run] == words and len(set(words)) == 1 and len(words) <= 2
         firsts[said[0][0]] += 1
     assert firsts[4] > 2 * firsts[0]
 

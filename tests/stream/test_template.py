@@ -16,6 +16,7 @@ from mmtp.stream.template import (
     encode_document,
     encode_prompt,
     question_turn,
+    read_prompt,
     say_prompt,
     vqa_prompt,
 )
@@ -78,6 +79,28 @@ def test_streams_and_targets_of_every_task(template, stream, predicted):
     document = encoded(template)[0]
     assert words(document.tokens) == stream
     assert targets(document) == predicted
+
+
+def test_words_stand_by_turns_with_their_sounds():
+    codes = torch.arange(10).reshape(2, 5) % 6
+    spoken = Sample(Segment(Modality.AUDIO, codes), ("not this",), words=(("go", 0), ("on", 1)))
+    (document,) = TEMPLATES["read"](spoken, encode_text)
+    written = encode_document(LAYOUT, document)
+    asked, answer = "<bos><user>read go on<end><assistant>", "go<boa>##<eoa>on<boa>########<eoa><end><eos>"
+    assert (words(written.tokens), targets(written)) == (asked + answer, answer)
+    info = GRAMMAR.analyse(written.tokens, complete=True)
+    for span, part in zip(info.spans, (codes[:, :1], codes[:, 1:]), strict=True):
+        np.testing.assert_array_equal(GRAMMAR.codes(written.tokens, span), part)
+    prompt = read_prompt(LAYOUT, encode_text, "go on")
+    np.testing.assert_array_equal(prompt, written.tokens[: len(prompt)])
+    assert TEMPLATES["read"](Sample(spoken.medium, ("go on",)), encode_text) == []
+
+
+@pytest.mark.parametrize("places", [(1, 2), (0, 0), (0, 5), (0, 3, 2)])
+def test_words_out_of_order_are_refused(places):
+    spoken = Sample(Segment(Modality.AUDIO, torch.zeros(1, 5, dtype=torch.int64)), words=tuple(("go", place) for place in places))
+    with pytest.raises(TemplateError, match="of 5: they begin at 0 and go up"):
+        TEMPLATES["read"](spoken, encode_text)
 
 
 def test_several_questions_share_a_picture():
@@ -144,7 +167,7 @@ def test_a_prompt_may_go_on_with_a_conversation_or_open_no_turn():
 
 def test_samples_without_words_give_no_documents():
     bare = sample(captions=(), questions=())
-    assert [len(TEMPLATES[name](bare, encode_text)) for name in TEMPLATES] == [1, 0, 0, 0, 0, 0]
+    assert [len(TEMPLATES[name](bare, encode_text)) for name in TEMPLATES] == [1] + [0] * (len(TEMPLATES) - 1)
 
 
 def test_features_are_input_only():
