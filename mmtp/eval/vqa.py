@@ -133,7 +133,7 @@ def evaluate(
         answerer: what is evaluated.
         samples: the questions.
         prior: from :func:`commonest_answers`; adds the prior's column.
-        controls: whether to ask also without and with another picture.
+        controls: whether to ask also without and with another picture; where all questions are about one picture, there is no other.
         batch_size: questions per call of the model.
         seed: of the exchange of pictures.
         max_seconds: asks no further questions after so long; those that were asked count.
@@ -142,7 +142,8 @@ def evaluate(
     pictures: dict[str, Sequence[Tensor | None]] = {WITH_PICTURE: [s.picture for s in samples]}
     if controls:
         pictures[WITHOUT_PICTURE] = [None] * len(samples)
-        pictures[OTHER_PICTURE] = exchange(samples, seed)
+        if len({s.key for s in samples}) > 1:
+            pictures[OTHER_PICTURE] = exchange(samples, seed)
     answers: dict[str, list[str]] = {condition: [] for condition in pictures}
     began = time.monotonic()
     asked = 0

@@ -68,6 +68,11 @@ def test_a_model_that_looks_is_right_and_falls_in_both_controls():
     assert result.to_dict()[WITH_PICTURE][ALL] == {"right": 90, "total": 90, "share": 1.0}
 
 
+def test_one_picture_has_no_other():
+    one = samples()[:1]
+    assert list(evaluate(Looks(), one).counts) == [WITH_PICTURE, WITHOUT_PICTURE]
+
+
 def test_without_controls_only_the_picture_is_asked():
     result = evaluate(Looks(), samples(), controls=False)
     assert list(result.counts) == [WITH_PICTURE]
