@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmtp.decode.batcher import Piece
-from mmtp.decode.constrain import Constrainer, Constraint, Form
+from mmtp.decode.constrain import Constrainer, Constraint, Form, check_form
 from mmtp.decode.drafts import Drafts
 from mmtp.decode.engine import Engine, Request
 from mmtp.decode.sample import Sampling
@@ -206,8 +206,7 @@ class Pipeline:
             form: what the answers must look like, such as ``choices=["yes", "no"]``.
 
         Raises:
-            ConstraintError: the form cannot be met.
-            PipelineError: an answer did not get its form within the limit; names the question.
+            ConstraintError: the form cannot be met, or an answer did not get it within the limit; names the question.
         """
         constraint = self.constraint(**form)
         segments = self._segments(pictures)
@@ -216,7 +215,7 @@ class Pipeline:
         # Plain: answers of one word have nothing to draft.
         asked = self._greedy(prompts, vectors, max_new_tokens, constraint, batch_size, stop=(Special.END,))
         for generation, question in zip(asked, questions, strict=True):
-            _check_form(generation, constraint, repr(question))
+            check_form(generation, constraint, repr(question))
         return [self.text(generation) for generation in asked]
 
     def caption(
@@ -235,7 +234,7 @@ class Pipeline:
         prompts = [caption_prompt(self.layout, segment).tolist() for segment in segments]
         said = self._greedy(prompts, [self._vectors([segment]) for segment in segments], max_new_tokens, constraint, batch_size)
         for i, generation in enumerate(said):
-            _check_form(generation, constraint, f"caption {i}")
+            check_form(generation, constraint, f"caption {i}")
         return [self.text(generation) for generation in said]
 
     def draw(
@@ -478,9 +477,11 @@ class Pipeline:
         """All finished pictures of a stream, decoded; arguments and errors are those of :meth:`segments`."""
         return self._decode(self.segments(tokens, start))
 
-    def sounds(self, tokens: Sequence[int] | Int[np.ndarray, " s"], start: int = 0) -> list[Sound]:
-        """All finished sounds of a stream, decoded; likewise."""
-        return self._decode(self.segments(tokens, start, Modality.AUDIO))
+    def sounds(self, tokens: Sequence[int] | Int[np.ndarray, " s"], start: int = 0, as_one: bool = False) -> list[Sound]:
+        """All finished sounds of a stream, decoded; likewise. As one, their codes are joined before, as those of words that are read."""
+        found = self.segments(tokens, start, Modality.AUDIO)
+        whole = joined(found) if as_one else None
+        return self._decode(found if whole is None else [whole])
 
     def segments(self, tokens: Sequence[int] | Int[np.ndarray, " s"], start: int = 0, modality: Modality = Modality.IMAGE) -> list[Segment]:
         """Codes of all finished spans of a medium in a stream.
@@ -591,15 +592,3 @@ class Pipeline:
         distinct = {id(p): p for p in pictures if isinstance(p, Tensor)}
         coded = dict(zip(distinct, self.encode_pictures(list(distinct.values())) if distinct else [], strict=True))
         return [coded[id(p)] if isinstance(p, Tensor) else p for p in pictures]
-
-
-def _check_form(generation: Generation, constraint: Constraint | None, what: str) -> None:
-    """Refuses an answer that lacks the end of its form.
-
-    Raises:
-        PipelineError: names what was asked.
-    """
-    if constraint is not None and generation.failure:
-        raise PipelineError(f"{what}: {generation.failure}")
-    if constraint is not None and generation.cut:
-        raise PipelineError(f"{what}: {len(generation.new_tokens)} tokens do not complete {constraint.name}; raise max_new_tokens")

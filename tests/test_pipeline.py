@@ -252,6 +252,10 @@ def test_words_are_read_one_by_one(reader):
     assert pipeline.text(reply) == "".join(SPOKEN)
     ids = [segment.ids.tolist() for segment in pipeline.written(reply, Modality.AUDIO)]
     assert ids == [said[word].ids.tolist() for word in SPOKEN]
+    assert len(pipeline.sounds(reply.tokens, reply.prompt_length)) == 2
+    (whole,) = pipeline.sounds(reply.tokens, reply.prompt_length, as_one=True)
+    torch.testing.assert_close(whole, pipeline.say(texts[:1], greedy[:1], word_by_word=True)[0])
+    assert pipeline.sounds(reply.tokens[: reply.prompt_length], as_one=True) == []
     room = 1 + len(pipeline.encode_text(SPOKEN[0])) + said[SPOKEN[0]].ids.shape[-1] + 1
     assert pipeline.say([SPOKEN[0]], greedy[:1], word_by_word=True, max_new_tokens=room)[0] is not None
     assert pipeline.say([SPOKEN[0]], greedy[:1], word_by_word=True, max_new_tokens=room - 1) == [None]
@@ -355,9 +359,9 @@ def test_answers_take_a_form(pipeline):
 
 def test_answers_without_the_end_of_their_form_are_refused_by_name(pipeline):
     pytest.importorskip("llguidance")
-    with pytest.raises(PipelineError, match=r"'red\?': 4 tokens do not complete regex 'a\{40\}'; raise max_new_tokens"):
+    with pytest.raises(ConstraintError, match=r"'red\?': 4 tokens do not complete regex 'a\{40\}'; raise max_new_tokens"):
         pipeline.answer([None], ["red?"], regex="a{40}", max_new_tokens=4)
-    with pytest.raises(PipelineError, match="caption 0: 3 tokens do not complete choices"):
+    with pytest.raises(ConstraintError, match="caption 0: 3 tokens do not complete choices"):
         pipeline.caption([picture(0)], choices=["yes and no, but no and yes"], max_new_tokens=3)
     assert pipeline.reply("draw", regex="a{40}", max_new_tokens=4).cut
     with pytest.raises(PipelineError, match="regex and choices are given; an answer takes one form"):

@@ -134,7 +134,7 @@ def generate(
     for row in rows:
         _tell(batcher.stream(row), TextReader(pipeline.layout, pipeline.tokenizer(Modality.TEXT)))
         drawn += pipeline.drawn(row.generation)
-        said += pipeline.sounds(row.tokens, row.prompt_length)
+        said += pipeline.sounds(row.tokens, row.prompt_length, as_one=True)
     replies = [row.generation for row in rows]
     for found, kind, suffix in ((drawn, "pictures", ".png"), (said, "sounds", ".wav")):
         if found and (out is None or out.suffix.lower() != suffix):

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from mmtp.decode.stats import Generation
 from mmtp.stream.grammar import GrammarError, GrammarState, Triple
 from mmtp.stream.vocab import Special, VocabLayout
 from mmtp.types import MmtpError
@@ -256,6 +257,18 @@ class AnswerState(GrammarState):
         self.legal, self.failure = self._follower.look(self._closer)
         legal = self.legal.nonzero()
         self.forced = int(legal) if len(legal) == 1 else None
+
+
+def check_form(generation: Generation, constraint: Constraint | None, what: str) -> None:
+    """Refuses an answer that lacks the end of its form.
+
+    Raises:
+        ConstraintError: names what was asked.
+    """
+    if constraint is not None and generation.failure:
+        raise ConstraintError(f"{what}: {generation.failure}")
+    if constraint is not None and generation.cut:
+        raise ConstraintError(f"{what}: {len(generation.new_tokens)} tokens do not complete {constraint.name}; raise max_new_tokens")
 
 
 def _encodable(text: str) -> str:
