@@ -59,7 +59,7 @@ class Pipeline:
         tokenizers: by the names that the model's vocabulary gives them.
         exact: make speculative output equal plain output bit for bit (see :class:`mmtp.decode.engine.Engine`).
         drafts: where drafts come from; see the engine.
-        draft_cost: makes as many drafts as pay; likewise.
+        draft_cost: what a draft costs, which says how many are made; likewise.
         cache: what keys and values are held in; likewise.
         compile: runs passes by compiled kernels; likewise.
 

@@ -243,7 +243,7 @@ def held_out(learners: Sequence[Learner], model: UnifiedModel, batches: Iterable
 
 def decode(model: UnifiedModel, prompts: dict[str, list[Prompt]], speculative: bool, limit: int, compiled: bool) -> dict[str, Any]:
     """Generations by task, at temperature 1 with seeds 0, 1, 2, …"""
-    engine, found = Engine(model, exact=True, drafts=HeadDrafts(), compile=compiled), {}
+    engine, found = Engine(model, exact=True, draft_cost=0, drafts=HeadDrafts(), compile=compiled), {}
     for task, some in prompts.items():
         samplings = [Sampling(seed=seed) for seed in range(len(some))]
         with torch.no_grad():

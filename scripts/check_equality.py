@@ -172,7 +172,8 @@ class Check:
 
     def decode(self, setting: Setting, drafts: str, batch: int) -> list[Row]:
         """Goes on from all prompts of a task."""
-        engine = Engine(self.model, exact=True, drafts=None if drafts == PLAIN else drafts_of(drafts), compile=self.compile)
+        way = None if drafts == PLAIN else drafts_of(drafts)
+        engine = Engine(self.model, exact=True, draft_cost=0, drafts=way, compile=self.compile)  # all drafts, that there is much to verify
         prompts = self.tasks[setting.task]
         batcher = engine.batcher(
             max_lanes=batch * (2 if setting.guidance != 1 else 1),

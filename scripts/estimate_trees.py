@@ -80,7 +80,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     net = from_pretrained(given.model).eval()
-    engine = Engine(net, drafts=HeadDrafts())
+    engine = Engine(net, draft_cost=0, drafts=HeadDrafts())
     watching = engine.chooser = Watching(net)
     depth = net.head.mtp_depth
     rounds, rescued, reached, second_at = (Counter[Any]() for _ in range(4))

@@ -74,7 +74,8 @@ def generate(
         drafts: where drafts come from: head (the model's own), lookup (of text, from the stream itself), jacobi (of codes, from the pass
             before), or a smaller model over the same vocabulary, by its name; auto is head for words and jacobi for codes, head+jacobi
             goes on behind the head's.
-        draft_cost: what one more draft costs, in passes of the model; as many are made as pay. Without it all are.
+        draft_cost: what one more draft costs, in passes of the model; without it that is reckoned from the model. As many are made as pay,
+            with 0 all.
         cache: hold keys and values in bfloat16 or int8 instead of what the model computes in: half or a quarter of the memory, more time.
         compile: run the blocks of a pass by kernels compiled for this machine, in one call; needs a C++ compiler.
         plain: one token per pass, without drafts; the output is the same, with rejection its distribution.

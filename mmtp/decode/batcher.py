@@ -124,7 +124,7 @@ class Batcher:
         Raises:
             MmtpError: the request is not in order, see :class:`mmtp.decode.rows.Row`; no other row is touched.
         """
-        pace = None if self.draft_cost is None else Pace(self.draft_cost)
+        pace = None if self.drafter is None else Pace(self.draft_cost, self.chooser.costs)
         row = Row(self.chooser.grammar, request, self._number, self.context, pace, self.chooser.model.next_scale)
         if len(row.lanes) > self.max_lanes:
             raise DecodeError(f"row {row.number}: guidance takes two lanes, and max_lanes is {self.max_lanes}")

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmtp.decode.cache import BLOCK, EXACT_BLOCK, KVCache
+from mmtp.decode.costs import BY_CALLS, COMPILED
 from mmtp.decode.rows import Choice, DecodeError, Lane, Row
 from mmtp.decode.sample import Draft, choose, penalize, propose
 from mmtp.decode.step import SlotLogits, Step
@@ -54,6 +55,7 @@ class Chooser:
                 raise DecodeError(f"compile: compiled passes hold keys and values in full, not in {cache}; leave one of the two out")
             library()
         self.model, self.cache, self.compiled = model, CACHES[cache], compiled
+        self.costs = COMPILED if compiled else BY_CALLS
         self.grammar = StreamGrammar(model.config.layout)
         self.logits = SlotLogits(model.config.layout, model.unembedding.weight, compiled)
         self.slots = model.config.layout.slots

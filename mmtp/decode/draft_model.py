@@ -38,7 +38,7 @@ class ModelDrafts:
         own = self.chooser
         if chooser.compiled and not own.compiled and not own.model.backbone.uncompiled:
             own = self.chooser = Chooser(own.model, compiled=True)
-        return _ModelDrafter(own, self.max_drafts, num_lanes, capacity, exact)
+        return _ModelDrafter(own, self.max_drafts, num_lanes, capacity, exact, chooser.costs.passes_of(own.model, chooser.model))
 
 
 class _Begun:
@@ -58,8 +58,8 @@ class _ModelDrafter:
 
     lookahead = 0
 
-    def __init__(self, chooser: Chooser, max_drafts: int, num_lanes: int, capacity: int, exact: bool) -> None:
-        self.chooser, self.max_drafts = chooser, max_drafts
+    def __init__(self, chooser: Chooser, max_drafts: int, num_lanes: int, capacity: int, exact: bool, making: float) -> None:
+        self.chooser, self.max_drafts, self.making = chooser, max_drafts, making
         # A pass is as wide as the longest unread end, and begins behind the longest lane.
         layers = chooser.model.config.backbone.num_caches
         self.cache = chooser.new_cache(layers, num_lanes, 2 * (capacity + exact_width(max_drafts + 1)), exact, max_drafts)
@@ -101,7 +101,7 @@ class _ModelDrafter:
             self._pass(lanes, chunks, least)
         open_rows = [row for row in rows if not row.done]
         for k in range(1, self.max_drafts + 1):
-            open_rows = [row for row in open_rows if row.wants(k)]
+            open_rows = [row for row in open_rows if row.wants(self.making)]
             if not open_rows:
                 break
             reading = [lane for row in open_rows for lane in row.lanes if lane is row or lane.draft_states[-1].in_span]
@@ -113,7 +113,7 @@ class _ModelDrafter:
                 place, weight = len(row.tokens) + k - 1, row.weight(state)
                 wanted.append(Choice(row, ends[row.index], state.slot, place, guide, weight, answer=row.answer(-1)))
             proposed = self.chooser.propose(self.chooser.model.backbone.norm, states, wanted, least > 0)
-            open_rows = [row for row, draft in zip(open_rows, proposed, strict=True) if row.take_draft(draft, k)]
+            open_rows = [row for row, draft in zip(open_rows, proposed, strict=True) if row.take_draft(draft, k, self.making)]
         for lane, begun in zip(lanes, self._begun, strict=True):
             begun.length, begun.drafts = len(lane.tokens), lane.drafts
 

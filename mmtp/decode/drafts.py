@@ -30,7 +30,8 @@ class Drafter(Protocol):
         ...
 
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
-        """Adds drafts to rows that go on, by :meth:`mmtp.decode.rows.Row.take_draft`, as long as they want them.
+        """Adds drafts to rows that go on, by :meth:`mmtp.decode.rows.Row.take_draft`, as long as they want them at what making one takes.
+        Where a row wants none it does no work for it.
 
         Where a row judges by rejection, the probabilities that a draft carries must be those it was drawn by, and the noise its own.
 
@@ -135,11 +136,15 @@ class HeadDrafter:
         depth: tokens to propose at most.
         below: codes of the row below to propose at most.
         exact: whether what is kept is to be the same bits in every batch.
+
+    Attributes:
+        making: what a draft along the row takes, in passes of the model. Those of the row below are there already.
     """
 
     def __init__(self, chooser: Chooser, cache: KVCache, depth: int, below: int, exact: bool) -> None:
         self.chooser, self.cache, self.depth, self.vertical, self.exact = chooser, cache, depth, below, exact
         head, lanes, device = chooser.model.head, len(cache.lengths), chooser.device
+        self.making = chooser.costs.head_step(chooser.model)
         self.continuous, self.waiting = continuous_inputs(head), Waiting(lanes)
         self._modality = [slot.modality.index for slot in chooser.slots]
         # By lane and place, as in the cache; room is made with the cache's.
@@ -181,7 +186,7 @@ class HeadDrafter:
 
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
         chooser, head, exact = self.chooser, self.chooser.model.head, least > 0
-        open_rows = [row for row in rows if not row.done]
+        open_rows = [row for row in rows if not row.done and row.wants(self.making)]
         if head.num_caches:
             hidden, counts = self._due(open_rows, lanes, hidden, counts)
         elif not open_rows:
@@ -201,12 +206,12 @@ class HeadDrafter:
             state, out = head.draft(k, state, *self._read(k, lanes, counts, mask), self.cache.layers)
             if k == 1:
                 self._keep_below(hidden, lanes, counts, mask)
-            open_rows = [row for row in open_rows if row.wants(k)]
+            open_rows = [row for row in open_rows if row.wants(self.making)]
             if not open_rows and k >= filled:
                 break
             wanted = [self._choice(row, counts, k) for row in open_rows]
             proposed = chooser.propose(_identity, out, wanted, exact)
-            open_rows = [row for row, draft in zip(open_rows, proposed, strict=True) if row.take_draft(draft, k)]
+            open_rows = [row for row, draft in zip(open_rows, proposed, strict=True) if row.take_draft(draft, k, self.making)]
         self.cache.commit(counts)
         if self.vertical:
             self._draft_rows(open_rows, exact)
@@ -332,7 +337,7 @@ class HeadDrafter:
             wanted, distances, self.chooser.propose(_identity, self._seen(self._below), wanted, exact), strict=True
         ):
             # What was chosen past the end of the span, or of a video's frame, has no row above it.
-            if choice.row.draft_states[-1].above == above and choice.row.wants(BELOW):
+            if choice.row.draft_states[-1].above == above and choice.row.wants():
                 choice.row.take_draft(draft, BELOW)
 
     def _guide(self, row: Row, anchor: int) -> tuple[int, int] | None:

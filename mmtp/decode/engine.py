@@ -41,8 +41,9 @@ class Engine:
         exact: pad every pass so that all kernels agree: plain and speculative output are equal bit for bit, and rows of a batch equal
             those decoded alone.
         drafts: where drafts come from; where none are given, words by the model's head and codes by the pass before.
-        draft_cost: what one more draft costs, made and verified, in passes of the model. Each row then makes as many as pay
-            (:class:`mmtp.decode.pace.Pace`); None makes all there are.
+        draft_cost: what one more draft costs, made and verified, in passes of the model; None takes what is known of the model and of where
+            drafts come from (:mod:`mmtp.decode.costs`). Each row makes as many as pay (:class:`mmtp.decode.pace.Pace`), none where none
+            do; 0 makes all there are.
         cache: what the cache holds keys and values in, ``"bfloat16"`` or ``"int8"``, of each token and head by its own scale; None holds
             them as the model computes them.
         compile: run the blocks of a pass by compiled kernels, in one call (:mod:`mmtp.nn.native`): float32 on CPUs, for models whose

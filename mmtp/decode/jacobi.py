@@ -89,7 +89,7 @@ class _JacobiDrafter:
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
         if self.first is not None:
             self.first.propose(rows, lanes, hidden, counts, least)
-        plans = [plan for row in rows if not row.done and (plan := self._plan(row)) and row.wants(plan[0][1])]
+        plans = [plan for row in rows if not row.done and (plan := self._plan(row))]
         wanted = [choice for plan in plans for choice, _ in plan if choice.draft is None]
         drawn = iter(self.chooser.propose(self.chooser.model.backbone.norm, hidden, wanted, least > 0))
         for plan in plans:
@@ -97,30 +97,34 @@ class _JacobiDrafter:
             for (choice, offset), draft in zip(plan, drafts, strict=True):
                 row = choice.row
                 # A draft may have ended the span before its time.
-                if row.draft_states[-1].slot != choice.slot or not row.wants(offset) or not row.take_draft(draft, offset):
+                if row.draft_states[-1].slot != choice.slot or not row.wants() or not row.take_draft(draft, offset):
                     break
 
     def _plan(self, row: Row) -> list[tuple[Choice, int]]:
         """The places that come next, as far as they are of codes: where in the last pass the prediction of each is, and the offset to
-        count it by. Those that hold a draft need not be drawn.
+        count it by; no more than are to pay. Those that hold a draft need not be drawn.
         """
+        if not (most := row.wanted(self.max_drafts - len(row.drafts))):
+            return []
         slots, length, ahead = self.chooser.slots, len(row.tokens), row.draft_states[-1].copy()
         behind = {choice.place: (choice, token) for choice, token in row.judged if choice.place >= length}
         nearest = {choice.slot: choice for choice, _ in row.judged}
         of_medium = {slots[choice.slot].modality: choice for choice, _ in row.judged}
         plan = []
-        for place in range(length + len(row.drafts), length + self.max_drafts):
+        for place in range(length + len(row.drafts), length + len(row.drafts) + most):
             index, slot = ahead.slot, slots[ahead.slot]
             carried, token = behind.get(place, (None, 0))
             if ahead.done or (slot.forced is None and (slot.modality is Modality.TEXT or slot.modality not in of_medium)):
                 break
+            offset = FORCED if slot.forced is not None else CARRIED if carried is not None and carried.slot == index else NEARBY
             if slot.forced is not None:
-                plan.append((Choice(row, 0, index, place, draft=Draft(slot.forced)), FORCED))
-            elif carried is not None and carried.slot == index:
-                plan.append((carried._replace(draft=None if row.rejects else Draft(token)), CARRIED))
+                choice = Choice(row, 0, index, place, draft=Draft(slot.forced))
+            elif carried is not None and offset == CARRIED:
+                choice = carried._replace(draft=None if row.rejects else Draft(token))
             else:
                 # Where no place of this codebook was read, one of another: the draft may be poor, but the next pass reads one.
                 source = nearest.get(index, of_medium[slot.modality])
-                plan.append((source._replace(slot=index, place=place, weight=row.weight(ahead), draft=None, answer=None), NEARBY))
+                choice = source._replace(slot=index, place=place, weight=row.weight(ahead), draft=None, answer=None)
+            plan.append((choice, offset))
             ahead.push(slots[index].generable[-1][0] if slot.forced is None else slot.forced)
         return plan

@@ -109,5 +109,5 @@ class _LookupDrafter:
             token = (row.tokens[place + k :] or row.drafts[place + k - len(row.tokens) :])[0]
             slot = self.slots[row.draft_states[-1].slot]
             is_text = slot.modality is Modality.TEXT and slot.generates(token)
-            if not (is_text and row.wants(k + 1) and row.take_draft(Draft(token), k + 1)):
+            if not (is_text and row.wants() and row.take_draft(Draft(token), k + 1)):
                 return

@@ -2,55 +2,102 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
-Key = tuple[str, int]
-"""Modality of a drafted token, and its offset."""
+from mmtp.decode.costs import BY_CALLS, Costs
+
+
+class _Round(NamedTuple):
+    """Drafts of a round so far.
+
+    Attributes:
+        drafts: how many.
+        tokens: that the round is to yield.
+        passes: that it costs.
+        chance: that all stand.
+        rate: at which the last one stands after all before it did.
+    """
+
+    drafts: int = 0
+    tokens: float = 1.0
+    passes: float = 1.0
+    chance: float = 1.0
+    rate: float = 1.0
 
 
 class Pace:
     """Stops drafting where a further draft would lower the tokens that a unit of cost yields.
 
     With acceptance a_i of draft i after all before it stood, k drafts yield 1 + Σ_j Π_{i≤j} a_i tokens on average (Leviathan et al. 2023,
-    section 3.1, with a rate per draft) at a cost of 1 + k c passes. Draft k pays while Π_{i≤k} a_i / c is above that ratio for k - 1.
+    section 3.1, with a rate per draft) at a cost of 1 + Σ_j c_j passes. Draft k pays while Π_{i≤k} a_i / c_k is above that ratio for k - 1.
 
-    Acceptance is counted per key with one success beforehand, and counts fade, so that what was given up is tried again. It depends on what
-    the row has settled before, and on nothing else: a request drafts equally in any batch.
+    Acceptance is counted per medium and place in the round. Beforehand the first draft is believed to stand, and a further one as often as
+    the one before it, each as if that had been seen once. Counts fade, so that what was given up is tried again: a draft of cost c that
+    never stands is made as often as keeps its count at 1 / c - 1, which takes (1 - memory) (1 - c) of all passes. All depends on what the
+    row has settled before, and on nothing else: a request drafts equally in any batch.
 
     Args:
-        cost: of one more draft and its verification, in passes of the model.
+        cost: of any draft and its verification, in passes of the model; None for what making each takes, and what ``costs`` says.
+        costs: of passes by their width.
         memory: what is left of a count after a round.
     """
 
-    def __init__(self, cost: float, memory: float = 0.95) -> None:
-        self.cost, self.memory = cost, memory
-        self._drafted: defaultdict[Key, float] = defaultdict(float)
-        self._stood: defaultdict[Key, float] = defaultdict(float)
+    def __init__(self, cost: float | None = None, costs: Costs = BY_CALLS, memory: float = 0.99) -> None:
+        self.cost, self.costs, self.memory = cost, costs, memory
+        self._drafted: defaultdict[tuple[str, int], float] = defaultdict(float)
+        self._stood: defaultdict[tuple[str, int], float] = defaultdict(float)
         self.begin()
 
     def begin(self) -> None:
         """A new round, without drafts."""
-        self._chance = self._tokens = self._passes = 1.0
+        self._round = _Round()
 
-    def acceptance(self, key: Key) -> float:
-        """Share of drafts that stood where all before them did."""
-        return (1 + self._stood[key]) / (1 + self._drafted[key])
+    def pays(self, medium: str, making: float = 0.0) -> bool:
+        """Whether one more draft is worth its cost.
 
-    def pays(self, key: Key) -> bool:
-        """Whether one more draft is worth its cost."""
-        return self._chance * self.acceptance(key) * self._passes >= self.cost * self._tokens
+        Args:
+            medium: of its token.
+            making: passes of the model that it takes to make it.
+        """
+        return self._pays(self._round, medium, making)
 
-    def take(self, key: Key) -> None:
-        """One more draft was made."""
-        self._chance *= self.acceptance(key)
-        self._tokens += self._chance
-        self._passes += self.cost
+    def count(self, medium: str, most: int) -> int:
+        """How many more drafts of a medium are worth their verification, where making them takes nothing."""
+        ahead = self._round
+        while ahead.drafts - self._round.drafts < most and self._pays(ahead, medium, 0.0):
+            ahead = self._after(ahead, medium, 0.0)
+        return ahead.drafts - self._round.drafts
 
-    def learn(self, drafted: Sequence[Key], kept: int) -> None:
+    def take(self, medium: str, making: float = 0.0) -> None:
+        """One more draft was made; arguments are those of :meth:`pays`."""
+        self._round = self._after(self._round, medium, making)
+
+    def learn(self, media: Sequence[str], kept: int) -> None:
         """Counts the drafts of a round, of which the first ``kept`` stood; of those after the first that did not, nothing is known."""
         for counts in (self._drafted, self._stood):
             for key in counts:
                 counts[key] *= self.memory
-        for key in drafted[: kept + 1]:
-            self._drafted[key] += 1
-        for key in drafted[:kept]:
-            self._stood[key] += 1
+        for place, medium in enumerate(media[: kept + 1]):
+            self._drafted[medium, place] += 1
+            self._stood[medium, place] += place < kept
+
+    def _pays(self, before: _Round, medium: str, making: float) -> bool:
+        chance = before.chance * self._rate(before, medium)
+        return chance * before.passes >= self._price(before, making) * before.tokens
+
+    def _after(self, before: _Round, medium: str, making: float) -> _Round:
+        """A round with one more draft."""
+        rate = self._rate(before, medium)
+        chance = before.chance * rate
+        return _Round(before.drafts + 1, before.tokens + chance, before.passes + self._price(before, making), chance, rate)
+
+    def _rate(self, before: _Round, medium: str) -> float:
+        """Share of next drafts that stood where all before them did."""
+        key = medium, before.drafts
+        return (before.rate + self._stood[key]) / (1 + self._drafted[key])
+
+    def _price(self, before: _Round, making: float) -> float:
+        """Of the next draft and its verification, in passes."""
+        if self.cost is not None:
+            return self.cost
+        return making + (self.costs.further if before.drafts else self.costs.first)

@@ -329,7 +329,7 @@ class Row(Lane):
         self.stats.drafted.update(drafted)
         self.stats.accepted.update(drafted[:kept])
         if self.pace is not None:
-            self.pace.learn(drafted, kept)
+            self.pace.learn([medium for medium, _ in drafted], kept)
         self.noise.forget_before(len(self.tokens))
         return kept
 
@@ -389,10 +389,15 @@ class Row(Lane):
         """
         return () if self.branch is None else self.branch.openers
 
-    def take_draft(self, draft: Draft, offset: int) -> bool:
+    def take_draft(self, draft: Draft, offset: int, making: float = 0.0) -> bool:
         """Adds a draft of an offset; whether a further one makes sense.
 
         Vectors are not drafted, nor what is withheld or breaks a constraint.
+
+        Args:
+            draft: what was drawn.
+            offset: to count it by.
+            making: passes of the model that it took.
         """
         token, answer = draft.token, self.answer(-1)
         if token == Special.FEATURE or token in self.withheld or (answer is not None and not answer.allows(token)):
@@ -400,7 +405,7 @@ class Row(Lane):
         if self.branch is not None:
             self.branch.follow_draft(token)
         if self.pace is not None:
-            self.pace.take((str(self.draft_states[-1].modality), offset))
+            self.pace.take(str(self.draft_states[-1].modality), making)
         self.draft(token)
         self.proposals.append(draft)
         self.offsets.append(offset)
@@ -428,9 +433,15 @@ class Row(Lane):
         """Whether a whole scale comes after the drafts."""
         return self.next_scale is not None and self.next_scale.due(self.draft_states[-1]) is not None
 
-    def wants(self, offset: int) -> bool:
-        """Whether a further draft is to be made at an offset: it could stand, and it has to pay."""
-        return self.room and (self.pace is None or self.pace.pays((str(self.draft_states[-1].modality), offset)))
+    def wants(self, making: float = 0.0) -> bool:
+        """Whether a further draft is to be made, which takes so many passes of the model: it could stand, and it has to pay."""
+        return self.room and (self.pace is None or self.pace.pays(str(self.draft_states[-1].modality), making))
+
+    def wanted(self, most: int) -> int:
+        """How many drafts of one medium are to be planned, that take no passes; whether each is to be made :meth:`wants` tells."""
+        if not self.room or self.pace is None:
+            return most if self.room else 0
+        return self.pace.count(str(self.draft_states[-1].modality), most)
 
 
 class Choice(NamedTuple):

@@ -38,7 +38,8 @@ class SpoiledHead(nn.Module):
         self.head = head
         self.modality, self.random = modality, random
         self.generator = torch.Generator().manual_seed(0)
-        self.config, self.mtp_depth, self.num_caches, self.vertical = head.config, head.mtp_depth, head.num_caches, vertical(head)
+        self.config, self.mtp_depth, self.vertical = head.config, head.mtp_depth, vertical(head)
+        self.num_modules, self.num_caches = head.num_modules, head.num_caches
 
     def draft(
         self, depth: int, state: Float[Tensor, "b s *state"], embedded: Float[Tensor, "b s d"], places: Places, caches: Sequence[Any]

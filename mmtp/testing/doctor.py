@@ -273,7 +273,7 @@ def check_drafts(model: UnifiedModel, prompts: Sequence[Prompt], card: dict[tupl
     if not model.head.mtp_depth:
         return [Finding("drafts", "note", "the model has no draft head", 'train one: [model] head = { type = "synchronized" } in a recipe')]
     tell("plain and speculative decoding")
-    engine = Engine(model, exact=True, drafts=HeadDrafts())
+    engine = Engine(model, exact=True, draft_cost=0, drafts=HeadDrafts())
     result = compare(engine, prompts, temperatures=(0.0, 1.0))
     findings = []
     for kind in dict.fromkeys(prompt.kind for prompt in prompts):

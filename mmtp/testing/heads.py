@@ -113,7 +113,7 @@ def _check_drafting(model: UnifiedModel, offsets: list[int]) -> None:
 
 
 def _check_lossless(model: UnifiedModel) -> None:
-    engine, prefix = Engine(model, exact=True, drafts=HeadDrafts()), _document(3)[0][:6].tolist()
+    engine, prefix = Engine(model, exact=True, draft_cost=0, drafts=HeadDrafts()), _document(3)[0][:6].tolist()
     for seed, temperature in ((1, 0.0), (2, 1.0), (3, 1.0)):
         sampling = Sampling(seed=seed, temperature=temperature)
         plain, drafted = (engine.generate(prefix, sampling, 40, speculative).tokens for speculative in (False, True))
@@ -147,7 +147,7 @@ def check_vectors(config: HeadConfig) -> None:
     with torch.no_grad():
         vectors = model.embedding.connect(document.features)
         model.head.draft = spy
-        generation = Engine(model, drafts=HeadDrafts()).generate(prefix, Sampling(temperature=0.0), 4, vectors=vectors)
+        generation = Engine(model, draft_cost=0, drafts=HeadDrafts()).generate(prefix, Sampling(temperature=0.0), 4, vectors=vectors)
         del model.head.draft
         tokens = torch.tensor(generation.tokens)
         info = StreamGrammar(layout).analyse(tokens)

@@ -43,7 +43,7 @@ def net() -> UnifiedModel:
 
 @pytest.fixture(scope="module")
 def engine(net: UnifiedModel) -> Engine:
-    return Engine(net, exact=True)
+    return Engine(net, exact=True, draft_cost=0)
 
 
 def run(batcher: Batcher) -> list[int]:
@@ -89,7 +89,7 @@ def test_variants_of_a_prompt_read_it_once(engine: Engine) -> None:
 def test_a_prompt_is_copied_whole_from_a_row_that_drafted_little() -> None:
     net = model(depth=3).eval()
     stir(net)
-    engine = Engine(net, exact=True, drafts=HeadDrafts())
+    engine = Engine(net, exact=True, draft_cost=0, drafts=HeadDrafts())
     batcher, asked = engine.batcher(max_lanes=1, kept=1), request(WORDS, 30, verification="rejection", temperature=1.7)
     for one in (request(WORDS, 2), asked):  # the first has room for no draft
         row = batcher.submit(one)
@@ -283,7 +283,7 @@ def drafting(way: str, chunk: int, window: int = 0, **changes: object) -> Engine
     backbone = replace(BACKBONE, window=window)
     net = replace(model(depth=0).config, backbone=backbone, head=heads.get(way, NextHead.Config())).build().eval()
     stir(net)
-    return Engine(net, exact=True, drafts=ModelDrafts(net, 2) if way == "model" else HeadDrafts(), chunk=chunk, **changes)
+    return Engine(net, exact=True, draft_cost=0, drafts=ModelDrafts(net, 2) if way == "model" else HeadDrafts(), chunk=chunk, **changes)
 
 
 @pytest.mark.parametrize(("way", "chunk"), [("sequential", 7), ("synchronized", 30), ("model", 20)])

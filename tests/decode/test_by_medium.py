@@ -61,7 +61,11 @@ def net(request: pytest.FixtureRequest) -> UnifiedModel:
 
 @settings(max_examples=2, deadline=None)
 @given(
-    st.integers(0, 2**32), st.sampled_from([0.0, 1.0, 1.7]), st.sampled_from([1.0, 2.0]), st.sampled_from([None, 0.3]), st.integers(0, 20)
+    st.integers(0, 2**32),
+    st.sampled_from([0.0, 1.0, 1.7]),
+    st.sampled_from([1.0, 2.0]),
+    st.sampled_from([None, 0.0, 0.3]),
+    st.integers(0, 20),
 )
 def test_coupled_output_is_that_of_plain_decoding(
     net: UnifiedModel, seed: int, temperature: float, guidance: float, cost: float | None, waiting: int
@@ -78,7 +82,7 @@ def test_coupled_output_is_that_of_plain_decoding(
 
 
 @settings(max_examples=2, deadline=None)
-@given(st.integers(0, 2**32), st.sampled_from([1.0, 2.0]), st.sampled_from([None, 0.3]), st.integers(0, 20))
+@given(st.integers(0, 2**32), st.sampled_from([1.0, 2.0]), st.sampled_from([None, 0.0, 0.3]), st.integers(0, 20))
 def test_rejection_hangs_on_no_other_row_and_not_on_when_the_head_reads(
     net: UnifiedModel, seed: int, guidance: float, cost: float | None, waiting: int
 ) -> None:
@@ -101,7 +105,7 @@ def test_rejection_hangs_on_no_other_row_and_not_on_when_the_head_reads(
 def test_words_are_drafted_by_the_head_and_codes_by_the_pass_before() -> None:
     net, found = build(SynchronizedHead.Config(mtp_depth=3, vertical=3)), set()
     for seed in range(4):
-        found |= set(Engine(net).generate(PICTURE, Sampling(seed=seed), 60).stats.drafted)
+        found |= set(Engine(net, draft_cost=0).generate(PICTURE, Sampling(seed=seed), 60).stats.drafted)
     assert {("text", 1), ("text", 2), ("image", CARRIED), ("image", NEARBY), ("image", FORCED)} <= found
     assert not found & {("image", 1), ("image", BELOW), ("text", CARRIED), ("text", NEARBY)}
 
@@ -110,7 +114,7 @@ def test_what_has_no_head_drafts_codes_alone() -> None:
     net = model(depth=0).eval()
     words = replace(net.config.layout, media=())
     assert [DraftsByMedium().length(replace(net.config, layout=layout).build()) for layout in (LAYOUT, words)] == [12, 0]
-    engine = Engine(net, exact=True)
+    engine = Engine(net, exact=True, draft_cost=0)
     plain, fast = (engine.generate(PICTURE, Sampling(seed=1), 60, speculative) for speculative in (False, True))
     assert fast.tokens == plain.tokens
     assert fast.stats.drafted["image", NEARBY] and {offset for _, offset in fast.stats.drafted} <= {CARRIED, NEARBY, FORCED}
@@ -119,7 +123,7 @@ def test_what_has_no_head_drafts_codes_alone() -> None:
 def test_other_ways_may_draft_either() -> None:
     net = build(HEADS[0])
     for ways in (DraftsByMedium(text=LookupDrafts(max_drafts=3)), DraftsByMedium(codes=HeadDrafts())):
-        engine = Engine(net, exact=True, drafts=ways)
+        engine = Engine(net, exact=True, draft_cost=0, drafts=ways)
         samplings = [Sampling(seed=seed, guidance=1.0 + seed % 2) for seed in range(4)]
         plain, fast = (engine.generate_batch(PREFIXES, samplings, 40, speculative) for speculative in (False, True))
         assert [row.tokens for row in fast] == [row.tokens for row in plain]

@@ -131,7 +131,7 @@ def test_drafts_from_elsewhere_keep_to_the_constraint(trained: UnifiedModel, way
     for seed, constraint in product(range(4), (SCHEMED, MATCHED, CHOSEN)):
         sampling = Sampling(seed=seed)
         plain = Engine(trained, exact=True).generate(ASKED, sampling, 40, False, constraint=constraint)
-        fast = Engine(trained, exact=True, drafts=drafts).generate(ASKED, sampling, 40, constraint=constraint)
+        fast = Engine(trained, exact=True, draft_cost=0, drafts=drafts).generate(ASKED, sampling, 40, constraint=constraint)
         assert fast.tokens == plain.tokens
         accepted += sum(n for (_, offset), n in fast.stats.accepted.items() if offset != FORCED)
     assert accepted > 0
@@ -160,7 +160,7 @@ def test_rows_of_a_batch_have_constraints_of_their_own(trained: UnifiedModel) ->
 def test_forced_tokens_are_drafts_that_cost_no_head(trained: UnifiedModel) -> None:
     longer = "an answer about which there is no choice at all"
     for exact in (False, True):
-        engine = Engine(trained, exact=exact, drafts=HeadDrafts())
+        engine = Engine(trained, exact=exact, draft_cost=0, drafts=HeadDrafts())
         plain, fast = (engine.generate(ASKED, None, 90, way, constraint=CONSTRAINER.choices([longer])) for way in (False, True))
         assert fast.tokens == plain.tokens and words(fast.new_tokens[:-1]) == longer
         assert fast.stats.accepted == fast.stats.drafted

@@ -1,20 +1,27 @@
 """Drafts from elsewhere: whoever proposes, the output is that of plain decoding."""
 
+import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmtp.decode.cache import KVCache
+from mmtp.decode.chooser import Chooser
 from mmtp.decode.draft_model import ModelDrafts
 from mmtp.decode.drafts import Drafts, HeadDrafts
 from mmtp.decode.engine import DecodeError, Engine
 from mmtp.decode.jacobi import JacobiDrafts
 from mmtp.decode.lookup import LookupDrafts
-from mmtp.decode.rows import Request, Row
-from mmtp.decode.sample import Sampling, warp
+from mmtp.decode.rows import Lane, Request, Row
+from mmtp.decode.sample import Draft, Sampling, warp
+from mmtp.decode.step import Step
+from mmtp.eval.drafts import spoiled
 from mmtp.models.heads.base import CARRIED
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.vocab import Special, TextEntry, VocabLayout, VocabMismatch
@@ -58,7 +65,7 @@ def test_every_way_of_drafting_keeps_the_protocol(drafts: Drafts, large: Unified
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_coupled_output_is_that_of_plain_decoding(large: UnifiedModel, drafts: Drafts, temperature: float, guidance: float) -> None:
-    engine = Engine(large, exact=True, drafts=drafts)
+    engine = Engine(large, exact=True, draft_cost=0, drafts=drafts)
     samplings = [Sampling(seed=seed, temperature=temperature, guidance=guidance, repetition_penalty=0.9) for seed in range(3)]
     prefixes = [PICTURE, TEXT, TEXT[:7]]
     plain, fast = (engine.generate_batch(prefixes, samplings, 40, speculative) for speculative in (False, True))
@@ -73,11 +80,11 @@ def test_coupled_output_is_that_of_plain_decoding(large: UnifiedModel, drafts: D
 
 def test_drafts_that_do_not_pay_are_not_made(large: UnifiedModel, drafts: Drafts) -> None:
     prefixes, samplings = [PICTURE, TEXT], [Sampling(seed=1, guidance=2.0), Sampling(seed=2)]
-    runs = [Engine(large, exact=True, drafts=drafts, draft_cost=cost).generate_batch(prefixes, samplings, 40) for cost in (None, 0.8, 2.0)]
-    plain = Engine(large, exact=True, drafts=drafts).generate_batch(prefixes, samplings, 40, speculative=False)
+    runs = [Engine(large, exact=True, drafts=drafts, draft_cost=cost).generate_batch(prefixes, samplings, 40) for cost in (0, 0.8, 2.0)]
+    plain = Engine(large, exact=True, draft_cost=0, drafts=drafts).generate_batch(prefixes, samplings, 40, speculative=False)
     for rows in runs:
         assert [row.tokens for row in rows] == [row.tokens for row in plain]
-    many, some, none = (sum(sum(row.stats.drafted.values()) for row in rows) for rows in runs)
+    many, some, none = (sum(sum(row.stats.drafted.values()) / row.stats.passes for row in rows) for rows in runs)
     assert many > some > none == 0
     rejecting = [replace(sampling, verification="rejection") for sampling in samplings]
     engine = Engine(large, exact=True, drafts=drafts, draft_cost=0.8)
@@ -85,10 +92,80 @@ def test_drafts_that_do_not_pay_are_not_made(large: UnifiedModel, drafts: Drafts
     assert [row.tokens for row in together] == [engine.generate(p, s, 40).tokens for p, s in zip(prefixes, rejecting, strict=True)]
 
 
+class Known:
+    """Drafts by who has read the outcome, and tells it or something else. It is its own drafter."""
+
+    lookahead, making = 0, 0.3
+
+    def __init__(self, outcomes: Sequence[Sequence[int]], right: bool) -> None:
+        self.outcomes, self.right = outcomes, right
+
+    def length(self, model: Step) -> int:
+        return 4
+
+    def begin(self, chooser: Chooser, num_lanes: int, capacity: int, exact: bool = False) -> "Known":
+        return self
+
+    def propose(self, rows: list[Row], lanes: list[Lane], hidden: torch.Tensor, counts: list[int], least: int) -> None:
+        for row in rows:
+            outcome = next(tokens for tokens in self.outcomes if tokens[: row.prompt_length] == row.tokens[: row.prompt_length])
+            for k, token in enumerate(outcome[len(row.tokens) : len(row.tokens) + 4]):
+                legal = [i for lo, hi in LAYOUT.slots[row.draft_states[-1].slot].generable for i in range(lo, hi)]
+                told = token if self.right else next((i for i in legal if i != token), None)
+                if told is None or not row.wants(self.making) or not row.take_draft(Draft(told), k + 1, self.making):
+                    break
+
+    def restart(self, lane: int) -> None: ...
+
+    def focus(self, first: int, count: int) -> None: ...
+
+    def held(self, lane: int) -> int:
+        return sys.maxsize
+
+    def keeps(self, lane: int, length: int) -> bool:
+        return True
+
+    def copy(self, source: int, target: int, length: int) -> None: ...
+
+    def swap(self, one: int, other: int) -> None: ...
+
+
+@pytest.mark.parametrize("verification", ["coupling", "rejection"])
+def test_by_default_what_stands_is_drafted_and_what_never_does_leaves_plain_passes(
+    large: UnifiedModel, verification: Literal["coupling", "rejection"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling, prefixes, most = Sampling(temperature=0.0, verification=verification), [[*TEXT, 40 + i] for i in range(3)], 100
+    plain = [row.tokens for row in Engine(large).generate_batch(prefixes, [sampling] * 3, most, speculative=False)]
+    assert all(len(tokens) > len(prefix) + 60 for tokens, prefix in zip(plain, prefixes, strict=True))
+    begin, widths = KVCache.begin, list[int]()
+    monkeypatch.setattr(KVCache, "begin", lambda cache, width: (widths.append(width), begin(cache, width))[1])
+    for right in (True, False):
+        engine = Engine(large, drafts=Known(plain, right))
+        together = engine.generate_batch(prefixes, [sampling] * 3, most)
+        for prefix, tokens, other in zip(prefixes, plain, together, strict=True):
+            widths.clear()
+            row = engine.generate(prefix, sampling, most)
+            assert row.tokens == other.tokens == tokens
+            assert row.stats.drafted == other.stats.drafted  # decisions hang on nothing but the row
+            if right:
+                assert row.stats.tokens_per_pass > 4.5
+            else:
+                assert 1 <= sum(row.stats.drafted.values()) <= 16 and sum(width == 1 for width in widths) > len(widths) - 12
+
+
+def test_a_head_that_drafts_nothing_right_is_soon_asked_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, steps = model(depth=2).eval(), list[int]()
+    with spoiled(net):
+        draft = net.head.draft
+        monkeypatch.setattr(net.head, "draft", lambda depth, *given: (steps.append(depth), draft(depth, *given))[1])
+        rows = Engine(net).generate_batch([TEXT] * 4, [Sampling(seed=seed) for seed in range(4)], 100, max_lanes=1)
+    assert sum(row.stats.passes for row in rows) > 10 * len(steps) > 0
+
+
 def test_text_is_looked_up_where_it_stood_last(large: UnifiedModel) -> None:
-    fast = Engine(large, drafts=LookupDrafts(max_drafts=2)).generate(PICTURE, Sampling(seed=1), 15)
+    fast = Engine(large, draft_cost=0, drafts=LookupDrafts(max_drafts=2)).generate(PICTURE, Sampling(seed=1), 15)
     assert {modality for modality, _ in fast.stats.drafted} <= {"text"}  # codes of pictures are not looked up
-    engine = Engine(large, drafts=LookupDrafts(max_drafts=3, max_ngram=2))
+    engine = Engine(large, draft_cost=0, drafts=LookupDrafts(max_drafts=3, max_ngram=2))
     drafter = engine.drafts.begin(engine.chooser, 1, 100)
     row = Row(GRAMMAR, Request(prefix=[Special.BOS, Special.USER, 60, 61, 70, 65, 61, 70], max_new_tokens=20))
     row.index = 0
@@ -107,7 +184,7 @@ def test_text_is_looked_up_where_it_stood_last(large: UnifiedModel) -> None:
 @given(st.integers(0, 2**32), st.sampled_from([1.0, 2.0]))
 def test_rejection_does_not_depend_on_the_batch(large: UnifiedModel, small: UnifiedModel, seed: int, guidance: float) -> None:
     for drafts in (LookupDrafts(max_drafts=3), ModelDrafts(small, max_drafts=3), JacobiDrafts(max_drafts=6)):
-        engine = Engine(large, exact=True, drafts=drafts)
+        engine = Engine(large, exact=True, draft_cost=0, drafts=drafts)
         samplings = [Sampling(seed=seed + i, guidance=guidance, verification="rejection") for i in range(3)]
         together = engine.generate_batch([PICTURE, TEXT, TEXT[:7]], samplings, 30)
         for prefix, sampling, row in zip([PICTURE, TEXT, TEXT[:7]], samplings, together, strict=True):
@@ -132,7 +209,7 @@ def test_rejection_keeps_the_distribution(large: UnifiedModel, drafts: Drafts) -
                 if p > 0:
                     longer[*tokens, i] = probability * p
         wanted = longer
-    engine = Engine(large, drafts=drafts)
+    engine = Engine(large, draft_cost=0, drafts=drafts)
     rows = engine.generate_batch([prefix] * count, [replace(sampling, seed=seed) for seed in range(count)], length, max_lanes=100)
     drafted = Counter[int]()
     for row in rows:

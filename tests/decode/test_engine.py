@@ -130,7 +130,7 @@ def test_speculation_never_changes_the_output(
     trained: UnifiedModel, seed: int, temperature: float, top_k: int, top_p: float, guidance: float, limit: int
 ) -> None:
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed)
-    engine = Engine(trained, exact=True, drafts=HeadDrafts())
+    engine = Engine(trained, exact=True, draft_cost=0, drafts=HeadDrafts())
     prefix = PICTURE if seed % 2 else TEXT
     plain = engine.generate(prefix, sampling, limit, speculative=False, stop=(Special.END,))
     fast = engine.generate(prefix, sampling, limit, speculative=True, stop=(Special.END,))
@@ -151,7 +151,7 @@ def test_guidance_starts_anew_with_every_picture(trained: UnifiedModel) -> None:
 def test_drafts_are_accepted_and_save_passes(trained: UnifiedModel) -> None:
     tokens, _ = document(2, grid=(5, 6))
     at = tokens.tolist().index(Special.ASSISTANT) + 1
-    engine = Engine(trained, drafts=HeadDrafts())
+    engine = Engine(trained, draft_cost=0, drafts=HeadDrafts())
     plain = engine.generate(tokens[:at].tolist(), Sampling(temperature=0.0), 60, speculative=False)
     fast = engine.generate(tokens[:at].tolist(), Sampling(temperature=0.0), 60)
     assert fast.tokens == plain.tokens
@@ -169,7 +169,7 @@ def test_drafts_of_the_row_above_never_change_the_output(
     vertical: UnifiedModel, seed: int, temperature: float, guidance: float, limit: int
 ) -> None:
     sampling = Sampling(temperature=temperature, guidance=guidance, seed=seed)
-    engine = Engine(vertical, exact=True, drafts=HeadDrafts())
+    engine = Engine(vertical, exact=True, draft_cost=0, drafts=HeadDrafts())
     prefix = PICTURE if seed % 2 else TEXT
     plain, fast = (engine.generate(prefix, sampling, limit, speculative) for speculative in (False, True))
     assert fast.tokens == plain.tokens
@@ -179,7 +179,7 @@ def test_drafts_of_the_row_above_never_change_the_output(
 def test_rows_are_drafted_from_those_above_them(vertical: UnifiedModel, guidance: float) -> None:
     tokens = document(2, grid=(5, 6))[0].tolist()
     prefix, sampling = tokens[: tokens.index(Special.BOI)], Sampling(temperature=0.0, guidance=guidance)
-    engine = Engine(vertical, exact=True, drafts=HeadDrafts())
+    engine = Engine(vertical, exact=True, draft_cost=0, drafts=HeadDrafts())
     fast = engine.generate(prefix, sampling, 34)
     assert fast.tokens == reference(vertical, prefix, sampling, 34)
     drafted, accepted = (counter["image", BELOW] for counter in (fast.stats.drafted, fast.stats.accepted))
@@ -189,13 +189,13 @@ def test_rows_are_drafted_from_those_above_them(vertical: UnifiedModel, guidance
 
 def test_a_cost_of_drafts_changes_their_number_alone(vertical: UnifiedModel) -> None:
     sampling = Sampling(seed=3, guidance=2.0)
-    rows = [Engine(vertical, exact=True, drafts=HeadDrafts(), draft_cost=cost).generate(PICTURE, sampling, 40) for cost in (None, 0.4, 1.5)]
+    rows = [Engine(vertical, exact=True, drafts=HeadDrafts(), draft_cost=cost).generate(PICTURE, sampling, 40) for cost in (0, 0.4, 1.5)]
     assert rows[0].tokens == rows[1].tokens == rows[2].tokens
     assert rows[0].stats.drafted.total() > rows[1].stats.drafted.total() > rows[2].stats.drafted.total() == 0
 
 
 def test_rows_of_a_batch_draft_from_their_own_pictures(vertical: UnifiedModel) -> None:
-    engine, prefixes = Engine(vertical, exact=True, drafts=HeadDrafts()), [PICTURE, TEXT, PICTURE[:7]]
+    engine, prefixes = Engine(vertical, exact=True, draft_cost=0, drafts=HeadDrafts()), [PICTURE, TEXT, PICTURE[:7]]
     samplings = [Sampling(seed=4, temperature=0.5), Sampling(seed=5), Sampling(seed=6, guidance=2.0)]
     together = engine.generate_batch(prefixes, samplings, 40)
     for prefix, sampling, row in zip(prefixes, samplings, together, strict=True):
@@ -204,7 +204,12 @@ def test_rows_of_a_batch_draft_from_their_own_pictures(vertical: UnifiedModel) -
 
 def sampled(net: UnifiedModel, prefix: list[int], sampling: Sampling, count: int, length: int) -> Counter[tuple[int, ...]]:
     """How often each continuation comes, over so many seeds, with drafts of every offset that the head has."""
-    engine, found, accepted, drafted = Engine(net, drafts=HeadDrafts()), Counter[tuple[int, ...]](), Counter[int](), Counter[int]()
+    engine, found, accepted, drafted = (
+        Engine(net, draft_cost=0, drafts=HeadDrafts()),
+        Counter[tuple[int, ...]](),
+        Counter[int](),
+        Counter[int](),
+    )
     for start in range(0, count, 400):
         samplings = [replace(sampling, seed=start + i) for i in range(min(400, count - start))]
         rows = engine.generate_batch([prefix] * len(samplings), samplings, length)
@@ -269,7 +274,7 @@ def test_rejection_samples_from_the_models_distribution(
 @settings(max_examples=3, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.7, 1.5]), st.sampled_from([1.0, 2.0]))
 def test_rejection_does_not_depend_on_the_batch(vertical: UnifiedModel, seed: int, temperature: float, guidance: float) -> None:
-    engine, prefixes = Engine(vertical, exact=True, drafts=HeadDrafts()), [PICTURE, TEXT, PICTURE[:7]]
+    engine, prefixes = Engine(vertical, exact=True, draft_cost=0, drafts=HeadDrafts()), [PICTURE, TEXT, PICTURE[:7]]
     samplings = [Sampling(seed=seed + i, temperature=temperature, guidance=guidance, verification="rejection") for i in range(3)]
     together = engine.generate_batch(prefixes, samplings, 40)
     for prefix, sampling, row in zip(prefixes, samplings, together, strict=True):
@@ -307,7 +312,10 @@ def test_a_broken_prefix_is_refused_by_offset(trained: UnifiedModel) -> None:
 
 @pytest.mark.parametrize("cache", ["bfloat16", "int8"])
 def test_a_cache_of_fewer_bits_gives_the_same_with_drafts_and_without(vertical: UnifiedModel, cache: str) -> None:
-    engine, samplings = Engine(vertical, exact=True, drafts=HeadDrafts(), cache=cache), [Sampling(seed=seed) for seed in range(3)]
+    engine, samplings = (
+        Engine(vertical, exact=True, draft_cost=0, drafts=HeadDrafts(), cache=cache),
+        [Sampling(seed=seed) for seed in range(3)],
+    )
     prefixes = [PICTURE, TEXT, PICTURE[:7]]
     fast = engine.generate_batch(prefixes, samplings, 30)
     assert [row.tokens for row in fast] == [row.tokens for row in engine.generate_batch(prefixes, samplings, 30, speculative=False)]

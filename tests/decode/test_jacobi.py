@@ -38,7 +38,7 @@ def net() -> UnifiedModel:
     st.sampled_from([JacobiDrafts(max_drafts=5), JacobiDrafts(first=HeadDrafts()), JacobiDrafts(max_drafts=4, first=LookupDrafts())]),
     st.sampled_from([0.0, 0.7, 1.5]),
     st.sampled_from([1.0, 2.0]),
-    st.sampled_from([None, 0.2]),
+    st.sampled_from([None, 0.0, 0.2]),
 )
 def test_coupled_output_is_that_of_plain_decoding(
     net: UnifiedModel, seed: int, drafts: JacobiDrafts, temperature: float, guidance: float, cost: float | None
@@ -55,7 +55,7 @@ def test_coupled_output_is_that_of_plain_decoding(
 def test_what_was_chosen_behind_a_refused_draft_often_stands() -> None:
     net = model(depth=0, tie_embeddings=False).eval()
     torch.nn.init.normal_(net.unembedding.weight, std=FLAT)
-    engine, drafted, stood = Engine(net, drafts=JacobiDrafts()), Counter[tuple[str, int]](), Counter[tuple[str, int]]()
+    engine, drafted, stood = Engine(net, draft_cost=0, drafts=JacobiDrafts()), Counter[tuple[str, int]](), Counter[tuple[str, int]]()
     rows = engine.generate_batch([PICTURE] * 12, [Sampling(seed=seed) for seed in range(12)], 15)
     for row in rows:
         drafted.update(row.stats.drafted)
@@ -69,7 +69,7 @@ def test_codes_that_alternate_between_codebooks_are_drafted_by_those_of_their_ow
     layout = replace(LAYOUT, media=(MediaEntry(Modality.AUDIO, "sounds", codebook_sizes=(20, 30)),))
     net = replace(model(depth=0).config, layout=layout, tie_embeddings=False).build().eval()
     torch.nn.init.normal_(net.unembedding.weight, std=FLAT)
-    engine = Engine(net, exact=True, drafts=JacobiDrafts(max_drafts=6))
+    engine = Engine(net, exact=True, draft_cost=0, drafts=JacobiDrafts(max_drafts=6))
     samplings = [Sampling(seed=seed) for seed in range(4)]
     prefixes = [[Special.BOS, Special.BOA]] * 4
     plain, fast = (engine.generate_batch(prefixes, samplings, 20, speculative) for speculative in (False, True))

@@ -2,35 +2,50 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmtp.decode.costs import Costs
 from mmtp.decode.pace import Pace
 
-KEYS = [("image", k) for k in range(1, 9)]
+MOST = 8
 
 
-def drafts_of(pace: Pace) -> int:
+def drafts_of(pace: Pace, making: float = 0.0, most: int = MOST) -> int:
     """Drafts that the next round makes."""
     pace.begin()
-    for n, key in enumerate(KEYS):
-        if not pace.pays(key):
+    for n in range(most):
+        if not pace.pays("image", making):
             return n
-        pace.take(key)
-    return len(KEYS)
+        pace.take("image", making)
+    return most
+
+
+def simulate(pace: Pace, stands: bool, rounds: int, making: float = 0.0, most: int = MOST) -> tuple[int, float]:
+    """Drafts of so many rounds, of which all or none stand, and what the rounds cost in passes."""
+    made, passes = 0, 0.0
+    for _ in range(rounds):
+        drafts = drafts_of(pace, making, most)
+        pace.learn(["image"] * drafts, drafts if stands else 0)
+        made += drafts
+        passes += 1 + (pace.costs.first + (drafts - 1) * pace.costs.further + drafts * making if drafts else 0)
+    return made, passes
 
 
 @given(st.floats(0.05, 0.95), st.floats(0.01, 0.9))
 def test_it_stops_where_the_yield_is_greatest(acceptance: float, cost: float) -> None:
     pace = Pace(cost, memory=1.0)
-    for key in KEYS:
-        pace._drafted[key], pace._stood[key] = 1e9, acceptance * 1e9
-    yields = [sum(acceptance**j for j in range(k + 1)) / (1 + k * cost) for k in range(len(KEYS) + 1)]
-    assert yields[drafts_of(pace)] == pytest.approx(max(yields), rel=1e-6)
+    for place in range(MOST):
+        pace._drafted["image", place], pace._stood["image", place] = 1e9, acceptance * 1e9
+    yields = [sum(acceptance**j for j in range(k + 1)) / (1 + k * cost) for k in range(MOST + 1)]
+    drafts = drafts_of(pace)
+    assert yields[drafts] == pytest.approx(max(yields), rel=1e-6)
+    pace.begin()
+    assert pace.count("image", MOST) == drafts and drafts_of(pace) == drafts  # counting makes none
 
 
 def test_it_gives_up_and_tries_again() -> None:
-    pace = Pace(0.2)
-    assert drafts_of(pace) == len(KEYS)  # nothing is known: all may stand
+    pace = Pace(0.2, memory=0.95)
+    assert drafts_of(pace) == MOST  # nothing is known: all may stand
     for _ in range(30):
-        pace.learn(KEYS, 0)
+        pace.learn(["image"] * MOST, 0)
     assert drafts_of(pace) == 0
     rounds = 0
     while not drafts_of(pace):
@@ -39,7 +54,43 @@ def test_it_gives_up_and_tries_again() -> None:
     assert 10 < rounds < 100
 
 
+@pytest.mark.parametrize(("making", "most"), [(0.0, 12), (0.3, 4)])
+def test_drafts_that_never_stand_soon_cost_next_to_nothing(making: float, most: int) -> None:
+    pace = Pace()
+    _, start = simulate(pace, False, 30, making, most)
+    made, passes = simulate(pace, False, 1000, making, most)
+    assert start < 32.5  # of a short answer
+    assert 0 < made < 120 and passes < 1020
+
+
+def test_drafts_that_always_stand_are_all_made() -> None:
+    assert simulate(Pace(), True, 50, making=0.3)[0] == 50 * MOST
+
+
+def test_a_medium_that_gave_up_says_nothing_of_another() -> None:
+    pace = Pace()
+    simulate(pace, False, 20)
+    assert not pace.pays("image") and pace.pays("text")
+
+
+def test_what_making_takes_counts_beside_verification() -> None:
+    pace = Pace(costs=Costs(start=1.0, first=0.2, further=0.1), memory=1.0)
+    pace.learn(["image"], 0)
+    pace.begin()
+    assert pace.pays("image", 0.29) and not pace.pays("image", 0.31)  # of two, the one that was made did not stand
+    pace = Pace(0.4, memory=1.0)
+    pace.learn(["image"], 0)
+    pace.begin()
+    assert pace.pays("image", 9.0)  # a number says what all costs
+
+
 def test_drafts_behind_a_refused_one_tell_nothing() -> None:
-    pace = Pace(0.2, memory=1.0)
-    pace.learn(KEYS[:3], 1)
-    assert [pace.acceptance(key) for key in KEYS[:3]] == [1.0, 0.5, 1.0]
+    pace = Pace(memory=1.0)
+    pace.learn(["image"] * 3, 1)
+    assert pace._drafted == {("image", 0): 1, ("image", 1): 1} and pace._stood == {("image", 0): 1, ("image", 1): 0}
+
+
+def test_a_further_draft_is_believed_to_stand_as_often_as_the_one_before() -> None:
+    pace = Pace(0.05, memory=1.0)
+    pace.learn(["image"] * 2, 0)  # a half then: 1/8 is worth 0.05 · 1.75 / 1.1, 1/16 is not worth 0.05 · 1.875 / 1.15
+    assert drafts_of(pace) == 3

@@ -98,9 +98,9 @@ def test_rows_of_a_batch_are_those_decoded_alone(exact: bool, drafts: Drafts) ->
     prompts = [PROMPT, PROMPT[:4], [*PROMPT, FIRST + 5, FIRST + 6], [*PROMPT[:-1], LAYOUT.dim(7)], [*PROMPT[:-1], LAYOUT.dim(ENDS[1])]]
     prompts += [[*PROMPT[:-2], LAYOUT.dim(2), LAYOUT.dim(ENDS[1])]]
     samplings = [Sampling(seed=i, guidance=2.0 if i % 2 else 1.0) for i in range(len(prompts))]
-    together = Engine(net, exact=exact, drafts=drafts).generate_batch(prompts, samplings, 16)
+    together = Engine(net, exact=exact, draft_cost=0, drafts=drafts).generate_batch(prompts, samplings, 16)
     for i, (prompt, sampling, row) in enumerate(zip(prompts, samplings, together, strict=True)):
-        alone = Engine(net, exact=exact, drafts=drafts).generate(prompt, sampling, 16, speculative=i % 3 == 0)
+        alone = Engine(net, exact=exact, draft_cost=0, drafts=drafts).generate(prompt, sampling, 16, speculative=i % 3 == 0)
         assert alone.tokens == row.tokens
     assert together[2].stats.per_pass[0] == 3 and together[4].stats.per_pass[:2] == [1, 4]
     for row in (together[3], together[5]):  # 1 x 7 and 2 x 5 codes are no pyramids: one by one, and drafts

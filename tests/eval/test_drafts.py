@@ -34,13 +34,13 @@ def engine(head: HeadConfig) -> Engine:
     torch.manual_seed(0)
     model = UnifiedModel.Config(layout=LAYOUT, backbone=BACKBONE, head=head).build().eval()
     torch.nn.init.normal_(model.embedding.table.weight, std=0.3)
-    return Engine(model, exact=True, drafts=HeadDrafts())
+    return Engine(model, exact=True, draft_cost=0, drafts=HeadDrafts())
 
 
 @pytest.mark.parametrize(("head", "temperature"), [*((head, 1.0) for head in HEADS), (HEADS[-1], 0.0)])
 def test_spoiled_drafts_of_a_medium_move_no_token(head: HeadConfig, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     drafted, take = list[int](), Row.take_draft
-    monkeypatch.setattr(Row, "take_draft", lambda row, draft, offset: (drafted.append(draft.token), take(row, draft, offset))[1])
+    monkeypatch.setattr(Row, "take_draft", lambda row, draft, *given: (drafted.append(draft.token), take(row, draft, *given))[1])
     tried, sampling = engine(head), Sampling(temperature=temperature, seed=3)
     plain = [
         tried.generate(p.tokens, Sampling(temperature=temperature, seed=3 + i), p.max_new_tokens, False) for i, p in enumerate(PROMPTS)

@@ -178,6 +178,11 @@ class Head(Protocol):
         ...
 
     @property
+    def num_modules(self) -> int:
+        """Parts of its weights, of which every offset runs one: D where each offset has weights of its own, 1 where they are shared."""
+        ...
+
+    @property
     def num_caches(self) -> int:
         """Layers of keys and values that drafting needs; 0 where nothing is kept between passes.
 

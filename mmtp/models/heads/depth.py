@@ -34,6 +34,7 @@ class DepthHead(nn.Module):
         modalities: of the vocabulary.
     """
 
+    num_modules = 1
     num_caches = 0
 
     @dataclass(frozen=True, kw_only=True)

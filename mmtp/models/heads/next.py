@@ -16,6 +16,7 @@ class NextHead(nn.Module):
     """Predicts nothing beyond the next token; decoding with it is plain decoding."""
 
     mtp_depth = 0
+    num_modules = 1
     num_caches = 0
 
     @dataclass(frozen=True, kw_only=True)

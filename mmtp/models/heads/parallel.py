@@ -51,6 +51,10 @@ class ParallelHead(nn.Module):
         return self.config.mtp_depth
 
     @property
+    def num_modules(self) -> int:
+        return self.mtp_depth
+
+    @property
     def num_caches(self) -> int:
         return self.mtp_depth
 

@@ -107,6 +107,10 @@ class SynchronizedHead(nn.Module):
         return self.config.vertical
 
     @property
+    def num_modules(self) -> int:
+        return 1
+
+    @property
     def num_caches(self) -> int:
         return 1
 

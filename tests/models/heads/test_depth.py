@@ -56,7 +56,7 @@ def test_codebooks_of_a_new_frame_follow_from_those_before_it(trained: UnifiedMo
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_frames_are_drafted_and_the_stream_is_that_of_plain_decoding(trained: UnifiedModel, temperature: float) -> None:
-    engine, prefix = Engine(trained, exact=True, drafts=HeadDrafts()), [Special.BOS, Special.ASSISTANT, Special.BOA]
+    engine, prefix = Engine(trained, exact=True, draft_cost=0, drafts=HeadDrafts()), [Special.BOS, Special.ASSISTANT, Special.BOA]
     plain, fast = (engine.generate(prefix, Sampling(seed=3, temperature=temperature), 60, speculative) for speculative in (False, True))
     assert fast.tokens == plain.tokens
     assert fast.stats.passes < 0.7 * plain.stats.passes
@@ -85,7 +85,7 @@ def test_drafting_costs_one_anchor_a_pass_however_long_the_prompt(trained: Unifi
 
     monkeypatch.setattr(DepthHead, "draft", counted)
     prefix = [Special.BOS, Special.USER, *[LAYOUT.text_range[0]] * 30, Special.END, Special.ASSISTANT, Special.BOA]
-    Engine(trained, drafts=HeadDrafts()).generate(prefix, Sampling(seed=1), 30)
+    Engine(trained, draft_cost=0, drafts=HeadDrafts()).generate(prefix, Sampling(seed=1), 30)
     assert len(anchors) > 4 and set(anchors) == {1}
 
 
