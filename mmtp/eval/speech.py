@@ -75,14 +75,16 @@ class Recognizer:
 
     def __call__(self, sound: Float[Tensor, "1 t"], rate: int) -> str:
         """What is said in a sound with values in [-1, 1]."""
-        return " ".join(segment.text for segment in self._segments(sound, rate, without_timestamps=True))
+        # Of sounds that are no words greedy decoding may write the same few for ever; five tokens that stood there do not come again.
+        heard = self._segments(sound, rate, without_timestamps=True, no_repeat_ngram_size=5)
+        return " ".join(segment.text for segment in heard)
 
     def words(self, sound: Float[Tensor, "1 t"], rate: int) -> list[tuple[str, float, float]]:
         """Every word that is said, with the seconds at which it begins and ends (alignment by attention, to some hundredths)."""
         segments = self._segments(sound, rate, word_timestamps=True)
         return [(word.word.strip(), float(word.start), float(word.end)) for segment in segments for word in segment.words]
 
-    def _segments(self, sound: Float[Tensor, "1 t"], rate: int, **how: bool) -> Iterable[Any]:
+    def _segments(self, sound: Float[Tensor, "1 t"], rate: int, **how: bool | int) -> Iterable[Any]:
         samples = resample(sound.float(), rate, RATE)[0].numpy()
         # Without a fallback to higher temperatures, which would sample.
         return self._model.transcribe(samples, language="en", beam_size=1, temperature=0.0, condition_on_previous_text=False, **how)[0]
