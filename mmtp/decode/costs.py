@@ -40,7 +40,8 @@ class Costs(NamedTuple):
 
 
 BY_CALLS = Costs(start=1.5, first=0.2, further=0.02)
-"""Of passes by torch's kernels. Steps of the heads of emoji-s, omni-s and vqa-s come to 0.27 to 0.28 passes; measured were 0.25 to 0.29."""
+"""Of passes by torch's kernels. Steps of the heads of emoji-s, omni-s and vqa-s come to 0.27 to 0.28 passes; measured were 0.25 to 0.31,
+over four steps, and 0.33 to 0.36 for the first alone."""
 
 COMPILED = Costs(start=0.0, first=0.15, further=0.1)
 """Of compiled passes, whose cost is arithmetic. A step of emoji-s comes to 0.16 passes; measured were 0.13 to 0.20."""

@@ -6,6 +6,10 @@ from typing import NamedTuple
 
 from mmtp.decode.costs import BY_CALLS, Costs
 
+BELIEVED = 2
+"""Drafts that what is believed beforehand weighs as much as. With fewer, answers whose drafts do not stand lose less, and
+short ones whose drafts do stand are given up after a refusal or two."""
+
 
 class _Round(NamedTuple):
     """Drafts of a round so far.
@@ -32,9 +36,9 @@ class Pace:
     section 3.1, with a rate per draft) at a cost of 1 + Σ_j c_j passes. Draft k pays while Π_{i≤k} a_i / c_k is above that ratio for k - 1.
 
     Acceptance is counted per medium and place in the round. Beforehand the first draft is believed to stand, and a further one as often as
-    the one before it, each as if that had been seen once. Counts fade, so that what was given up is tried again: a draft of cost c that
-    never stands is made as often as keeps its count at 1 / c - 1, which takes (1 - memory) (1 - c) of all passes. All depends on what the
-    row has settled before, and on nothing else: a request drafts equally in any batch.
+    the one before it, each as if that had been seen twice. Counts fade, so that what was given up is tried again: a draft of cost c that
+    never stands is made as often as keeps its count at 2 / c - 2, which takes 2 (1 - memory) (1 - c) of all passes. All depends on what
+    the row has settled before, and on nothing else: a request drafts equally in any batch.
 
     Args:
         cost: of any draft and its verification, in passes of the model; None for what making each takes, and what ``costs`` says.
@@ -94,7 +98,7 @@ class Pace:
     def _rate(self, before: _Round, medium: str) -> float:
         """Share of next drafts that stood where all before them did."""
         key = medium, before.drafts
-        return (before.rate + self._stood[key]) / (1 + self._drafted[key])
+        return (BELIEVED * before.rate + self._stood[key]) / (BELIEVED + self._drafted[key])
 
     def _price(self, before: _Round, making: float) -> float:
         """Of the next draft and its verification, in passes."""
