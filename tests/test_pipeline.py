@@ -157,6 +157,16 @@ def test_another_tokenizer_is_refused(tokenizers):
 SPOKEN = ("one", "two")
 
 
+def learn_by_heart(pipeline, documents):
+    encoded = [encode_document(pipeline.layout, document) for document in documents]
+    batch = collate([(e.tokens, e.target_mask) for e in encoded], pipeline.grammar, 64)
+    optimizer = torch.optim.AdamW(pipeline.model.parameters(), lr=5e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        pipeline.model.loss(batch, LossConfig()).total.backward()
+        optimizer.step()
+
+
 @pytest.fixture(scope="module")
 def speaker():
     """A tiny model that has learnt two short sounds by heart, to say and to hear."""
@@ -171,13 +181,7 @@ def speaker():
     assert all(len(set(segment.ids.flatten().tolist())) > 1 for segment in tokens if segment.ids is not None)
     samples = [Sample(s, (words,)) for s, words in zip(tokens, SPOKEN, strict=True)]
     documents = [TEMPLATES[task](sample, pipeline.encode_text)[0] for sample in samples for task in ("say", "caption")]
-    encoded = [encode_document(pipeline.layout, document) for document in documents]
-    batch = collate([(e.tokens, e.target_mask) for e in encoded], pipeline.grammar, 64)
-    optimizer = torch.optim.AdamW(pipeline.model.parameters(), lr=5e-3)
-    for _ in range(150):
-        optimizer.zero_grad()
-        pipeline.model.loss(batch, LossConfig()).total.backward()
-        optimizer.step()
+    learn_by_heart(pipeline, documents)
     return pipeline, sounds
 
 
@@ -229,13 +233,7 @@ def reader(speaker):
         starts = [sum(part.shape[-1] for part in ids[:i]) for i in range(len(ids))]
         sample = Sample(Segment(Modality.AUDIO, torch.cat(ids, -1)), words=tuple(zip(words, starts, strict=True)))
         documents += TEMPLATES["read"](sample, pipeline.encode_text)
-    encoded = [encode_document(pipeline.layout, document) for document in documents]
-    batch = collate([(e.tokens, e.target_mask) for e in encoded], pipeline.grammar, 64)
-    optimizer = torch.optim.AdamW(pipeline.model.parameters(), lr=5e-3)
-    for _ in range(150):
-        optimizer.zero_grad()
-        pipeline.model.loss(batch, LossConfig()).total.backward()
-        optimizer.step()
+    learn_by_heart(pipeline, documents)
     return pipeline, said
 
 

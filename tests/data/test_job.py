@@ -31,6 +31,7 @@ from mmtp.models.connector import Connector, Projector, Resampler
 from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.grammar import StreamGrammar
+from mmtp.stream.template import TEMPLATES
 from mmtp.stream.vocab import Special
 from mmtp.stream.words import skeleton, speeches
 from mmtp.tokenizers.audio.frame import FrameAudioTokenizer
@@ -235,7 +236,7 @@ def test_wrong_requests(pictures: Path, tmp_path: Path, tokenizers: dict[str, Pa
         make(pictures, tmp_path / "out", tokenizers, text=None)
     with pytest.raises(DataError, match="txt: is a text tokenizer; give it as --text"):
         make(pictures, tmp_path / "out", tokenizers, tokenizer=tokenizers["text"], text=None, config=TokenizeConfig())
-    with pytest.raises(DataError, match="task 'pain' is not one of plain, caption, draw, say, vqa"):
+    with pytest.raises(DataError, match=f"task 'pain' is not one of {', '.join(TEMPLATES)}"):
         TokenizeConfig(tasks=("pain",))
     with pytest.raises(DataError, match="questions_per_document: at least 1 is wanted, 0 given"):
         TokenizeConfig(questions_per_document=0)
