@@ -166,6 +166,8 @@ class ShardMaker:
         for task, medium in WRITTEN.items():
             if task in config.tasks and self.spec.modality is not medium:
                 raise DataError(f"task {task}: is for {medium}, and this tokenizer reads {self.spec.modality}")
+        if self.spec.latent_dim and "read" in config.tasks:
+            raise DataError("task read: a model writes the sounds of words as codes, and this tokenizer gives vectors")
         if not self.spec.latent_dim and (config.merge > 1 or config.queries):
             raise DataError("merge and queries: only vectors of a continuous tokenizer are joined or resampled, and this one gives codes")
         if self.spec.latent_dim and config.draws and (config.merge > 1 or config.queries):

@@ -1,5 +1,6 @@
 """What a sample's labels say, in words: captions as a wording puts them together, questions with their answers, and when words are said."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -71,7 +72,8 @@ def timed(labels: dict[str, Any]) -> tuple[tuple[str, float], ...]:
 
 
 def _is_timed(pair: Any) -> bool:
-    return isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], int | float)
+    sound = isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], int | float)
+    return sound and math.isfinite(pair[1])
 
 
 def _words(name: str, value: Any) -> str:

@@ -35,7 +35,7 @@ from mmtp.stream.template import TEMPLATES
 from mmtp.stream.vocab import Special
 from mmtp.stream.words import skeleton, speeches
 from mmtp.tokenizers.audio.frame import FrameAudioTokenizer
-from mmtp.tokenizers.continuous.patches import PatchImageTokenizer
+from mmtp.tokenizers.continuous.patches import PatchAudioTokenizer, PatchImageTokenizer
 from mmtp.tokenizers.continuous.vit import TimmViT
 from mmtp.tokenizers.image.conv import ConvImageTokenizer
 from mmtp.tokenizers.quantizers import FSQ
@@ -486,3 +486,7 @@ def test_words_stand_by_turns_with_the_frames_of_their_sounds(tmp_path: Path) ->
     ] == [True] * 3
     said = [text.decode_text(run) for speech in speeches(skeleton(row.tokens, dataset.layout), dataset.layout) for run in speech.runs]
     assert said == ["read press one or two", "press", "one or", "two"]
+    with pytest.raises(DataError, match="task read: a model writes the sounds of words as codes, and this tokenizer gives vectors"):
+        tokenize(
+            folder, tmp_path / "vectors", tokenizer=PatchAudioTokenizer.Config().build(), text=text, config=TokenizeConfig(tasks=("read",))
+        )

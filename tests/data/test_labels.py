@@ -48,7 +48,9 @@ def test_words_have_their_seconds():
     assert timed({"text": "press one"}) == ()
 
 
-@pytest.mark.parametrize("found", [7, ["a"], [["a", "b"]], [["a", 0, 1]], [[0, "a"]]])
+@pytest.mark.parametrize(
+    "found", [7, ["a"], [["a", "b"]], [["a", 0, 1]], [[0, "a"]], [["a", 0], ["b", float("nan")]], [["a", 0], ["b", float("inf")]]]
+)
 def test_words_without_seconds_are_refused(found):
     with pytest.raises(DecodeError, match=r"timed: a list of \[words, seconds\] is wanted"):
         timed({"timed": found})
