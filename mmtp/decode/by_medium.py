@@ -1,13 +1,13 @@
-"""Drafts by what suits the medium: words by the head, codes of pictures, sounds and videos by the pass before.
+"""Drafts by what suits the medium: words by counts of n-grams or by the head, codes of pictures, sounds and videos by the pass before.
 
-Neighbours in a picture are alike, so what the model chose behind a refused draft says more of the codes to come than a small head does, and
-costs next to nothing (:mod:`mmtp.decode.jacobi`). Words have no such neighbours, and a head knows them. While codes are drafted the head
-reads nothing: see :class:`mmtp.decode.drafts.HeadDrafter`.
+Words that a model was made for are mostly known by the few before them, and a table of those costs no pass; where a model has none, its
+head drafts. Neighbours in a picture are alike, so what the model chose behind a refused draft says more of the codes to come than a small
+head does, and costs next to nothing (:mod:`mmtp.decode.jacobi`). Words have no such neighbours. While codes are drafted the head reads
+nothing: see :class:`mmtp.decode.drafts.HeadDrafter`.
 """
 
 import sys
 from dataclasses import dataclass, field
-from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from mmtp.decode.chooser import Chooser
 from mmtp.decode.drafts import Drafter, Drafts, HeadDrafts
 from mmtp.decode.jacobi import JacobiDrafts
+from mmtp.decode.ngrams import NGramDrafts
 from mmtp.decode.rows import Lane, Row
 from mmtp.decode.step import Step
 from mmtp.types import Modality
@@ -25,23 +26,29 @@ class DraftsByMedium:
     """Two ways of drafting, each where it is the better one.
 
     Attributes:
-        text: drafts where words stand, and may go on into what follows them. A model without a head drafts no words by default.
+        text: drafts where words stand, and may go on into what follows them. None takes the model's n-grams, or where it has none its head;
+            a model without either drafts no words.
         codes: drafts codes, and what the grammar leaves no choice about.
     """
 
-    text: Drafts = field(default_factory=partial(HeadDrafts, rows=False))
+    text: Drafts | None = None
     codes: Drafts = field(default_factory=JacobiDrafts)
 
     def length(self, model: Step) -> int:
-        return max(self.text.length(model), self._most_codes(model))
+        return max(self._text(model).length(model), self._most_codes(model))
 
     def begin(self, chooser: Chooser, num_lanes: int, capacity: int, exact: bool = False) -> Drafter:
         of = chooser.model
         text, codes = (
             way.begin(chooser, num_lanes, capacity, exact) if most else None
-            for way, most in ((self.text, self.text.length(of)), (self.codes, self._most_codes(of)))
+            for way, most in ((self._text(of), self._text(of).length(of)), (self.codes, self._most_codes(of)))
         )
         return _DrafterByMedium(chooser, text, codes)
+
+    def _text(self, model: Step) -> Drafts:
+        if self.text is not None:
+            return self.text
+        return HeadDrafts(rows=False) if model.ngrams is None else NGramDrafts()
 
     def _most_codes(self, model: Step) -> int:
         """Drafts of codes at most; a vocabulary without any needs no room for them."""

@@ -25,6 +25,7 @@ class Step(Protocol):
     next_scale: Any
     backbone: Any
     unembedding: Any
+    ngrams: Any
 
     def embed(self, tokens: Int[Tensor, "b s"]) -> Float[Tensor, "b s d"]: ...
 

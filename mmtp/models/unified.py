@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,8 +26,11 @@ from mmtp.nn.block import init_weights
 from mmtp.nn.cross import last_span_mask
 from mmtp.nn.experts import Routes
 from mmtp.nn.windows import Windows
+from mmtp.stream.ngrams import NGrams
 from mmtp.stream.vocab import Special, VocabLayout
 from mmtp.types import Batch, Modality
+
+NGRAMS_FILE = "ngrams.safetensors"
 
 
 class UnifiedModel(nn.Module):
@@ -37,6 +41,7 @@ class UnifiedModel(nn.Module):
 
     Attributes:
         flex_attention: whether the backbone attends by FlexAttention to whole rows; training sets it.
+        ngrams: of text, for drafts; kept in a file of its own beside the weights.
     """
 
     slot_modality: Tensor
@@ -86,6 +91,27 @@ class UnifiedModel(nn.Module):
         _check_window(config)
         self.flex_attention = False
         self.input_dropout: Mapping[str, float] = {}  # by modality, in training alone
+        self.ngrams: NGrams | None = None
+
+    def save_files(self, folder: Path) -> None:
+        """Writes what is kept beside configuration and weights."""
+        if self.ngrams is None:
+            (folder / NGRAMS_FILE).unlink(missing_ok=True)  # of another model that stood there
+        else:
+            self.ngrams.save(folder / NGRAMS_FILE)
+
+    @classmethod
+    def load_files(cls, config: Config, folder: Path) -> "UnifiedModel":
+        """A model without its weights, with what is kept beside them.
+
+        Raises:
+            VocabMismatch: n-grams are of another vocabulary.
+            NGramError: their file is damaged.
+        """
+        built = UnifiedModel(config)
+        if (path := folder / NGRAMS_FILE).is_file():
+            built.ngrams = NGrams.load(path, config.layout)
+        return built
 
     def forward(
         self,

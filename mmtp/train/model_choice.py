@@ -228,6 +228,8 @@ def rebuilt(model: UnifiedModel, config: UnifiedModel.Config, fresh: tuple[str, 
         ConfigError: the head that is kept was made for fewer media.
     """
     other = config.build()
+    if config.layout == model.config.layout:
+        other.ngrams = model.ngrams
     state, used = other.state_dict(), model.config.layout.used
     ids = torch.from_numpy(config.layout.ids_of(model.config.layout)[:used])
     for name, value in model.state_dict().items():

@@ -7,6 +7,7 @@ from mmtp.decode.draft_model import ModelDrafts
 from mmtp.decode.drafts import HeadDrafts
 from mmtp.decode.jacobi import JacobiDrafts
 from mmtp.decode.lookup import LookupDrafts
+from mmtp.decode.ngrams import NGramDrafts
 from mmtp.decode.sample import Sampling, SamplingError
 from mmtp.types import MmtpError
 from tests.models.common import model
@@ -40,10 +41,10 @@ def test_refuses_what_is_no_setting(flags: dict, words: str) -> None:
 
 def test_drafts_come_from_where_the_words_say(tmp_path, saved) -> None:
     hub.save_pretrained(model(depth=0), tmp_path / "small")
-    for words, kind in (("head", HeadDrafts), ("lookup", LookupDrafts), (str(tmp_path / "small"), ModelDrafts)):
+    for words, kind in (("head", HeadDrafts), ("ngrams", NGramDrafts), ("lookup", LookupDrafts), (str(tmp_path / "small"), ModelDrafts)):
         assert isinstance(drafts_of(words), kind)
     assert drafts_of("auto") == DraftsByMedium()
     assert drafts_of("jacobi") == JacobiDrafts()
     assert drafts_of("lookup+jacobi") == JacobiDrafts(first=LookupDrafts())
-    with pytest.raises(MmtpError, match="is a TextTokenizer, not a unified model; auto, head, lookup, jacobi or a model is wanted"):
+    with pytest.raises(MmtpError, match="is a TextTokenizer, not a unified model; auto, head, ngrams, lookup, jacobi or a model is wanted"):
         drafts_of(saved["text"])

@@ -1,0 +1,123 @@
+"""Drafts of text by counts of n-grams that come with the model: which token followed the last few in the texts it was made for.
+
+A table look-up per draft and no pass of any network, so that a draft needs to stand far less often to pay than one of a head. Unlike
+:mod:`mmtp.decode.lookup`, which copies what stood in the stream itself, it knows the texts of a domain before the first of them is
+written. Drafts are drawn of the counts' distribution, with the noise of their places, and so stand at temperatures above 0 as well.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmtp.decode.chooser import Chooser
+from mmtp.decode.drafts import Drafter
+from mmtp.decode.rows import DecodeError, Lane, Row
+from mmtp.decode.sample import propose
+from mmtp.decode.step import Step
+from mmtp.types import Modality
+
+
+@dataclass(frozen=True, kw_only=True)
+class NGramDrafts:
+    """Drafts by the n-grams of the model.
+
+    Attributes:
+        max_drafts: tokens to propose at most.
+        least_chance: with which a draft and all before it have to stand by the counts. Making and verifying one takes some 0.05 passes, and
+            a pass yields about two tokens, so that one of less than 0.1 costs more than it is to bring.
+    """
+
+    max_drafts: int = 12
+    least_chance: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.max_drafts < 1:
+            raise ValueError(f"max_drafts {self.max_drafts}: at least 1 is wanted")
+        if not 0 <= self.least_chance <= 1:
+            raise ValueError(f"least_chance {self.least_chance}: a number from 0 to 1 is wanted")
+
+    def length(self, model: Step) -> int:
+        """As of any :class:`mmtp.decode.drafts.Drafts`.
+
+        Raises:
+            DecodeError: the model has no counts.
+        """
+        if model.ngrams is None:
+            raise DecodeError("drafts by n-grams: the model has none; count those of its texts with mmtp ngrams")
+        return self.max_drafts
+
+    def begin(self, chooser: Chooser, num_lanes: int, capacity: int, exact: bool = False) -> Drafter:
+        return _NGramDrafter(chooser, self)
+
+
+class _NGramDrafter:
+    """Keeps nothing: what comes before is read off the stream."""
+
+    lookahead = 0
+
+    def __init__(self, chooser: Chooser, source: NGramDrafts) -> None:
+        self.chooser, self.ngrams = chooser, chooser.model.ngrams
+        self.max_drafts, self.least_chance = source.max_drafts, source.least_chance
+        self._sizes = [sum(hi - lo for lo, hi in slot.generable) for slot in chooser.slots]
+        self._text = [slot.modality is Modality.TEXT for slot in chooser.slots]
+
+    def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
+        for row in rows:
+            if not row.done:
+                self._draft(row)
+
+    def restart(self, lane: int) -> None: ...
+
+    def focus(self, first: int, count: int) -> None: ...
+
+    def held(self, lane: int) -> int:
+        return sys.maxsize
+
+    def keeps(self, lane: int, length: int) -> bool:
+        return True
+
+    def copy(self, source: int, target: int, length: int) -> None: ...
+
+    def swap(self, one: int, other: int) -> None: ...
+
+    def _draft(self, row: Row) -> None:
+        """Drafts on until no text may follow, none is known that could, or one more would not pay."""
+        context, chance = self._text_before(row), 1.0
+        while len(row.drafts) < self.max_drafts and self._text[row.draft_states[-1].slot] and row.wants():
+            likely = self._likely(row, context)
+            # Of the draft that is to be drawn only the distribution is asked: rejection forbids to drop one for what it is.
+            if not likely or chance * max(likely.values()) < self.least_chance:
+                return
+            slot, place = row.draft_states[-1].slot, len(row.tokens) + len(row.drafts)
+            logits = np.full((1, self._sizes[slot]), -np.inf, dtype=np.float32)
+            logits[0, list(likely)] = np.log(list(likely.values()))
+            sampling, scores = row.sampling.of(Modality.TEXT), torch.from_numpy(logits).to(self.chooser.device)
+            (draft,) = propose(scores, sampling, row.noise, [place], len(row.tokens))
+            chance *= likely[draft.token]
+            draft = draft._replace(token=self.chooser.logits.token(slot, draft.token))
+            row.take_draft(draft, len(row.drafts) + 1)
+            context.append(draft.token)
+
+    def _text_before(self, row: Row) -> list[int]:
+        """The last text of the stream, drafts included, as much as counts."""
+        slots = [*row.slots, *(state.slot for state in row.draft_states[:-1])]
+        text = (token for token, slot in zip(reversed(row.tokens + row.drafts), reversed(slots), strict=True) if self._text[slot])
+        return list(islice(text, self.ngrams.order - 1))[::-1]
+
+    def _likely(self, row: Row, context: Sequence[int]) -> dict[int, float]:
+        """What is known that may be drafted next, as local ids of its slot, with probabilities."""
+        state, answer, withheld = row.draft_states[-1], row.answer(-1), row.withheld
+        slot, local = self.chooser.slots[state.slot], self.chooser.logits.local
+        found = {
+            local(state.slot, token): probability
+            for token, probability in self.ngrams.predict(context).items()
+            if slot.generates(token) and token not in withheld and (answer is None or answer.allows(token))
+        }
+        whole = sum(found.values())
+        return {token: probability / whole for token, probability in found.items()}
