@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from mmtp.decode.by_medium import DraftsByMedium
@@ -19,6 +20,8 @@ from mmtp.decode.drafts import Drafts, HeadDrafts
 from mmtp.decode.engine import Engine
 from mmtp.decode.jacobi import JacobiDrafts
 from mmtp.decode.lookup import LookupDrafts
+from mmtp.decode.ngrams import NGramDrafts
+from mmtp.decode.sample import Sampling
 from mmtp.models.backbone import BackboneConfig
 from mmtp.models.heads.base import HeadConfig
 from mmtp.models.heads.next import NextHead
@@ -27,7 +30,8 @@ from mmtp.models.heads.sequential import SequentialHead
 from mmtp.models.heads.synchronized import SynchronizedHead
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.grammar import StreamGrammar
-from mmtp.stream.vocab import MediaEntry, TextEntry, VocabLayout
+from mmtp.stream.ngrams import NGrams
+from mmtp.stream.vocab import MediaEntry, Special, TextEntry, VocabLayout
 from mmtp.testing.traffic import Traced, Traffic, stir, trace
 from mmtp.types import Modality
 
@@ -40,7 +44,7 @@ LAYOUT = VocabLayout(
     16,
 )
 BACKBONE = BackboneConfig(width=48, depth=2, num_heads=4, num_kv_heads=2, head_dim=12, mlp_width=64)
-WAYS = ("sequential", "synchronized", "parallel", "by medium", "look-up", "model")
+WAYS = ("sequential", "synchronized", "parallel", "by medium", "n-grams", "look-up", "model")
 LONGEST = 512  # tokens of a row
 GROWTH = 64 << 20  # bytes by which a process may grow for other reasons than its requests
 
@@ -62,13 +66,22 @@ def engine(way: str, chunk: int) -> Engine:
         "by medium": SequentialHead.Config(mtp_depth=3),
     }
     net = build(heads.get(way, NextHead.Config()))
+    if way == "n-grams":
+        net.ngrams = written_ngrams(net)
     drafts: dict[str, Drafts] = {
         "by medium": DraftsByMedium(codes=JacobiDrafts(max_drafts=5)),
+        "n-grams": NGramDrafts(max_drafts=5, least_chance=0.0),
         "look-up": LookupDrafts(max_drafts=3),
         "model": ModelDrafts(net, 2),
     }
     cost = None if way == "by medium" else 0  # the others make all drafts, that there is much to verify
     return Engine(net, exact=True, draft_cost=cost, drafts=drafts.get(way, HeadDrafts()), chunk=chunk)
+
+
+def written_ngrams(net: UnifiedModel) -> NGrams:
+    """Counts of what a model writes itself."""
+    rows = Engine(net).generate_batch([[Special.BOS]] * 64, [Sampling(seed=seed) for seed in range(64)], 48, speculative=False)
+    return NGrams.count([np.array(row.tokens) for row in rows], LAYOUT)
 
 
 def traffic(seed: int) -> Traffic:

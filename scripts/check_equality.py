@@ -36,7 +36,7 @@ from mmtp.models.unified import UnifiedModel
 from mmtp.pipeline import Pipeline
 from mmtp.types import Modality
 
-WAYS = ("auto", "head", "jacobi", "head+jacobi", "lookup")
+WAYS = ("auto", "head", "ngrams", "jacobi", "head+jacobi", "lookup")
 PLAIN = "none"
 
 
@@ -285,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", help="zoo entry, folder or Hub id")
     parser.add_argument("--data", type=Path, nargs="+", help="data sets of mmtp tokenize")
     parser.add_argument("--prompts", type=int, default=100, help="of each task")
-    parser.add_argument("--drafts", nargs="+", default=WAYS, help=f"as of mmtp generate; default {' '.join(WAYS)}")
+    parser.add_argument("--drafts", nargs="+", help=f"as of mmtp generate; default those of {' '.join(WAYS)} that the model has")
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0], help="1 is off; other scales are of media alone")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
@@ -296,11 +296,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     check = Check(*load(given), seed=given.seed, compile=given.compile)
+    ways = given.drafts or [way for way in WAYS if way != "ngrams" or check.model.ngrams is not None]
     print(HEAD)
     found = run(
         check,
         Journal(given.journal, check.key),
-        given.drafts,
+        ways,
         given.temperature,
         sorted(given.guidance, key=lambda scale: scale != 1),
         given.batch,
