@@ -12,7 +12,7 @@ from itertools import islice
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmtp.decode.chooser import Chooser
@@ -66,6 +66,14 @@ class _NGramDrafter:
         self.max_drafts, self.least_chance = source.max_drafts, source.least_chance
         self._sizes = [sum(hi - lo for lo, hi in slot.generable) for slot in chooser.slots]
         self._text = [slot.modality is Modality.TEXT for slot in chooser.slots]
+        # Local ids of the slots of text, by vocabulary id; -1 of what they do not allow.
+        self._local = {i: self._local_ids(i) for i, text in enumerate(self._text) if text}
+
+    def _local_ids(self, slot: int) -> Int[np.ndarray, " v"]:
+        local = np.full(self.chooser.model.config.layout.size, -1)
+        allowed = [token for lo, hi in self.chooser.slots[slot].generable for token in range(lo, hi)]
+        local[allowed] = np.arange(len(allowed))
+        return local
 
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
         for row in rows:
@@ -90,16 +98,16 @@ class _NGramDrafter:
         """Drafts on until no text may follow, none is known that could, or one more would not pay."""
         context, chance = self._text_before(row), 1.0
         while len(row.drafts) < self.max_drafts and self._text[row.draft_states[-1].slot] and row.wants():
-            likely = self._likely(row, context)
+            local, likely = self._likely(row, context)
             # Of the draft that is to be drawn only the distribution is asked: rejection forbids to drop one for what it is.
-            if not likely or chance * max(likely.values()) < self.least_chance:
+            if not len(local) or chance * likely.max() < self.least_chance:
                 return
             slot, place = row.draft_states[-1].slot, len(row.tokens) + len(row.drafts)
-            logits = np.full((1, self._sizes[slot]), -np.inf, dtype=np.float32)
-            logits[0, list(likely)] = np.log(list(likely.values()))
-            sampling, scores = row.sampling.of(Modality.TEXT), torch.from_numpy(logits).to(self.chooser.device)
-            (draft,) = propose(scores, sampling, row.noise, [place], len(row.tokens))
-            chance *= likely[draft.token]
+            logits = torch.full((1, self._sizes[slot]), float("-inf"))
+            logits.numpy()[0, local] = np.log(likely)
+            sampling = row.sampling.of(Modality.TEXT)
+            (draft,) = propose(logits.to(self.chooser.device), sampling, row.noise, [place], len(row.tokens))
+            chance *= float(likely[local == draft.token].sum())
             draft = draft._replace(token=self.chooser.logits.token(slot, draft.token))
             row.take_draft(draft, len(row.drafts) + 1)
             context.append(draft.token)
@@ -110,14 +118,13 @@ class _NGramDrafter:
         text = (token for token, slot in zip(reversed(row.tokens + row.drafts), reversed(slots), strict=True) if self._text[slot])
         return list(islice(text, self.ngrams.order - 1))[::-1]
 
-    def _likely(self, row: Row, context: Sequence[int]) -> dict[int, float]:
-        """What is known that may be drafted next, as local ids of its slot, with probabilities."""
-        state, answer, withheld = row.draft_states[-1], row.answer(-1), row.withheld
-        slot, local = self.chooser.slots[state.slot], self.chooser.logits.local
-        found = {
-            local(state.slot, token): probability
-            for token, probability in self.ngrams.predict(context).items()
-            if slot.generates(token) and token not in withheld and (answer is None or answer.allows(token))
-        }
-        whole = sum(found.values())
-        return {token: probability / whole for token, probability in found.items()}
+    def _likely(self, row: Row, context: Sequence[int]) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """What is known that may be drafted next: local ids of its slot, and probabilities."""
+        answer, withheld = row.answer(-1), row.withheld
+        tokens, likely = self.ngrams.predict(context)
+        local = self._local[row.draft_states[-1].slot][tokens]
+        kept = local >= 0
+        if withheld or answer is not None:
+            may = [token not in withheld and (answer is None or answer.allows(token)) for token in tokens.tolist()]
+            kept &= np.array(may, dtype=bool)
+        return (local, likely) if kept.all() else (local[kept], likely[kept] / likely[kept].sum())

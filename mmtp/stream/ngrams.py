@@ -9,13 +9,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt32, UInt64
+from jaxtyping import Bool, Float, Int, UInt32, UInt64
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.vocab import VocabLayout, VocabMismatch
 from mmtp.types import MmtpError, Modality
+
+MOST_KEPT = 2**14
+"""Answers that are kept: texts go through the same contexts over and over."""
 
 _MULTIPLIER, _BITS = 0x9E3779B97F4A7C15, 2**64 - 1
 
@@ -49,6 +52,7 @@ class NGrams:
     ) -> None:
         self.layout, self.order = layout, order
         self.keys, self.starts, self.followers, self.counts = keys, starts, followers, counts
+        self._found: dict[tuple[int, ...], tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]] = {}
 
     @classmethod
     def count(cls, documents: Iterable[Int[np.ndarray, " _"]], layout: VocabLayout, order: int = 6) -> "NGrams":
@@ -84,17 +88,22 @@ class NGrams:
         starts = np.append(starts, len(counts)).astype(np.uint32)
         return cls(layout, order, keys, starts, pairs[1][ordered].astype(np.uint32), counts[ordered].astype(np.uint32))
 
-    def predict(self, context: Sequence[int]) -> dict[int, float]:
-        """Probabilities of what follows.
+    def predict(self, context: Sequence[int]) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """What follows: all tokens that were seen after the last one, and their probabilities; none where that was never seen.
 
         Args:
             context: text before it; no more than the last ``order - 1`` tokens count.
-
-        Returns:
-            Those of all tokens that were seen after its last token; of none where that was never seen.
         """
-        key, known = 0, {}
-        for token in reversed(context[-(self.order - 1) :]):
+        read = tuple(context[-(self.order - 1) :])
+        if (found := self._found.get(read)) is None:
+            if len(self._found) >= MOST_KEPT:
+                self._found.clear()
+            found = self._found[read] = self._interpolated(read)
+        return found
+
+    def _interpolated(self, context: tuple[int, ...]) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        key, known = 0, dict[int, float]()
+        for token in reversed(context):
             key = (key * _MULTIPLIER + token + 1) & _BITS
             at = int(np.searchsorted(self.keys, np.uint64(key)))
             if at == len(self.keys) or self.keys[at] != key:
@@ -106,7 +115,7 @@ class NGrams:
             known = {token: different * weight * share for token, share in known.items()}
             for follower, count in zip(self.followers[first:end].tolist(), counts, strict=True):
                 known[follower] = known.get(follower, 0.0) + count * weight
-        return known
+        return np.array(list(known), dtype=np.int64), np.array(list(known.values()))
 
     def save(self, path: Path) -> None:
         """Writes a file of safetensors."""

@@ -41,14 +41,14 @@ def test_coupled_output_is_that_of_plain_decoding(net: UnifiedModel, temperature
     samplings = [Sampling(seed=seed, temperature=temperature, guidance=guidance, repetition_penalty=0.9) for seed in range(3)]
     for drafts in (NGramDrafts(), NGramDrafts(max_drafts=2), None):
         engine = Engine(net, exact=True, drafts=drafts, draft_cost=0)
-        plain, fast = (engine.generate_batch(PREFIXES, samplings, 40, speculative) for speculative in (False, True))
+        plain, fast = (engine.generate_batch(PREFIXES, samplings, 24, speculative) for speculative in (False, True))
         assert [row.tokens for row in fast] == [row.tokens for row in plain]
         accepted, drafted = (
             sum(count[key] for count in counts for key in count if key[0] == "text")
             for counts in ([row.stats.accepted for row in fast], [row.stats.drafted for row in fast])
         )
         assert 0 < accepted < drafted
-        alone = [engine.generate(prefix, sampling, 40) for prefix, sampling in zip(PREFIXES, samplings, strict=True)]
+        alone = [engine.generate(prefix, sampling, 24) for prefix, sampling in zip(PREFIXES, samplings, strict=True)]
         assert [row.tokens for row in alone] == [row.tokens for row in plain]
 
 
@@ -57,7 +57,7 @@ def test_drafts_are_drawn_of_the_counts(net: UnifiedModel, verification: str) ->
     """The first draft of many seeds, by a chi-square test; and what rejection is told is the distribution it was drawn of."""
     assert net.ngrams is not None
     drafter = NGramDrafts(max_drafts=1, least_chance=0.0).begin(Chooser(net), 1, 100)
-    expected, seen = net.ngrams.predict(PROMPT), dict[int, int]()
+    expected, seen = dict(zip(*(each.tolist() for each in net.ngrams.predict(PROMPT)), strict=True)), dict[int, int]()
     count = 2000
     for seed in range(count):
         row = row_of(Sampling(seed=seed, verification=verification))
@@ -75,14 +75,14 @@ def test_drafts_are_drawn_of_the_counts(net: UnifiedModel, verification: str) ->
 
 def test_rejection_keeps_the_distribution(net: UnifiedModel) -> None:
     """The first two tokens of many seeds, beside plain decoding's."""
-    engine, count = Engine(net, drafts=NGramDrafts(), draft_cost=0), 1500
+    engine, count = Engine(net, drafts=NGramDrafts(), draft_cost=0), 800
     pairs = []
     for speculative in (True, False):
         samplings = [Sampling(seed=seed, verification="rejection", top_k=4) for seed in range(count)]
         rows = engine.generate_batch([PROMPT] * count, samplings, 3, speculative, max_lanes=64)
         pairs.append([tuple(row.tokens[len(PROMPT) : len(PROMPT) + 2]) for row in rows])
     kinds = [kind for kind in set(pairs[1]) if pairs[1].count(kind) >= 20]
-    assert len(kinds) >= 4
+    assert len(kinds) >= 3
     for kind in kinds:
         one, other = (each.count(kind) / count for each in pairs)
         assert abs(one - other) < 4.5 * (2 * other * (1 - other) / count) ** 0.5
@@ -97,7 +97,7 @@ def test_drafts_end_where_nothing_likely_is_known(net: UnifiedModel) -> None:
         drafter.propose([row], [row], torch.zeros(1, 1, 48), [0], 0)
         lengths.append(len(row.drafts))
         for place, token in enumerate(row.drafts):
-            found = net.ngrams.predict((PROMPT + row.drafts)[: len(PROMPT) + place])
+            found = dict(zip(*(each.tolist() for each in net.ngrams.predict((PROMPT + row.drafts)[: len(PROMPT) + place])), strict=True))
             legal = {t: p for t, p in found.items() if LAYOUT.slots[row.draft_states[place].slot].generates(t)}
             assert token == max(legal, key=lambda t: legal[t]) or legal[token] == max(legal.values())
         assert all(LAYOUT.slots[state.slot].modality is Modality.TEXT for state in row.draft_states[:-1])
