@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from mmtp.decode.batcher import Piece
@@ -23,7 +23,6 @@ from mmtp.hub import from_pretrained
 from mmtp.models.loss import LossConfig
 from mmtp.models.unified import UnifiedModel
 from mmtp.speaking import joined, parts, read_words
-from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.packing import collate
 from mmtp.stream.template import (
     TEMPLATES,
@@ -38,20 +37,17 @@ from mmtp.stream.template import (
     text_segment,
     vqa_prompt,
 )
-from mmtp.stream.vocab import Special, VocabLayout, VocabMismatch
-from mmtp.tokenizers.continuous.base import plane
+from mmtp.stream.vocab import Special, VocabMismatch
 from mmtp.tokenizers.matching import by_fingerprint, loaded
-from mmtp.types import Codes, Latents, MmtpError, Modality, Segment, grid_coordinates
-
-Picture = Float[Tensor, "3 _ _"]
-Sound = Float[Tensor, "c _"]
+from mmtp.translator import Picture, Sound, Translator
+from mmtp.types import MmtpError, Modality, Segment
 
 
 class PipelineError(MmtpError):
     """A request that the model or its tokenizers cannot serve."""
 
 
-class Pipeline:
+class Pipeline(Translator):
     """A model with the tokenizers that its vocabulary names.
 
     Args:
@@ -79,15 +75,8 @@ class Pipeline:
         compile: bool = False,
     ) -> None:
         self.model = model.eval()
-        self.layout = model.config.layout
-        self.tokenizers = tokenizers
-        delays = {e.name: e.delays for e in self.layout.media}
-        residual = {name for name, tokenizer in tokenizers.items() if tokenizer.spec.residual}
-        codebooks = {e.name: len(e.codebook_sizes) for e in self.layout.media if e.name in residual}
-        found = VocabLayout.of(tokenizers, self.layout.max_dim, delays, any(e.written for e in self.layout.media), codebooks)
-        self.layout.check_same(found, "the tokenizers given")
+        super().__init__(model.config.layout, tokenizers, model.config.connector)
         self.engine = Engine(model, exact=exact, drafts=drafts, draft_cost=draft_cost, cache=cache, compile=compile)
-        self.grammar: StreamGrammar = self.engine.grammar
 
     @classmethod
     def from_pretrained(
@@ -131,31 +120,6 @@ class Pipeline:
             return cls(model, built, exact=exact, drafts=drafts, draft_cost=draft_cost, cache=cache, compile=compile)
         except VocabMismatch as error:
             raise VocabMismatch(f"{name}: {error}; the model needs the tokenizers it was trained with") from error
-
-    def tokenizer(self, modality: Modality, continuous: bool = False) -> Any:
-        """The model's tokenizer of a medium, the one that gives codes or the one that gives vectors.
-
-        Raises:
-            PipelineError: there is none.
-        """
-        for tokenizer in self.tokenizers.values():
-            if tokenizer.spec.modality is modality and bool(tokenizer.spec.latent_dim) == continuous:
-                return tokenizer
-        raise PipelineError(f"this model has no {modality} tokenizer; it has {', '.join(self.tokenizers)}")
-
-    def encode_text(self, text: str) -> list[int]:
-        """Local ids of a text."""
-        return self.tokenizer(Modality.TEXT).encode_text(text)
-
-    def encode_pictures(self, pictures: Sequence[Picture]) -> list[Segment]:
-        """Pictures as segments, in order: of vectors where the model has a continuous tokenizer of pictures, else of codes."""
-        return self._encode(Modality.IMAGE, pictures)
-
-    def encode_sounds(self, sounds: Sequence[Sound]) -> list[Segment]:
-        """Sounds, at the rate and with the channels of the model's tokenizer, as segments, in order: of vectors where that tokenizer is
-        continuous, else of codes.
-        """
-        return self._encode(Modality.AUDIO, sounds)
 
     def vqa_prompt(self, picture: Segment | None, question: str) -> list[int]:
         """Stream up to where the answer begins."""
@@ -209,7 +173,7 @@ class Pipeline:
             ConstraintError: the form cannot be met, or an answer did not get it within the limit; names the question.
         """
         constraint = self.constraint(**form)
-        segments = self._segments(pictures)
+        segments = self.encode_once(pictures)
         prompts = [self.vqa_prompt(s, q) for s, q in zip(segments, questions, strict=True)]
         vectors = [self._vectors([s] if s is not None else []) for s in segments]
         # Plain: answers of one word have nothing to draft.
@@ -230,7 +194,7 @@ class Pipeline:
             form: what the captions must look like, as in :meth:`answer`, with its errors.
         """
         constraint = self.constraint(**form)
-        segments = [segment for segment in self._segments(media) if segment is not None]
+        segments = [segment for segment in self.encode_once(media) if segment is not None]
         prompts = [caption_prompt(self.layout, segment).tolist() for segment in segments]
         said = self._greedy(prompts, [self._vectors([segment]) for segment in segments], max_new_tokens, constraint, batch_size)
         for i, generation in enumerate(said):
@@ -319,7 +283,7 @@ class Pipeline:
             return self._write(Modality.IMAGE, prompts, samplings, speculative, max_new_tokens, batch_size)
 
         chosen = self._best_of(write, captions, samplings, candidates)
-        decoded = iter(self._decode([codes for codes in chosen if codes is not None]))
+        decoded = iter(self.decode([codes for codes in chosen if codes is not None]))
         return [None if codes is None else next(decoded) for codes in chosen]
 
     def say(
@@ -362,7 +326,7 @@ class Pipeline:
                 prompts = [say_prompt(self.layout, self.encode_text, part).tolist() for part in asked]
                 return self._write(Modality.AUDIO, prompts, samplings, speculative, max_new_tokens, batch_size)
             prompts = [read_prompt(self.layout, self.encode_text, part).tolist() for part in asked]
-            words = [[self._text_ids(word) for word in part.split()] for part in asked]
+            words = [[self.text_ids(word) for word in part.split()] for part in asked]
             streams = read_words(
                 self.engine, prompts, words, samplings, speculative=speculative, max_new_tokens=max_new_tokens,
                 max_lanes=batch_size * (1 + any(sampling.guided for sampling in samplings)),
@@ -371,7 +335,7 @@ class Pipeline:
 
         spoken = iter(self._best_of(write, said, tries, candidates))
         whole = [joined([next(spoken) for _ in some]) for some in cut]
-        sounds = iter(self._decode([codes for codes in whole if codes is not None]))
+        sounds = iter(self.decode([codes for codes in whole if codes is not None]))
         return [None if codes is None else next(sounds) for codes in whole]
 
     def caption_scores(self, media: Sequence[Picture | Segment], captions: Sequence[str]) -> list[float]:
@@ -380,7 +344,7 @@ class Pipeline:
         The caption score of CogView's self-reranking (arXiv 2105.13290, section 3.3). It needs a model that was trained on captions.
         """
         scores = []
-        for segment, words in zip(self._segments(media), captions, strict=True):
+        for segment, words in zip(self.encode_once(media), captions, strict=True):
             assert segment is not None, "only questions go without a picture"
             (document,) = TEMPLATES["caption"](Sample(segment, (words,)), self.encode_text)
             encoded = encode_document(self.layout, document)
@@ -452,7 +416,7 @@ class Pipeline:
 
     def events(self, pieces: Generator[Piece]) -> Events:
         """What the pieces of a row hold; the rows of several requests run beside each other in one batch (:meth:`Engine.batcher`)."""
-        return Events(pieces, Reader(self.grammar, self.tokenizers, lambda segment: self._decode([segment])[0]))
+        return Events(pieces, Reader(self.grammar, self.tokenizers, lambda segment: self.decode([segment])[0]))
 
     def text(self, generation: Generation) -> str:
         """The words among the new tokens."""
@@ -461,7 +425,7 @@ class Pipeline:
 
     def drawn(self, generation: Generation) -> list[Picture]:
         """All finished pictures among the new tokens, decoded."""
-        return self._decode(self.written(generation))
+        return self.decode(self.written(generation))
 
     def written(self, generation: Generation, modality: Modality = Modality.IMAGE) -> list[Segment]:
         """Codes or vectors of all finished spans of a medium among the new tokens."""
@@ -473,35 +437,6 @@ class Pipeline:
                 start = end
         return [segment for segment in written if segment.modality is modality]
 
-    def pictures(self, tokens: Sequence[int] | Int[np.ndarray, " s"], start: int = 0) -> list[Picture]:
-        """All finished pictures of a stream, decoded; arguments and errors are those of :meth:`segments`."""
-        return self._decode(self.segments(tokens, start))
-
-    def sounds(self, tokens: Sequence[int] | Int[np.ndarray, " s"], start: int = 0, as_one: bool = False) -> list[Sound]:
-        """All finished sounds of a stream, decoded; likewise. As one, their codes are joined before, as those of words that are read."""
-        found = self.segments(tokens, start, Modality.AUDIO)
-        whole = joined(found) if as_one else None
-        return self._decode(found if whole is None else [whole])
-
-    def segments(self, tokens: Sequence[int] | Int[np.ndarray, " s"], start: int = 0, modality: Modality = Modality.IMAGE) -> list[Segment]:
-        """Codes of all finished spans of a medium in a stream.
-
-        Args:
-            tokens: a document, or the start of one.
-            start: leave out what begins before this offset.
-            modality: which medium.
-
-        Raises:
-            GrammarError: the stream breaks the grammar; names the offset.
-        """
-        array = np.asarray(tokens, dtype=np.int64)
-        spans = [span for span in self.grammar.spans(array) if span.modality is modality and not span.continuous and span.start >= start]
-        return [Segment(modality, torch.from_numpy(self.grammar.codes(array, span))) for span in spans]
-
-    def _text_ids(self, text: str) -> list[int]:
-        """Vocabulary ids of a text."""
-        return self.layout.to_global(np.array(self.encode_text(text), dtype=np.int64), Modality.TEXT).tolist()
-
     def _greedy(
         self,
         prompts: Sequence[list[int]],
@@ -511,9 +446,10 @@ class Pipeline:
         batch_size: int,
         stop: Sequence[int] = (),
     ) -> list[Generation]:
-        """Most probable texts of one form; drafts where the form leaves tokens without a choice."""
+        """Most probable texts of one form; drafts where they cost little, of n-grams and of what the form leaves no choice about."""
+        cheap = constraint is not None or self.model.ngrams is not None
         return self.engine.generate_batch(
-            prompts, [Sampling(temperature=0.0)] * len(prompts), max_new_tokens, speculative=constraint is not None, stop=stop,
+            prompts, [Sampling(temperature=0.0)] * len(prompts), max_new_tokens, speculative=cheap, stop=stop,
             vectors=vectors, constraints=[constraint] * len(prompts), max_lanes=batch_size,
         )  # fmt: skip
 
@@ -555,40 +491,8 @@ class Pipeline:
         scores = self.caption_scores(finished, [caption] * len(finished))
         return finished[scores.index(max(scores))]
 
-    def _decode(self, segments: Sequence[Segment]) -> list[Tensor]:
-        """Media of codes of one modality, in order; those of vectors after them."""
-        codes = [Codes(s.ids.unsqueeze(0), torch.tensor([s.shape])) for s in segments if s.ids is not None]
-        decoded = list(self.tokenizer(segments[0].modality).decode(Codes.stack(codes))) if codes else []
-        vectors = [segment.features for segment in segments if segment.features is not None]
-        if vectors:
-            latents = Latents.pad([v.flatten(0, 1) for v in vectors], [grid_coordinates(v.shape[:2]) for v in vectors])
-            decoded += self.tokenizer(segments[0].modality, continuous=True).decode(latents)
-        return decoded
-
-    def _encode(self, modality: Modality, media: Sequence[Tensor]) -> list[Segment]:
-        """Media as segments, in order."""
-        if not media:
-            return []
-        continuous = any(entry.continuous and entry.modality is modality for entry in self.layout.media)
-        tokenizer = self.tokenizer(modality, continuous)
-        encoded = tokenizer.encode(list(media))
-        if isinstance(encoded, Codes):
-            kept = len(self.layout.entry(modality).codebook_sizes)  # of a residual tokenizer a model may know the first few alone
-            return [Segment(modality, encoded.item(i)[:kept]) for i in range(len(encoded))]
-        segments = []
-        for i in range(len(encoded)):
-            features = plane(encoded, i, tokenizer.spec.latent_dim).permute(1, 2, 0)
-            segments.append(Segment(modality, features=features, places=self.model.config.connector.places(features.shape[:2])))
-        return segments
-
     @torch.no_grad()
     def _vectors(self, segments: Sequence[Segment]) -> Float[Tensor, "n d"] | None:
         """What the model reads at the ``<feature>`` tokens of some segments; None where these have codes."""
         features = [(s.features.to(self.engine.device), torch.tensor([s.shape])) for s in segments if s.features is not None]
         return torch.cat([self.model.embedding.connect(f.flatten(0, 1), grid) for f, grid in features]) if features else None
-
-    def _segments(self, pictures: Sequence[Picture | Segment | None]) -> list[Segment | None]:
-        """Codes of every picture; one that is asked about several times is encoded once."""
-        distinct = {id(p): p for p in pictures if isinstance(p, Tensor)}
-        coded = dict(zip(distinct, self.encode_pictures(list(distinct.values())) if distinct else [], strict=True))
-        return [coded[id(p)] if isinstance(p, Tensor) else p for p in pictures]

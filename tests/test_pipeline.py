@@ -29,6 +29,7 @@ from mmtp.tokenizers.continuous.patches import PatchAudioTokenizer, PatchImageTo
 from mmtp.tokenizers.quantizers import FSQ, ResidualFSQ
 from mmtp.tokenizers.text import TextTokenizer
 from mmtp.train.model_choice import ModelChoice
+from mmtp.translator import TranslationError
 from mmtp.types import Batch, Codes, Modality, Segment
 
 CAPTIONS = ["a red circle", "a blue triangle"]
@@ -144,7 +145,7 @@ def test_streams_run_beside_each_other_and_closing_one_ends_it(pipeline):
 def test_errors_of_a_stream_come_before_its_first_event(pipeline):
     with pytest.raises(DecodeError, match="row 0: max_new_tokens -1: 0 or more is wanted"):
         pipeline.stream("draw", max_new_tokens=-1)
-    with pytest.raises(PipelineError, match="this model has no audio tokenizer"):
+    with pytest.raises(TranslationError, match="this model has no audio tokenizer"):
         pipeline.stream("draw", sounds=[torch.zeros(1, 100)])
 
 
@@ -190,11 +191,11 @@ def test_what_is_learnt_is_said_and_heard(speaker):
     segments = pipeline.encode_sounds(sounds)
     greedy = [Sampling(temperature=0.0)] * 2
     for said, segment in zip(pipeline.say(SPOKEN, greedy), segments, strict=True):
-        torch.testing.assert_close(said, pipeline._decode([segment])[0])
+        torch.testing.assert_close(said, pipeline.decode([segment])[0])
     assert pipeline.caption(segments) == list(SPOKEN)
     assert pipeline.caption(segments[1:], batch_size=1) == [SPOKEN[1]]
     reply = pipeline.reply("say two", sampling=greedy[0])
-    torch.testing.assert_close(pipeline.sounds(reply.tokens, reply.prompt_length)[0], pipeline._decode([segments[1]])[0])
+    torch.testing.assert_close(pipeline.sounds(reply.tokens, reply.prompt_length)[0], pipeline.decode([segments[1]])[0])
 
 
 def test_the_best_candidate_is_the_sound_in_which_the_model_best_hears_the_text(speaker):
@@ -204,7 +205,7 @@ def test_the_best_candidate_is_the_sound_in_which_the_model_best_hears_the_text(
     sounds = [sound for reply in replies for sound in pipeline.written(reply, Modality.AUDIO)[:1]]
     scores = pipeline.caption_scores(sounds, ["two"] * len(sounds))
     assert len(set(scores)) > 1
-    torch.testing.assert_close(chosen, pipeline._decode([sounds[scores.index(max(scores))]])[0])
+    torch.testing.assert_close(chosen, pipeline.decode([sounds[scores.index(max(scores))]])[0])
     with pytest.raises(PipelineError, match="candidates 0: at least 1 is wanted"):
         pipeline.say(["two"], candidates=0)
 
@@ -214,7 +215,7 @@ def test_long_texts_are_said_in_parts(speaker):
     first, second = pipeline.encode_sounds(sounds)
     greedy = Sampling(temperature=0.0)
     (said,) = pipeline.say([" ".join(SPOKEN)], [greedy], at_once=len(SPOKEN[0].split()))
-    torch.testing.assert_close(said, pipeline._decode([Segment(Modality.AUDIO, torch.cat([first.ids, second.ids], -1))])[0])
+    torch.testing.assert_close(said, pipeline.decode([Segment(Modality.AUDIO, torch.cat([first.ids, second.ids], -1))])[0])
     assert pipeline.say([" ".join(SPOKEN)], [greedy], at_once=1, max_new_tokens=3) == [None]
     with pytest.raises(SpeakingError, match="at_once -1: words said at once, at least 1, or 0 for all"):
         pipeline.say(SPOKEN, at_once=-1)
@@ -244,7 +245,7 @@ def test_words_are_read_one_by_one(reader):
     for speculative in (True, False):
         for text, sound in zip(texts, pipeline.say(texts, greedy, word_by_word=True, speculative=speculative, batch_size=2), strict=True):
             codes = torch.cat([said[word].ids for word in text.split()], -1)
-            torch.testing.assert_close(sound, pipeline._decode([Segment(Modality.AUDIO, codes)])[0])
+            torch.testing.assert_close(sound, pipeline.decode([Segment(Modality.AUDIO, codes)])[0])
     # The model writes the words of its turn itself as well.
     reply = pipeline.reply(f"read {texts[0]}", sampling=greedy[0])
     assert pipeline.text(reply) == "".join(SPOKEN)
@@ -274,7 +275,7 @@ def test_sounds_that_do_not_end_in_time_are_none(speaker):
 
 
 def test_a_medium_that_the_model_does_not_know(pipeline):
-    with pytest.raises(PipelineError, match="this model has no audio tokenizer; it has words, blocks"):
+    with pytest.raises(TranslationError, match="this model has no audio tokenizer; it has words, blocks"):
         pipeline.say(["a"])
 
 
@@ -371,7 +372,7 @@ def test_answers_without_the_end_of_their_form_are_refused_by_name(pipeline):
 def test_a_form_needs_a_tokenizer_of_text(tokenizers):
     del tokenizers["words"]
     wordless = Pipeline(preset("tiny", VocabLayout.of(tokenizers, 4)).build(), tokenizers)
-    with pytest.raises(PipelineError, match="this model has no text tokenizer; it has blocks"):
+    with pytest.raises(TranslationError, match="this model has no text tokenizer; it has blocks"):
         wordless.constraint(regex="a")
 
 

@@ -40,7 +40,7 @@ class Engine:
         model: in evaluation mode.
         exact: pad every pass so that all kernels agree: plain and speculative output are equal bit for bit, and rows of a batch equal
             those decoded alone.
-        drafts: where drafts come from; where none are given, words by the model's head and codes by the pass before.
+        drafts: where drafts come from; where none are given, words by the model's n-grams, or its head, and codes by the pass before.
         draft_cost: what one more draft costs, made and verified, in passes of the model; None takes what is known of the model and of where
             drafts come from (:mod:`mmtp.decode.costs`). Each row makes as many as pay (:class:`mmtp.decode.pace.Pace`), none where none
             do; 0 makes all there are.
