@@ -118,26 +118,40 @@ static inline void tile(const float *x, int64_t stride, const float *w, int64_t 
         for (int c = 0; c < C; c++) put(r, c, sum[r][2 * c], sum[r][2 * c + 1]);
 }
 
-// The same for any number of rows, some panels of a product. `put(row, panel, ..)`.
+// As many rows at a time as sums fit in registers beside a row's factor and the weights: of C panels.
+template <int C>
+constexpr int most_rows() { return (LANES == 16 ? 18 : 12) / (2 * C); }
+
+// A tile of `rows` rows, R at most.
+template <int R, int C, class Put>
+static inline void tile_of(int64_t rows, const float *x, int64_t stride, const float *w, int64_t inputs, Put put) {
+    if (rows == R) return tile<R, C>(x, stride, w, inputs, put);
+    if constexpr (R > 1) tile_of<R - 1, C>(rows, x, stride, w, inputs, put);
+}
+
+// Any number of rows, some panels of a product: in tiles of about equal height, that none is left with a row or two, whose sums would
+// wait for each other. `put(row, panel, ..)`.
 template <int C, class Put>
 static inline void product(const float *x, int64_t rows, int64_t stride, const float *w, int64_t inputs, int64_t panel, Put put) {
     const float *at = w + panel * inputs * PANEL;
-    int64_t r = 0;
-    auto shifted = [&](int row, int c, vec one, vec other) { put(r + row, panel + c, one, other); };
-    if (C <= 2)
-        for (; r + 6 / C <= rows; r += 6 / C) tile<6 / C, C>(x + r * stride, stride, at, inputs, shifted);
-    if (C == 1 && r + 3 <= rows) { tile<3, C>(x + r * stride, stride, at, inputs, shifted); r += 3; }
-    for (; r + 2 <= rows && C <= 2; r += 2) tile<2, C>(x + r * stride, stride, at, inputs, shifted);
-    for (; r < rows; r++) tile<1, C>(x + r * stride, stride, at, inputs, shifted);
+    for (int64_t r = 0, tiles = (rows + most_rows<C>() - 1) / most_rows<C>(); tiles; tiles--) {
+        const int64_t high = (rows - r + tiles - 1) / tiles;
+        tile_of<most_rows<C>(), C>(high, x + r * stride, stride, at, inputs, [&](int row, int c, vec one, vec other) {
+            put(r + row, panel + c, one, other);
+        });
+        r += high;
+    }
 }
 
-// All outputs of a product, divided among the threads of the team.
+// All outputs of a product, divided among the threads of the team; the fewer rows, the more panels at a time, so that there are sums enough
+// to go on with while one waits for the last.
 template <class Put>
 static inline void linear(const float *x, int64_t rows, int64_t stride, const float *w, int64_t inputs, int64_t outputs, Put put) {
-    const int64_t panels = (outputs + PANEL - 1) / PANEL, wide = rows == 1 ? 4 : 1, blocks = panels / wide;
+    const int64_t panels = (outputs + PANEL - 1) / PANEL, wide = rows == 1 ? 4 : rows <= most_rows<2>() ? 2 : 1, blocks = panels / wide;
 #pragma omp for schedule(static) nowait
     for (int64_t b = 0; b < blocks; b++) {
         if (wide == 4) product<4>(x, rows, stride, w, inputs, 4 * b, put);
+        else if (wide == 2) product<2>(x, rows, stride, w, inputs, 2 * b, put);
         else product<1>(x, rows, stride, w, inputs, b, put);
     }
 #pragma omp for schedule(static)
