@@ -10,7 +10,7 @@ common with one that is there, or was lately, and reads the rest. Whatever comes
 
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -62,6 +62,7 @@ class Batcher:
         kept: lanes more, for what rows that are done have left; it is found in lanes without a row as well.
         shared: tokens in common from which on rows share them; None shares nothing.
         chunk: see the engine.
+        clock: likewise.
 
     Attributes:
         prompt_tokens: of all prompts that have got a lane.
@@ -80,11 +81,12 @@ class Batcher:
         kept: int = 0,
         shared: int | None = SHARED,
         chunk: int = CHUNK,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         for name, value, least in (("max_lanes", max_lanes, 1), ("context", context, 1), ("kept", kept, 0), ("shared", shared, 1)):
             if value is not None and value < least:
                 raise DecodeError(f"{name} {value}: {least} or more is wanted")
-        self.chooser, self.exact, self.draft_cost, self.chunk = chooser, exact, draft_cost, chunk
+        self.chooser, self.exact, self.draft_cost, self.chunk, self.clock = chooser, exact, draft_cost, chunk, clock
         self.max_lanes, self.context, self.kept, self.shared = max_lanes, context, kept, shared
         window, model = 1 + (drafts.length(chooser.model) if drafts else 0), chooser.model
         self._width = exact_width(window) if exact else 0
@@ -125,7 +127,7 @@ class Batcher:
             MmtpError: the request is not in order, see :class:`mmtp.decode.rows.Row`; no other row is touched.
         """
         pace = None if self.drafter is None else Pace(self.draft_cost, self.chooser.costs)
-        row = Row(self.chooser.grammar, request, self._number, self.context, pace, self.chooser.model.next_scale)
+        row = Row(self.chooser.grammar, request, self._number, self.context, pace, self.chooser.model.next_scale, self.clock)
         if len(row.lanes) > self.max_lanes:
             raise DecodeError(f"row {row.number}: guidance takes two lanes, and max_lanes is {self.max_lanes}")
         self._number += 1
@@ -387,9 +389,9 @@ class Batcher:
         if drafter is not None and not all(row.done for row in rows):
             # What rejection makes of a draft depends on the very q, so its rounding counts as well, and that of prompts, which rows share.
             least = MIN_EXACT_WIDTH if self.exact and (ends is not None or any(row.rejects for row in rows)) else 0
-            one_by_one, begun = [row for row in ready if row.index not in due], time.perf_counter()
+            one_by_one, begun = [row for row in ready if row.index not in due], self.clock()
             drafter.propose(one_by_one, lanes, hidden, counts, least)
-            seconds = time.perf_counter() - begun
+            seconds = self.clock() - begun
             for row in rows:
                 row.stats.drafting += seconds
         if self._most_forced:

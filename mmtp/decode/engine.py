@@ -15,7 +15,8 @@ A guided row (classifier-free guidance) carries a second lane of the batch, its 
 and drafts. Both sides are mixed before any choice, of drafts as of true tokens: so guidance costs lanes, and nothing of the promise.
 """
 
-from collections.abc import Collection, Generator, Sequence
+import time
+from collections.abc import Callable, Collection, Generator, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
@@ -50,6 +51,7 @@ class Engine:
             blocks are the same for all media and read no vectors beside the stream. The first engine on a machine waits for a C++ compiler.
         chunk: tokens of prompts that a pass reads at most, those of all rows that read together; each reads one at least, and a span of
             vectors at once. Between such passes the other rows go on. Output is that of prompts read at once.
+        clock: what times are told by; ``time.process_time`` counts the process's own seconds on all cores, where others use them too.
     """
 
     def __init__(
@@ -62,13 +64,14 @@ class Engine:
         cache: str | None = None,
         compile: bool = False,
         chunk: int = CHUNK,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if draft_cost is not None and not 0 <= draft_cost < float("inf"):
             raise DecodeError(f"draft_cost {draft_cost}: a number from 0 up is wanted")
         if chunk < 1:
             raise DecodeError(f"chunk {chunk}: 1 or more is wanted")
         self.model = model
-        self.exact, self.draft_cost, self.chunk = exact, draft_cost, chunk
+        self.exact, self.draft_cost, self.chunk, self.clock = exact, draft_cost, chunk, clock
         self.drafts = drafts or DraftsByMedium()
         self.drafts.length(model)  # refuses what does not fit
         self.chooser = Chooser(model, cache, compile)
@@ -96,6 +99,7 @@ class Engine:
             kept=kept,
             shared=shared,
             chunk=self.chunk,
+            clock=self.clock,
         )
 
     def generate(

@@ -1,7 +1,7 @@
 """Requests on their way through the engine: what stands, what is drafted, and the unconditional branch of guided ones."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -181,6 +181,7 @@ class Row(Lane):
         context: tokens that the row may have, its prefix among them; None for as many as it asks for.
         pace: tells how many drafts pay; without it all are made.
         next_scale: of a model that writes pictures scale by scale.
+        clock: tells the time, in seconds.
 
     Attributes:
         prompt_length: where the new tokens begin.
@@ -208,8 +209,9 @@ class Row(Lane):
         context: int | None = None,
         pace: Pace | None = None,
         next_scale: NextScale | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.number, self.pace, self.next_scale = number, pace, next_scale
+        self.number, self.pace, self.next_scale, self.clock = number, pace, next_scale, clock
         self.prompt_length = self.settled = len(request.prefix)
         limit = request.max_new_tokens
         if not self.prompt_length:
@@ -219,7 +221,7 @@ class Row(Lane):
         if context is not None and self.prompt_length + min(limit, 1) > context:
             raise DecodeError(f"row {number}: a prefix of {self.prompt_length} tokens leaves no room in a context of {context}; shorten it")
         super().__init__(grammar.begin())
-        self.begun = time.perf_counter()
+        self.begun = clock()
         self.sampling, self.stop = request.sampling, request.stop
         self.noise = Noise(request.sampling.seed)
         self.stats = DecodeStats()
@@ -298,7 +300,7 @@ class Row(Lane):
         """Is at its end: drops what nobody will ask for again."""
         self.forget_drafts()
         self.judged = []
-        self.stats.seconds = time.perf_counter() - self.begun
+        self.stats.seconds = self.clock() - self.begun
 
     def push(self, token: int) -> None:
         """Keeps a token for good, which may end the row."""

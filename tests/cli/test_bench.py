@@ -20,6 +20,17 @@ def test_decode_times_both_ways_and_finds_them_equal(little_zoo, tmp_path, capsy
     assert values["speedup"]["picture"] == values["groups"][0]["speedup"] > 0
 
 
+def test_times_are_of_processors_where_that_is_asked(little_zoo, tmp_path, monkeypatch):
+    """A clock that stands still gives no time; that of processors goes on."""
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)
+    argv = ["bench", "decode", "vqa-s", "--prompts", "2", "--temperature", "0", "--json", str(tmp_path / "bench.json")]
+    for more, stands in ((["--cpu-time"], False), ([], True)):
+        assert cli.run([*argv, *more]) == 0
+        values = json.loads((tmp_path / "bench.json").read_text())
+        assert values["time"] == ("of the clock" if stands else "of processors")
+        assert (values["groups"][0]["plain_tokens_per_second"] > 1e6) == stands
+
+
 def test_prompts_that_are_tokens_need_no_tokenizer(capsys):
     assert cli.run(["bench", "decode", "vqa-s", "--data", "codes", "--tokenizer", "text-bpe-4k"]) == cli.USER_ERROR
     assert capsys.readouterr().err == "mmtp: error: --tokenizer: prompts of --data are tokens already; leave one of the two out\n"
