@@ -8,7 +8,7 @@ written. Drafts are drawn of the counts' distribution, with the noise of their p
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -114,8 +114,9 @@ class _NGramDrafter:
 
     def _text_before(self, row: Row) -> list[int]:
         """The last text of the stream, drafts included, as much as counts."""
-        slots = [*row.slots, *(state.slot for state in row.draft_states[:-1])]
-        text = (token for token, slot in zip(reversed(row.tokens + row.drafts), reversed(slots), strict=True) if self._text[slot])
+        tokens = chain(reversed(row.drafts), reversed(row.tokens))
+        slots = chain((state.slot for state in row.draft_states[-2::-1]), reversed(row.slots))
+        text = (token for token, slot in zip(tokens, slots, strict=True) if self._text[slot])
         return list(islice(text, self.ngrams.order - 1))[::-1]
 
     def _likely(self, row: Row, context: Sequence[int]) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
