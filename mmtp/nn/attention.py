@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
@@ -23,7 +23,7 @@ from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Angles, rotate
 from mmtp.nn.windows import Windows, additive
 
-Mask = Bool[Tensor, "b #h s t"] | Float[Tensor, "b #h gs t"] | BlockMask | Windows | None
+Mask = Bool[Tensor, "b #h asking t"] | Float[Tensor, "b #h gs t"] | BlockMask | Windows | None
 
 LONGEST = 512
 """Keys up to which scores are multiplied out in training on a CPU in bfloat16."""
@@ -84,7 +84,8 @@ class Attention(nn.Module):
         mask: Mask,
         cache: LayerCache | None = None,
         *routes: Any,
-    ) -> Float[Tensor, "b s d"]:
+        anchors: Int[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b _ d"]:
         """Attends.
 
         Args:
@@ -93,12 +94,21 @@ class Attention(nn.Module):
             mask: True where a position may look; or, in decoding, what :func:`fold_mask` makes of that.
             cache: None in training, where positions attend to this pass alone.
             routes: what the projections are told beside their input, where there are several of each (:mod:`mmtp.nn.experts`).
+            anchors: positions that alone attend, to all; ``mask`` is theirs. None for all.
         """
         if cache is not None and not routes:
             return self._extend(x, angles, mask, cache)
         h, k = self.num_heads, self.num_kv_heads
-        q, key, value = self.qkv(x, *routes).unflatten(-1, (h + 2 * k, self.head_dim)).split((h, k, k), dim=2)
-        q = rotate(self.q_norm(q, *routes), angles).to(value.dtype).transpose(1, 2)
+        asking = angles
+        if anchors is None:
+            q, key, value = self.qkv(x, *routes).unflatten(-1, (h + 2 * k, self.head_dim)).split((h, k, k), dim=2)
+        else:
+            ask, hold = cast(nn.Linear, self.qkv).weight.split((h * self.head_dim, 2 * k * self.head_dim))
+            q = F.linear(gather(x, anchors), ask).unflatten(-1, (h, self.head_dim))
+            key, value = F.linear(x, hold).unflatten(-1, (2 * k, self.head_dim)).chunk(2, dim=2)
+            cos, sin = (gather(each.squeeze(2), anchors).unsqueeze(2) for each in angles)
+            asking = cos, sin
+        q = rotate(self.q_norm(q, *routes), asking).to(value.dtype).transpose(1, 2)
         key = rotate(self.k_norm(key, *routes), angles).to(value.dtype).transpose(1, 2)
         value = value.transpose(1, 2)
         if cache is not None:
@@ -123,6 +133,11 @@ class Attention(nn.Module):
     def _join(self, q: Float[Tensor, " hd"], k: Float[Tensor, " hd"]) -> Float[Tensor, "n hd"]:
         """Gains of every query and key head."""
         return torch.cat((q.expand(self.num_heads, -1), k.expand(self.num_kv_heads, -1))).float()
+
+
+def gather(values: Num[Tensor, "b s d"], anchors: Int[Tensor, "b n"] | None) -> Num[Tensor, "b n d"]:
+    """Rows of some anchors; None keeps all."""
+    return values if anchors is None else values.gather(1, anchors.unsqueeze(2).expand(-1, -1, values.shape[2]))
 
 
 def attend(

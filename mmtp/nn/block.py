@@ -3,10 +3,10 @@
 from typing import cast
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmtp.nn.attention import Attention, LayerCache, Mask
+from mmtp.nn.attention import Attention, LayerCache, Mask, gather
 from mmtp.nn.mlp import SwiGLU
 from mmtp.nn.native import Weights
 from mmtp.nn.norm import RMSNorm
@@ -66,11 +66,29 @@ class Block(Layer):
             down=mlp.down.weight,
         )
 
-    def forward(self, x: Float[Tensor, "b s d"], angles: Angles, mask: Mask, cache: LayerCache | None = None) -> Float[Tensor, "b s d"]:
+    def forward(
+        self,
+        x: Float[Tensor, "b s d"],
+        angles: Angles,
+        mask: Mask,
+        cache: LayerCache | None = None,
+        *,
+        anchors: Int[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b _ d"]:
+        """Goes on from a stream's states.
+
+        Args:
+            x: the states.
+            angles: rotary cosines and sines of the positions.
+            mask: True where a position may look; see :class:`mmtp.nn.attention.Attention`.
+            cache: of decoding.
+            anchors: positions of which alone states are wanted, in training; ``mask`` is theirs. None wants all.
+        """
         if cache is not None:
             x = self.attention(self.attention_norm(x), angles, mask, cache).add_(x)
             return self.mlp(self.mlp_norm(x)).add_(x)
-        x = x + self._dropped(self.attention(self.attention_norm(x), angles, mask, cache))
+        attended = self.attention(self.attention_norm(x), angles, mask, cache, anchors=anchors)
+        x = gather(x, anchors) + self._dropped(attended)
         return x + self._dropped(self.mlp(self.mlp_norm(x)))
 
 

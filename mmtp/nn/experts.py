@@ -143,8 +143,10 @@ class ExpertBlock(Block):
         mask: Mask,
         cache: LayerCache | None = None,
         routes: Routes | None = None,
+        *,
+        anchors: Int[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b s d"]:
-        assert routes is not None
+        assert routes is not None and anchors is None  # heads have blocks without experts
         attended = self.attention(self.attention_norm(x, routes), angles, mask, cache, *((routes,) if self.own_attention else ()))
         x = x + self._dropped(attended)
         return x + self._dropped(self.mlp(self.mlp_norm(x, routes), *((routes,) if self.own_mlp else ())))

@@ -12,9 +12,9 @@ from mmtp.decode.drafts import HeadDrafts
 from mmtp.decode.engine import Engine
 from mmtp.decode.sample import Sampling
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import BELOW, Head, HeadConfig, Places, gather, offset_name, vertical
+from mmtp.models.heads.base import BELOW, Head, HeadConfig, Places, offset_name, vertical
 from mmtp.models.unified import UnifiedModel
-from mmtp.nn.attention import document_mask
+from mmtp.nn.attention import document_mask, gather
 from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.packing import collate
 from mmtp.stream.template import Turn, encode_document

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmtp.config import ConfigError
-from mmtp.models.heads.base import BELOW, gather
+from mmtp.models.heads.base import BELOW
 from mmtp.models.loss import LossConfig, plan_targets, unified_loss
+from mmtp.nn.attention import gather
 from mmtp.nn.memory import PeakMemory
 from mmtp.stream.packing import collate
 from mmtp.stream.template import Turn, encode_document

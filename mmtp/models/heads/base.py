@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmtp.config import Config
 from mmtp.models.backbone import BackboneConfig
-from mmtp.nn.attention import LayerCache
+from mmtp.nn.attention import LayerCache, gather
 
 BELOW = -1
 """Stands among offsets for the prediction of the row below: from a code, that of the same column and codebook one row further down."""
@@ -156,11 +156,6 @@ def mask_vectors(mask: Bool[Tensor, "b #h s t"], vectors: Bool[Tensor, "b t"], f
 def continuous_inputs(head: "Head") -> str:
     """What a head reads in place of vectors; heads whose configuration does not say so read the placeholder."""
     return head.config.continuous if isinstance(head.config, DraftConfig) else "placeholder"
-
-
-def gather(values: Num[Tensor, "b s d"], anchors: Int[Tensor, "b n"] | None) -> Num[Tensor, "b n d"]:
-    """Rows of some anchors; None keeps all."""
-    return values if anchors is None else values.gather(1, anchors.unsqueeze(2).expand(-1, -1, values.shape[2]))
 
 
 @runtime_checkable

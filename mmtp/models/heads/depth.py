@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import DraftConfig, Places, gather
-from mmtp.nn.attention import LayerCache
+from mmtp.models.heads.base import DraftConfig, Places
+from mmtp.nn.attention import LayerCache, gather
 from mmtp.nn.linear import Linear
 from mmtp.nn.norm import RMSNorm
 from mmtp.nn.rope import Rope

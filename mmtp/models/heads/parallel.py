@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import BlockConfig, Places, gather
+from mmtp.models.heads.base import BlockConfig, Places
 from mmtp.nn.attention import LayerCache
 from mmtp.nn.linear import Derived
 from mmtp.nn.native import Program
@@ -65,7 +65,7 @@ class ParallelHead(nn.Module):
         places: Places,
         anchors: Int[Tensor, "b n"] | None = None,
     ) -> list[Float[Tensor, "b n d"]]:
-        return [gather(self._run(k, hidden, places.ahead(k), None), anchors) for k in range(1, self.mtp_depth + 1)]
+        return [self._run(k, hidden, places.ahead(k), None, anchors) for k in range(1, self.mtp_depth + 1)]
 
     def draft(
         self,
@@ -77,12 +77,12 @@ class ParallelHead(nn.Module):
     ) -> tuple[Float[Tensor, "b s *left"], Float[Tensor, "b s d"]]:
         return state, self._run(depth, state, places, caches[depth - 1])
 
-    def _run(self, depth: int, hidden: Tensor, places: Places, cache: LayerCache | None) -> Tensor:
+    def _run(self, depth: int, hidden: Tensor, places: Places, cache: LayerCache | None, anchors: Tensor | None = None) -> Tensor:
         module: Any = self.offsets[depth - 1]
         if cache is not None and (held := cache.held) is not None:
             program = held.programs.get(module) or held.programs.setdefault(module, self._compiled(module))
             return program(hidden, places.positions, places.mask, held)[1]
-        return module.norm(module.block(hidden, self.rope(places.positions), places.mask, cache))
+        return module.norm(module.block(hidden, self.rope(places.positions), places.at(anchors).mask, cache, anchors=anchors))
 
     def _compiled(self, module: _Offset) -> Program:
         weights = replace(module.block.weights, last_norm=module.norm.weight)

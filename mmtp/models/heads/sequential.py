@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import BlockConfig, Places, gather
-from mmtp.nn.attention import LayerCache
+from mmtp.models.heads.base import BlockConfig, Places
+from mmtp.nn.attention import LayerCache, gather
 from mmtp.nn.linear import Derived, Linear
 from mmtp.nn.native import Program
 from mmtp.nn.norm import RMSNorm
@@ -70,11 +70,13 @@ class SequentialHead(nn.Module):
         anchors: Int[Tensor, "b n"] | None = None,
     ) -> list[Float[Tensor, "b n d"]]:
         states, state = [], hidden
-        for k in range(1, self.mtp_depth + 1):
+        for k in range(1, self.mtp_depth):
             # Row t now holds token t+k. The k rows that run past the end hold wrapped ones, which no valid row looks at.
             state, out = self._run(k, state, embedded.roll(-k, 1), places.ahead(k), None)
             states.append(gather(out, anchors))
-        return states
+        # Nothing is read of the last depth, so that of its rows those are enough that are wanted.
+        k = self.mtp_depth
+        return [*states, self._run(k, state, embedded.roll(-k, 1), places.ahead(k), None, anchors)[1]]
 
     def draft(
         self,
@@ -86,13 +88,15 @@ class SequentialHead(nn.Module):
     ) -> tuple[Float[Tensor, "b s *left"], Float[Tensor, "b s d"]]:
         return self._run(depth, state, embedded, places, caches[depth - 1])
 
-    def _run(self, depth: int, state: Tensor, embedded: Tensor, places: Places, cache: LayerCache | None) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, depth: int, state: Tensor, embedded: Tensor, places: Places, cache: LayerCache | None, anchors: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         module: Any = self.depths[min(depth, self.num_modules) - 1]
         if cache is not None and (held := cache.held) is not None:
             program = held.programs.get(module) or held.programs.setdefault(module, self._compiled(module))
             return program(state, places.positions, places.mask, held, embedded)
         joined = torch.cat((module.embedding_norm(embedded), module.state_norm(state).to(embedded.dtype)), dim=-1)
-        state = module.block(module.project(joined), self.rope(places.positions), places.mask, cache)
+        state = module.block(module.project(joined), self.rope(places.positions), places.at(anchors).mask, cache, anchors=anchors)
         return state, module.norm(state)
 
     def _compiled(self, module: _Depth) -> Program:

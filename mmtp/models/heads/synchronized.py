@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmtp.models.backbone import BackboneConfig
-from mmtp.models.heads.base import BELOW, BlockConfig, Places, gather
-from mmtp.nn.attention import LayerCache, attend
+from mmtp.models.heads.base import BELOW, BlockConfig, Places
+from mmtp.nn.attention import LayerCache, attend, gather
 from mmtp.nn.linear import Derived, Linear
 from mmtp.nn.mlp import SwiGLU
 from mmtp.nn.native import Banks, Held, Program, Weights
