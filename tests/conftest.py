@@ -1,6 +1,7 @@
 """One thread per test process: the processes of pytest-xdist share the cores, and sums are made in one order."""
 
 import os
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -34,3 +35,15 @@ def block_registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(REGISTRY, "_families", {family: dict(entries) for family, entries in REGISTRY._families.items()})
     REGISTRY.register("tokenizer", "block", "mmtp.testing.fakes:BlockTokenizer")
+
+
+@pytest.fixture
+def tokenizers(block_registered: None) -> dict[str, Any]:
+    """A small text tokenizer, and one of pictures that any code stands for a flat block of."""
+    from mmtp.testing.fakes import BlockTokenizer
+    from mmtp.tokenizers.text import TextTokenizer
+
+    return {
+        "words": TextTokenizer.train(["draw a red circle", "a blue triangle"] * 4, 280),
+        "blocks": BlockTokenizer.Config(block=16, levels=3).build(),
+    }

@@ -36,14 +36,6 @@ CAPTIONS = ["a red circle", "a blue triangle"]
 
 
 @pytest.fixture
-def tokenizers(block_registered):
-    return {
-        "words": TextTokenizer.train(["draw a red circle", "a blue triangle"] * 4, 280),
-        "blocks": BlockTokenizer.Config(block=16, levels=3).build(),
-    }
-
-
-@pytest.fixture
 def pipeline(tokenizers):
     torch.manual_seed(0)
     return Pipeline(preset("tiny", VocabLayout.of(tokenizers, 4)).build(), tokenizers)

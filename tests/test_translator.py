@@ -8,17 +8,8 @@ from mmtp.stream.template import Turn, encode_document, text_segment
 from mmtp.stream.vocab import Special, VocabLayout, VocabMismatch
 from mmtp.testing.fakes import BlockTokenizer
 from mmtp.tokenizers.continuous.patches import PatchImageTokenizer
-from mmtp.tokenizers.text import TextTokenizer
 from mmtp.translator import TranslationError, Translator
 from mmtp.types import Modality
-
-
-@pytest.fixture
-def tokenizers(block_registered):
-    return {
-        "words": TextTokenizer.train(["draw a red circle", "a blue triangle"] * 4, 280),
-        "blocks": BlockTokenizer.Config(block=16, levels=3).build(),
-    }
 
 
 @pytest.fixture

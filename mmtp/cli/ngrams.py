@@ -18,11 +18,11 @@ def ngrams(model: Path, /, *, data: list[Path], order: int = 6) -> int:
     Args:
         model: folder of a saved model.
         data: data sets of mmtp tokenize, mostly those that it was trained on; may be given several times.
-        order: longest n-gram; text of bytes or letters gains by longer ones.
+        order: longest n-gram.
 
     Examples:
         mmtp ngrams runs/emoji/result --data runs/emoji-caption
-        mmtp ngrams runs/omni/result --data runs/omni-caption --data runs/speech-whole --order 8
+        mmtp ngrams runs/omni/result --data runs/omni-caption --data runs/speech-whole
     """
     from mmtp.cli.tables import progress_bar
     from mmtp.data.loader import ShardDataset

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from mmtp.decode.by_medium import DraftsByMedium
 from mmtp.decode.chooser import Chooser
-from mmtp.decode.drafts import HeadDrafts
 from mmtp.decode.engine import DecodeError, Engine
+from mmtp.decode.jacobi import JacobiDrafts
 from mmtp.decode.ngrams import NGramDrafts
 from mmtp.decode.rows import Request, Row
 from mmtp.decode.sample import Sampling
@@ -108,7 +109,9 @@ def test_a_model_without_counts_is_told_how_to_get_some(net: UnifiedModel) -> No
     bare = model(depth=2).eval()
     with pytest.raises(DecodeError, match="drafts by n-grams: the model has none; count those of its texts with mmtp ngrams"):
         Engine(bare, drafts=NGramDrafts())
-    assert Engine(bare).drafts.length(bare) == Engine(bare, drafts=HeadDrafts()).drafts.length(bare) or Engine(bare).drafts.length(bare) > 2
+    headless = model(depth=0).eval()
+    lengths = [DraftsByMedium(codes=JacobiDrafts(max_drafts=1)).length(each) for each in (headless, bare, net)]
+    assert lengths == [1, 2, NGramDrafts().max_drafts]  # of codes alone, of the head, of the counts
     for wrong in ({"max_drafts": 0}, {"least_chance": 1.5}):
         with pytest.raises(ValueError, match="is wanted"):
             NGramDrafts(**wrong)
