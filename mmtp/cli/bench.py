@@ -58,7 +58,7 @@ def bench(
         compile: run the blocks of both ways' passes by kernels compiled for this machine, in one call; needs a C++ compiler.
         precision: of weights and activations.
         repeats: timings of each way per prompt; the median counts.
-        batch: prompts of a kind that are decoded together; speeds are then those of each of them.
+        batch: prompts of a kind that are decoded together, three times as many in turn; speeds are then those of all of them together.
         exact: let plain decoding run its own single-row kernels; by default both ways run the same kernels on the same shapes, and
             only so is output promised to be equal bit for bit.
         threads: cores to use; by default all.

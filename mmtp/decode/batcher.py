@@ -11,8 +11,10 @@ common with one that is there, or was lately, and reads the rest. Whatever comes
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from jaxtyping import Float
@@ -21,8 +23,9 @@ from torch import Tensor
 from mmtp.decode.cache import KVCache
 from mmtp.decode.chooser import MIN_EXACT_WIDTH, Chooser, exact_width
 from mmtp.decode.drafts import Drafter, Drafts
-from mmtp.decode.pace import Pace
+from mmtp.decode.pace import Experience, Pace
 from mmtp.decode.rows import Choice, DecodeError, Lane, Request, Row
+from mmtp.decode.sample import Sampling
 from mmtp.decode.scales import Due
 from mmtp.decode.stats import Generation
 from mmtp.decode.vectors import write_blocks, write_tokens
@@ -103,6 +106,7 @@ class Batcher:
         self._keepers: list[KVCache | Drafter] = [self.cache, *([self.drafter] if self.drafter is not None else [])]
         self.prompt_tokens = self.copied_tokens = 0
         self._number = 0
+        self._experiences = WeakValueDictionary[Sampling, Experience]()
         self._waiting: deque[Row] = deque()
         self._ended: list[Row] = []
         self._rows: list[Row] = []
@@ -126,13 +130,21 @@ class Batcher:
         Raises:
             MmtpError: the request is not in order, see :class:`mmtp.decode.rows.Row`; no other row is touched.
         """
-        pace = None if self.drafter is None else Pace(self.draft_cost, self.chooser.costs)
+        pace = None if self.drafter is None else self._pace(request.sampling)
         row = Row(self.chooser.grammar, request, self._number, self.context, pace, self.chooser.model.next_scale, self.clock)
         if len(row.lanes) > self.max_lanes:
             raise DecodeError(f"row {row.number}: guidance takes two lanes, and max_lanes is {self.max_lanes}")
         self._number += 1
         (self._ended if row.done else self._waiting).append(row)
         return row
+
+    def _pace(self, sampling: Sampling) -> Pace:
+        """For a row that samples so. Where it judges by coupling, it drafts by the experience of all that sample alike."""
+        experience = Experience()
+        if sampling.verification == "coupling":
+            # Rows alone keep it, so that one server may serve any number of kinds.
+            experience = self._experiences.setdefault(replace(sampling, seed=0), experience)
+        return Pace(self.draft_cost, self.chooser.costs, experience)
 
     @torch.inference_mode()
     def cancel(self, row: Row) -> None:
@@ -206,6 +218,7 @@ class Batcher:
             if self._awaits(row, common):
                 continue
             self._waiting.remove(row)
+            row.stats.waited = self.clock() - row.begun
             self.prompt_tokens += len(row.tokens)
             self.copied_tokens += common
             self._claim(len(self._lanes), source, common)
@@ -363,7 +376,7 @@ class Batcher:
         longest = max(map(len, windows))
         if self.exact:
             longest = max(self._width, exact_width(longest))
-        mask = cache.begin(longest)
+        mask = cache.begin(longest, chooser.widths(windows, self.exact))
         tokens = chooser.tensor([w + [0] * (longest - len(w)) for w in windows])
         positions = chooser.tensor([p + [(0, 0, 0)] * (longest - len(p)) for p in places])
         for lane, start in zip(lanes, starts, strict=True):
@@ -390,6 +403,9 @@ class Batcher:
             # What rejection makes of a draft depends on the very q, so its rounding counts as well, and that of prompts, which rows share.
             least = MIN_EXACT_WIDTH if self.exact and (ends is not None or any(row.rejects for row in rows)) else 0
             one_by_one, begun = [row for row in ready if row.index not in due], self.clock()
+            common = sum(not lane.reading for lane in self._lanes)
+            for row in one_by_one:
+                row.share_pass(common)
             drafter.propose(one_by_one, lanes, hidden, counts, least)
             seconds = self.clock() - begun
             for row in rows:

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 from mmtp.nn.native import Held
+from mmtp.nn.ragged import Ragged
 from mmtp.types import MmtpError
 
 # Attention runs over whole blocks of slots, so that few shapes occur.
@@ -58,6 +59,7 @@ class KVCache:
     Attributes:
         lengths: tokens in the lanes in focus.
         starts: where among what is held of them the pass writes: behind their tokens, less those that were dropped.
+        ragged: which places of the pass hold tokens, where padding is left out; else None.
     """
 
     def __init__(
@@ -92,14 +94,18 @@ class KVCache:
         self.layers = [_Layer(self, i) for i in range(num_layers)]
         self._places = torch.arange(-(-capacity // block) * block, device=device)
         self._lanes = torch.arange(batch_size, device=device).unsqueeze(1)
-        self._rows = self._lanes
-        self._slots = torch.empty(0)
+        self._fresh = self._lanes, self._lanes
         self.extent = 0
+        self.ragged: Ragged | None = None
         self._width = 0
         self._views: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None
 
-    def begin(self, width: int) -> Bool[Tensor, "b 1 s t"]:
+    def begin(self, width: int, widths: Sequence[int] | None = None) -> Bool[Tensor, "b 1 s t"]:
         """Readies a pass of ``width`` tokens per row and returns its mask.
+
+        Args:
+            width: tokens of a row at most.
+            widths: how many each row has, where padding behind them is to be left out; None computes it too.
 
         Raises:
             CacheFullError: a row has no room for ``width`` more tokens.
@@ -112,14 +118,18 @@ class KVCache:
         self.starts = [length - self._oldest[self.first + i] for i, length in enumerate(self.lengths)]
         self.extent = -(-(max(self.starts) + width) // self.block) * self.block
         self._width, self._views = width, None
+        self.ragged = None if widths is None else Ragged.of(widths, width, self.storage.device)
         if self.extent > self.capacity:
             self._grow()
         seen = self._places[: self.extent]
         if len(self.lengths) == 1:
             own = self._places[self.starts[0] : self.starts[0] + width].unsqueeze(1)
             return self._sees(own, seen)[None, None]
-        self._slots = torch.tensor(self.starts, device=self.storage.device).unsqueeze(1) + self._places[:width]
-        return self._sees(self._slots.unsqueeze(2), seen).unsqueeze(1)
+        slots = torch.tensor(self.starts, device=self.storage.device).unsqueeze(1) + self._places[:width]
+        self._fresh = self._lanes[: len(slots)], slots
+        if self.ragged is not None:
+            self._fresh = self.ragged.at // width, slots.flatten()[self.ragged.at]
+        return self._sees(slots.unsqueeze(2), seen).unsqueeze(1)
 
     def _sees(self, own: Int[Tensor, "*b s 1"], places: Int[Tensor, " t"]) -> Bool[Tensor, "*b s t"]:
         """Whether a position sees a place."""
@@ -166,7 +176,6 @@ class KVCache:
         """Turns to ``count`` lanes from ``first`` on: passes are of these alone."""
         self._settle()
         self.first, self.lengths = first, self._held[first : first + count]
-        self._rows = self._lanes[:count]
 
     def held(self, lane: int) -> int:
         """Tokens that any lane holds."""
@@ -217,11 +226,15 @@ class _Layer:
     @property
     def held(self) -> Held | None:
         cache = self.cache
-        return Held(cache.storage, self.index, cache.first, cache.starts, cache.programs) if cache.compiled else None
+        return Held(cache.storage, self.index, cache.first, cache.starts, cache.ragged, cache.programs) if cache.compiled else None
+
+    @property
+    def ragged(self) -> Ragged | None:
+        return self.cache.ragged
 
     def update(
         self, keys: Float[Tensor, "b k s hd"], values: Float[Tensor, "b k s hd"]
-    ) -> tuple[Float[Tensor, "b k t hd"], Float[Tensor, "b k t hd"]]:
+    ) -> tuple[Float[Tensor, "lanes k t hd"], Float[Tensor, "lanes k t hd"]]:
         cache, i = self.cache, 2 * self.index
         if cache.storage.dtype != cache.dtype:
             keys, values = (_packed(x) if cache.storage.dtype == torch.int8 else x.to(cache.storage.dtype) for x in (keys, values))
@@ -230,11 +243,12 @@ class _Layer:
             fresh[i].copy_(keys)
             fresh[i + 1].copy_(values)
         else:
-            seen[i][cache._rows, :, cache._slots] = keys.transpose(1, 2)
-            seen[i + 1][cache._rows, :, cache._slots] = values.transpose(1, 2)
+            lanes, slots = cache._fresh
+            for held, x in ((seen[i], keys), (seen[i + 1], values)):
+                held[lanes, :, slots] = x.transpose(1, 2) if cache.ragged is None else x[0].transpose(0, 1)
         return self.read()
 
-    def read(self) -> tuple[Float[Tensor, "b k t hd"], Float[Tensor, "b k t hd"]]:
+    def read(self) -> tuple[Float[Tensor, "lanes k t hd"], Float[Tensor, "lanes k t hd"]]:
         cache, i = self.cache, 2 * self.index
         seen, _ = cache.views()
         keys, values = seen[i], seen[i + 1]

@@ -77,6 +77,17 @@ class Chooser:
         shape = (layers, lanes, backbone.num_kv_heads, backbone.head_dim, capacity)
         return KVCache(*shape, self.device, self.dtype, block, self.cache, self.compiled, backbone.window, spare)
 
+    def widths(self, windows: Sequence[Sequence[int]], exact: bool) -> list[int] | None:
+        """Tokens of the lanes of a pass, where the model can leave out the padding behind them.
+
+        Args:
+            windows: tokens of every lane.
+            exact: whether states are to be the same bits in every pass, for which those of torch have to be as wide.
+        """
+        backbone = self.model.backbone
+        leaves_out = self.compiled or not (exact or backbone.num_experts or backbone.cross)
+        return [len(window) for window in windows] if leaves_out else None
+
     def pick(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[int]:
         """Chooses a token at every wanted place.
 

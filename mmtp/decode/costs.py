@@ -10,19 +10,40 @@ from typing import Any, NamedTuple
 from mmtp.decode.step import Step
 
 
+class Price(NamedTuple):
+    """What drafts of a row cost beside their making, in passes.
+
+    Attributes:
+        first: of a round.
+        further: each after it.
+    """
+
+    first: float
+    further: float
+
+
 class Costs(NamedTuple):
     """Constants of one way to run passes.
 
     Attributes:
         start: what surrounds the blocks of a pass or of a head's step (embedding, mask, logits, choice), in blocks of the model.
-        first: what a round with a draft costs more than one without, beside making it: a pass over two tokens runs other kernels, and a
-            head reads what is new; in passes.
-        further: what each further token of a pass costs more, with what grammar and choice take.
+        several: what a pass costs more in which rows have several tokens: it runs other kernels, and a head reads what is new; in passes.
+        lane: what each lane more takes, and what a row takes for its drafts however many: its choice, its place in the grammar.
+        token: what each token more takes.
     """
 
     start: float
-    first: float
-    further: float
+    several: float
+    lane: float
+    token: float
+
+    def price(self, lanes: int = 1) -> Price:
+        """What drafts cost a row in passes over so many lanes, for its part of such a pass over one token each.
+
+        A pass over more lanes costs little more, so that its part is small, and what drafts take of it the greater.
+        """
+        whole = 1 + (lanes - 1) * (self.lane + self.token)
+        return Price((self.several + lanes * (self.lane + self.token)) / whole, lanes * self.token / whole)
 
     def head_step(self, model: Step) -> float:
         """Passes that a step of the model's head takes, which drafts one token."""
@@ -39,11 +60,11 @@ class Costs(NamedTuple):
         return (parameters + start) / (whole + start)
 
 
-BY_CALLS = Costs(start=1.5, first=0.2, further=0.02)
+BY_CALLS = Costs(start=1.5, several=0.15, lane=0.01, token=0.02)
 """Of passes by torch's kernels. Steps of the heads of emoji-s, omni-s and vqa-s come to 0.27 to 0.28 passes; measured were 0.25 to 0.31,
 over four steps, and 0.33 to 0.36 for the first alone."""
 
-COMPILED = Costs(start=0.0, first=0.15, further=0.1)
+COMPILED = Costs(start=0.0, several=0.1, lane=0.1, token=0.18)
 """Of compiled passes, whose cost is arithmetic. A step of emoji-s comes to 0.16 passes; measured were 0.13 to 0.20."""
 
 

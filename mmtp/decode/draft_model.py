@@ -124,7 +124,7 @@ class _ModelDrafter:
         places = [(lane.positions + lane.draft_positions)[lengths[lane.index] :] for lane in lanes]
         longest = max(map(len, windows))
         longest = exact_width(longest) if least else longest
-        mask = self.cache.begin(longest)
+        mask = self.cache.begin(longest, self.chooser.widths(windows, least > 0))
         tokens = tensor([w + [0] * (longest - len(w)) for w in windows])
         positions = tensor([(p + [(0, 0, 0)] * longest)[:longest] for p in places])
         slots = [lane.window_slots(lengths[lane.index], len(window)) for lane, window in zip(lanes, windows, strict=True)]

@@ -268,7 +268,9 @@ class HeadDrafter:
         """Readies a pass, notes which media its anchors predict, and returns its mask."""
         places = [self.cache.first + lane.index for lane in lanes]
         before = [self.cache.oldest(place) for place in places]
-        mask, more, chooser = self.cache.begin(width), self.cache.capacity - self._banks.shape[1], self.chooser
+        chooser = self.chooser
+        mask = self.cache.begin(width, counts if chooser.compiled else None)
+        more = self.cache.capacity - self._banks.shape[1]
         if more > 0:
             self._banks, self._vectors = (torch.nn.functional.pad(kept, (0, more)) for kept in (self._banks, self._vectors))
             self._below = torch.nn.functional.pad(self._below, (0, 0, 0, more))

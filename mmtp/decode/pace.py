@@ -29,6 +29,32 @@ class _Round(NamedTuple):
     rate: float = 1.0
 
 
+class Experience:
+    """How many drafts were made, and stood, of each medium at each place in a round. Counts fade.
+
+    Args:
+        memory: what is left of a count after a round.
+    """
+
+    def __init__(self, memory: float = 0.99) -> None:
+        self.memory = memory
+        self._drafted: defaultdict[tuple[str, int], float] = defaultdict(float)
+        self._stood: defaultdict[tuple[str, int], float] = defaultdict(float)
+
+    def learn(self, media: Sequence[str], kept: int) -> None:
+        """Counts the drafts of a round, of which the first ``kept`` stood; of those after the first that did not, nothing is known."""
+        for counts in (self._drafted, self._stood):
+            for key in counts:
+                counts[key] *= self.memory
+        for place, medium in enumerate(media[: kept + 1]):
+            self._drafted[medium, place] += 1
+            self._stood[medium, place] += place < kept
+
+    def rate(self, medium: str, place: int, believed: float) -> float:
+        """Share of drafts that stood where all before them did; what is believed beforehand counts as if it had been seen."""
+        return (BELIEVED * believed + self._stood[medium, place]) / (BELIEVED + self._drafted[medium, place])
+
+
 class Pace:
     """Stops drafting where a further draft would lower the tokens that a unit of cost yields.
 
@@ -38,19 +64,23 @@ class Pace:
     Acceptance is counted per medium and place in the round. Beforehand the first draft is believed to stand, and a further one as often as
     the one before it, each as if that had been seen twice. Counts fade, so that what was given up is tried again: a draft of cost c that
     never stands is made as often as keeps its count at 2 / c - 2, which takes 2 (1 - memory) (1 - c) of all passes. All depends on what
-    the row has settled before, and on nothing else: a request drafts equally in any batch.
+    was learnt before, and on the lanes that :meth:`among` was told: with an experience of its own and alone, on the row and nothing else.
 
     Args:
         cost: of any draft and its verification, in passes of the model; None for what making each takes, and what ``costs`` says.
-        costs: of passes by their width.
-        memory: what is left of a count after a round.
+        costs: of passes by their width, of a row alone.
+        experience: with drafts so far, which several may share that draft alike; None begins one.
     """
 
-    def __init__(self, cost: float | None = None, costs: Costs = BY_CALLS, memory: float = 0.99) -> None:
-        self.cost, self.costs, self.memory = cost, costs, memory
-        self._drafted: defaultdict[tuple[str, int], float] = defaultdict(float)
-        self._stood: defaultdict[tuple[str, int], float] = defaultdict(float)
+    def __init__(self, cost: float | None = None, costs: Costs = BY_CALLS, experience: Experience | None = None) -> None:
+        self.cost, self.costs = cost, costs
+        self.experience = Experience() if experience is None else experience
+        self._price = costs.price()
         self.begin()
+
+    def among(self, lanes: int) -> None:
+        """From now on costs are those of a pass that so many lanes share."""
+        self._price = self.costs.price(lanes)
 
     def begin(self) -> None:
         """A new round, without drafts."""
@@ -77,31 +107,25 @@ class Pace:
         self._round = self._after(self._round, medium, making)
 
     def learn(self, media: Sequence[str], kept: int) -> None:
-        """Counts the drafts of a round, of which the first ``kept`` stood; of those after the first that did not, nothing is known."""
-        for counts in (self._drafted, self._stood):
-            for key in counts:
-                counts[key] *= self.memory
-        for place, medium in enumerate(media[: kept + 1]):
-            self._drafted[medium, place] += 1
-            self._stood[medium, place] += place < kept
+        """Counts the drafts of a round; arguments are those of :meth:`Experience.learn`."""
+        self.experience.learn(media, kept)
 
     def _pays(self, before: _Round, medium: str, making: float) -> bool:
         chance = before.chance * self._rate(before, medium)
-        return chance * before.passes >= self._price(before, making) * before.tokens
+        return chance * before.passes >= self._cost(before, making) * before.tokens
 
     def _after(self, before: _Round, medium: str, making: float) -> _Round:
         """A round with one more draft."""
         rate = self._rate(before, medium)
         chance = before.chance * rate
-        return _Round(before.drafts + 1, before.tokens + chance, before.passes + self._price(before, making), chance, rate)
+        return _Round(before.drafts + 1, before.tokens + chance, before.passes + self._cost(before, making), chance, rate)
 
     def _rate(self, before: _Round, medium: str) -> float:
-        """Share of next drafts that stood where all before them did."""
-        key = medium, before.drafts
-        return (BELIEVED * before.rate + self._stood[key]) / (BELIEVED + self._drafted[key])
+        """Share of next drafts that stood where all before them did; it is believed to be that of the one before."""
+        return self.experience.rate(medium, before.drafts, before.rate)
 
-    def _price(self, before: _Round, making: float) -> float:
+    def _cost(self, before: _Round, making: float) -> float:
         """Of the next draft and its verification, in passes."""
         if self.cost is not None:
             return self.cost
-        return making + (self.costs.further if before.drafts else self.costs.first)
+        return making + (self._price.further if before.drafts else self._price.first)

@@ -435,6 +435,13 @@ class Row(Lane):
         """Whether a whole scale comes after the drafts."""
         return self.next_scale is not None and self.next_scale.due(self.draft_states[-1]) is not None
 
+    def share_pass(self, lanes: int) -> None:
+        """Is one of so many lanes in the next pass, which makes drafts dearer. How many are made shows in what rejection puts out, and must
+        not hang on others there.
+        """
+        if self.pace is not None and not self.rejects:
+            self.pace.among(lanes)
+
     def wants(self, making: float = 0.0) -> bool:
         """Whether a further draft is to be made, which takes so many passes of the model: it could stand, and it has to pay."""
         return self.room and (self.pace is None or self.pace.pays(str(self.draft_states[-1].modality), making))

@@ -67,7 +67,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
     verification: str = "coupling"
-    per_modality: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    per_modality: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):

@@ -14,7 +14,8 @@ class DecodeStats:
 
     Attributes:
         per_pass: tokens that each pass of the backbone produced, the prompt's first.
-        seconds: wall-clock time.
+        seconds: wall-clock time, from submission to end.
+        waited: seconds of it until its prompt began to be read.
         drafting: seconds of it in which drafts were made, for all rows of the batch.
         drafted: drafts proposed.
         accepted: drafts that stood, with all drafts before them.
@@ -22,6 +23,7 @@ class DecodeStats:
 
     per_pass: list[int] = field(default_factory=list)
     seconds: float = 0.0
+    waited: float = 0.0
     drafting: float = 0.0
     drafted: Counter[tuple[str, int]] = field(default_factory=Counter)
     accepted: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -48,7 +50,7 @@ class Generation:
     Attributes:
         tokens: the prompt and what follows it.
         prompt_length: where the new tokens begin.
-        stats: of this row; ``seconds`` are those from its submission to its end.
+        stats: of this row.
         vectors: those of the new ``<feature>`` tokens, in order; None where there are none.
         cut: whether the limit ended it, in the midst of what it wrote.
         failure: why a constrained answer could not go on; empty where it could.

@@ -1,7 +1,8 @@
 """Plain and speculative decoding side by side: equal output, tokens per pass, acceptance, and the ratio of speeds.
 
 Times of two runs on a shared machine cannot be compared; times of neighbours can. So every prompt is decoded plainly and
-speculatively in turn, with the order exchanged from prompt to prompt, and the ratio is the median over prompts.
+speculatively in turn, with the order exchanged from prompt to prompt, and the ratio is the median over prompts. Of prompts that share
+batches the time of all counts, for that of each hangs on who else is there.
 """
 
 import statistics
@@ -26,6 +27,9 @@ from mmtp.pipeline import Pipeline
 from mmtp.stream.vocab import Special
 from mmtp.types import Modality
 
+WAVES = 3
+"""Prompts that go through a batch in turn, in batches: enough that it is mostly full."""
+
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all."""
 
@@ -47,8 +51,10 @@ class Decoder(Protocol):
         max_new_tokens: int,
         speculative: bool,
         stop: Collection[int],
+        *,
+        max_lanes: int,
     ) -> list[Generation]:
-        """Continuations of several, in one batch."""
+        """Continuations of several, so many lanes at a time."""
         ...
 
 
@@ -299,7 +305,8 @@ def compare(
         sampling: top-k, top-p and the first seed, which counts up over the prompts.
         temperatures: of sampling; 0 is greedy.
         repeats: how often each way is timed; the median time counts.
-        batch: prompts of a kind that are decoded together; each is then a pair whose seconds run until its own end.
+        batch: prompts of a kind that are decoded together, others following as they end; seconds are then a prompt's part of those of all,
+            by the tokens that it got.
         max_seconds: decodes no further prompts after so long.
         progress: called with pairs decoded and pairs wanted.
     """
@@ -308,15 +315,16 @@ def compare(
     if prompts:  # The first call pays for what later ones do not: allocation, choice of kernels.
         for speculative in (False, True):
             engine.generate(prompts[0].tokens, sampling, min(prompts[0].max_new_tokens, 16), speculative, ())
-    for i, group in enumerate(_batches(prompts, batch)):
+    size = 1 if batch == 1 else WAVES * batch
+    for i, group in enumerate(_batches(prompts, size)):
         if i > 1 and max_seconds is not None and time.monotonic() - began > max_seconds:
             break
         for temperature in temperatures:
-            chosen = [replace(sampling, temperature=temperature, seed=sampling.seed + i * batch + j) for j in range(len(group))]
+            chosen = [replace(sampling, temperature=temperature, seed=sampling.seed + i * size + j) for j in range(len(group))]
             runs: dict[bool, list[list[Generation]]] = {False: [], True: []}
             for turn in range(2 * repeats):
                 speculative = (turn + i) % 2 == 1
-                runs[speculative].append(_decode(engine, group, chosen, speculative))
+                runs[speculative].append(_decode(engine, group, chosen, speculative, batch))
             for j, prompt in enumerate(group):
                 outputs = [run[j].new_tokens for way in runs.values() for run in way]
                 plain, fast = (_median([run[j] for run in runs[way]]) for way in (False, True))
@@ -342,11 +350,20 @@ def _batches(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
     return found
 
 
-def _decode(engine: Decoder, group: Sequence[Prompt], samplings: Sequence[Sampling], speculative: bool) -> list[Generation]:
+def _decode(engine: Decoder, group: Sequence[Prompt], samplings: Sequence[Sampling], speculative: bool, batch: int) -> list[Generation]:
     first = group[0]
-    if len(group) == 1:
+    if batch == 1:
         return [engine.generate(first.tokens, samplings[0], first.max_new_tokens, speculative, first.stop)]
-    return engine.generate_batch([prompt.tokens for prompt in group], samplings, first.max_new_tokens, speculative, first.stop)
+    prefixes, lanes = [prompt.tokens for prompt in group], batch * (1 + samplings[0].guided)
+    rows = engine.generate_batch(prefixes, samplings, first.max_new_tokens, speculative, first.stop, max_lanes=lanes)
+    seconds, generated = max(row.stats.seconds for row in rows), max(1, sum(row.stats.generated for row in rows))
+    busy = sum(row.stats.seconds - row.stats.waited for row in rows)
+    drafting = seconds * sum(row.stats.drafting for row in rows) / max(busy, 1e-9)
+    parts = [row.stats.generated / generated for row in rows]
+    return [
+        replace(row, stats=replace(row.stats, seconds=part * seconds, drafting=part * drafting))
+        for row, part in zip(rows, parts, strict=True)
+    ]
 
 
 def easy_vqa_prompts(pipeline: Pipeline, count: int, max_picture_tokens: int = 96) -> list[Prompt]:

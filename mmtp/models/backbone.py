@@ -192,6 +192,10 @@ class Backbone(nn.Module):
             assert isinstance(mask, Tensor)
             program = held.programs.get(self) or held.programs.setdefault(self, self._compiled())
             return program(x, positions, mask, held)[0]
+        ragged = caches[0].ragged if caches else None
+        if ragged is not None:
+            assert routes is None and context is None
+            x, positions = ragged.pack(x), ragged.pack(positions)
         angles = self.rope(positions)
         if caches is not None and isinstance(mask, Tensor):
             mask = fold_mask(mask, self.config.num_heads // self.config.num_kv_heads, x.dtype)
@@ -204,7 +208,7 @@ class Backbone(nn.Module):
                 n = i // every
                 x = self.cross[n](x, vectors, seen, None if caches is None else caches[len(self.blocks) + n])
             x = block(x, angles, mask, None if caches is None else caches[i], *own)
-        return x
+        return x if ragged is None else ragged.spread(x)
 
     def _compiled(self) -> Program:
         weights = [cast(Block, block).weights for block in self.blocks]

@@ -3,7 +3,8 @@
 A mask says which position may look at which. It is a tensor of booleans, for any device; or blocks of them, of which FlexAttention skips
 those that are empty (Dong et al., arXiv 2412.05496), on accelerators; or windows into which documents are laid out, on CPUs.
 
-Legend: b batch, s positions of this pass, t positions attended to, h query heads, k key heads, g = h / k, hd head width.
+Legend: b batch, s positions of this pass, t positions attended to, h query heads, k key heads, g = h / k, hd head width. Where padding is
+left out, b is 1, s counts the tokens of all lanes, and keys, values and masks are those of lanes.
 """
 
 from collections.abc import Callable
@@ -20,10 +21,11 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from mmtp.nn.linear import Derived, Linear
 from mmtp.nn.native import Held
 from mmtp.nn.norm import RMSNorm
+from mmtp.nn.ragged import Ragged
 from mmtp.nn.rope import Angles, rotate
 from mmtp.nn.windows import Windows, additive
 
-Mask = Bool[Tensor, "b #h asking t"] | Float[Tensor, "b #h gs t"] | BlockMask | Windows | None
+Mask = Bool[Tensor, "lanes #h asking t"] | Float[Tensor, "lanes #h gs t"] | BlockMask | Windows | None
 
 LONGEST = 512
 """Keys up to which scores are multiplied out in training on a CPU in bfloat16."""
@@ -38,11 +40,16 @@ class LayerCache(Protocol):
         """Where they are, for passes that are compiled; None where passes are not."""
         ...
 
+    @property
+    def ragged(self) -> Ragged | None:
+        """Which places of the pass hold tokens, where states are of these alone; None where they are of all."""
+        ...
+
     def update(
         self, keys: Float[Tensor, "b k s hd"], values: Float[Tensor, "b k s hd"]
-    ) -> tuple[Float[Tensor, "b k t hd"], Float[Tensor, "b k t hd"]]: ...
+    ) -> tuple[Float[Tensor, "lanes k t hd"], Float[Tensor, "lanes k t hd"]]: ...
 
-    def read(self) -> tuple[Float[Tensor, "b k t hd"], Float[Tensor, "b k t hd"]]:
+    def read(self) -> tuple[Float[Tensor, "lanes k t hd"], Float[Tensor, "lanes k t hd"]]:
         """Once more what ``update`` has returned in this pass."""
         ...
 
@@ -127,8 +134,12 @@ class Attention(nn.Module):
             heads = torch.rms_norm(heads, (hd,), None, self.eps).mul_(gains)
         q, key = rotate(heads, angles).to(joined.dtype).transpose(1, 2).split((h, k), dim=1)
         keys, values = cache.update(key, joined.narrow(2, h + k, k).transpose(1, 2))
-        read = attend(q, keys, values, mask)
-        return self.out(read.transpose(1, 2).reshape(b, s, h * hd))
+        if (ragged := cache.ragged) is not None:
+            q = ragged.spread(q.transpose(1, 2)).transpose(1, 2)
+        read = attend(q, keys, values, mask).transpose(1, 2)
+        if ragged is not None:
+            read = ragged.pack(read)
+        return self.out(read.reshape(b, s, h * hd))
 
     def _join(self, q: Float[Tensor, " hd"], k: Float[Tensor, " hd"]) -> Float[Tensor, "n hd"]:
         """Gains of every query and key head."""

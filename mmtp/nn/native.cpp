@@ -22,7 +22,7 @@
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-static const int LAYOUT = 1;         // raised with whatever native.py has to lay out or pass otherwise; it has the same number
+static const int LAYOUT = 2;         // raised with whatever native.py has to lay out or pass otherwise; it has the same number
 static const int PANEL = 2 * LANES;  // outputs whose weights stand together: [outputs / PANEL, inputs, PANEL]
 
 static inline vec load(const float *p) { return *(const vec *)p; }
@@ -48,6 +48,8 @@ struct Block {
 
 struct Window {
     int64_t lanes, rows, extent;  // rows of each lane; keys that the mask speaks of
+    int64_t count;                // rows that are computed, of all lanes together
+    const int64_t *at;            // [count], where each is among lanes * rows; null where they are all
     const uint8_t *mask;          // [lanes, rows, extent], 1 where a row may look
     const int64_t *positions;     // [lanes, rows, 3]
     const int64_t *starts;        // [lanes], where rows are written
@@ -59,6 +61,8 @@ struct Window {
     float *last;           // [lanes, rows, width]: states after the last norm; or null
     float *work;           // as many numbers as `mmtp_work` says
 };
+
+static inline int64_t place_of(const Window &w, int64_t r) { return w.at ? w.at[r] : r; }
 
 static inline float dot(const float *a, const float *b, int64_t n) {
     vec sum = {};
@@ -224,9 +228,9 @@ static inline void softmaxes(float *scores, float *one, int64_t count, const int
     memcpy(scores, one + count, count * sizeof *scores);
 }
 
-static inline void attend(const Sizes &z, const Window &w, int64_t lane, int64_t row, int64_t kv, const float *query, float *out,
-                          const float *keys, const float *values, float *scores) {
-    const int64_t hd = z.head_dim, groups = z.heads / z.kv_heads, at = lane * w.rows + row;
+static inline void attend(const Sizes &z, const Window &w, int64_t at, int64_t kv, const float *query, float *out, const float *keys,
+                          const float *values, float *scores) {
+    const int64_t hd = z.head_dim, groups = z.heads / z.kv_heads, lane = at / w.rows;
     const uint8_t *mask = w.mask + at * w.extent;
     const float *key = keys + lane * w.lane_stride + kv * w.head_stride, *value = values + lane * w.lane_stride + kv * w.head_stride;
     int64_t count = w.extent;
@@ -279,11 +283,12 @@ void mmtp_linear(const float *x, int64_t rows, int64_t inputs, const float *w, i
     });
 }
 
-// Blocks one after the other; `x` [lanes * rows, width] is changed in place.
+// Blocks one after the other; `x` [lanes * rows, width] is changed in place, where rows are computed. Between the two everything stands
+// without gaps, row r being the one at `place_of(w, r)`.
 void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const Window *window, float *x, int64_t threads) {
     const Sizes &z = *sizes;
     const Window &w = *window;
-    const int64_t d = z.width, hd = z.head_dim, n = w.lanes * w.rows, half = (z.mlp_width + PANEL - 1) / PANEL;
+    const int64_t d = z.width, hd = z.head_dim, n = w.count, half = (z.mlp_width + PANEL - 1) / PANEL;
     const int64_t heads = z.heads + 2 * z.written, wide = heads * hd, read_wide = z.heads * hd, held_wide = 2 * z.kv_heads * hd;
     float *normed = w.work, *joined = normed + 2 * n * d, *read = joined + n * (read_wide + held_wide), *hidden = read + n * read_wide;
     float *cos = hidden + n * z.mlp_width, *sin = cos + n * hd / 2, *scores = sin + n * hd / 2;
@@ -296,7 +301,7 @@ void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const W
         float *own = scores + 3 * thread * w.extent;
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < n * hd / 2; i++) {
-            const float angle = (float)w.positions[i / (hd / 2) * 3 + z.axis[i % (hd / 2)]] * z.frequencies[i % (hd / 2)];
+            const float angle = (float)w.positions[place_of(w, i / (hd / 2)) * 3 + z.axis[i % (hd / 2)]] * z.frequencies[i % (hd / 2)];
             cos[i] = cosf(angle);
             sin[i] = sinf(angle);
         }
@@ -307,12 +312,12 @@ void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const W
             auto settle = [&](float *head, int64_t r, bool query, bool value, int64_t kv) {
                 if (!value) place(head, query ? block.q_norm : block.k_norm, cos + r * hd / 2, sin + r * hd / 2, hd, z.eps);
                 if (query) return;
-                const int64_t at = r / w.rows * w.lane_stride + kv * w.head_stride + (w.starts[r / w.rows] + r % w.rows) * hd;
-                memcpy((value ? values : keys) + at, head, hd * sizeof *head);
+                const int64_t at = place_of(w, r), lane = at / w.rows, slot = w.starts[lane] + at % w.rows;
+                memcpy((value ? values : keys) + lane * w.lane_stride + kv * w.head_stride + slot * hd, head, hd * sizeof *head);
             };
             if (w.remember) {
 #pragma omp for schedule(static)
-                for (int64_t r = 0; r < n; r++) norm(x + r * d, block.memory_norm, normed + r * d, d, z.eps);
+                for (int64_t r = 0; r < n; r++) norm(x + place_of(w, r) * d, block.memory_norm, normed + r * d, d, z.eps);
                 linear(normed, n, d, block.memory, d, held_wide, [&](int64_t r, int64_t p, vec one, vec other) {
                     put_row<false>(joined + r * held_wide, held_wide, p, one, other);
                 });
@@ -326,17 +331,18 @@ void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const W
             if (block.project) {
 #pragma omp for schedule(static)
                 for (int64_t r = 0; r < n; r++) {
-                    norm(w.embedded + r * d, block.embedding_norm, normed + 2 * r * d, d, z.eps);
-                    norm(x + r * d, block.state_norm, normed + (2 * r + 1) * d, d, z.eps);
-                    if (w.added) memcpy(x + r * d, w.added + r * d, d * sizeof *x);
-                    else memset(x + r * d, 0, d * sizeof *x);
+                    const int64_t at = place_of(w, r) * d;
+                    norm(w.embedded + at, block.embedding_norm, normed + 2 * r * d, d, z.eps);
+                    norm(x + at, block.state_norm, normed + (2 * r + 1) * d, d, z.eps);
+                    if (w.added) memcpy(x + at, w.added + at, d * sizeof *x);
+                    else memset(x + at, 0, d * sizeof *x);
                 }
                 linear(normed, n, 2 * d, block.project, 2 * d, d, [&](int64_t r, int64_t p, vec one, vec other) {
-                    put_row<true>(x + r * d, d, p, one, other);
+                    put_row<true>(x + place_of(w, r) * d, d, p, one, other);
                 });
             }
 #pragma omp for schedule(static)
-            for (int64_t r = 0; r < n; r++) norm(x + r * d, block.attention_norm, normed + r * d, d, z.eps);
+            for (int64_t r = 0; r < n; r++) norm(x + place_of(w, r) * d, block.attention_norm, normed + r * d, d, z.eps);
             linear(normed, n, d, block.qkv, d, wide, [&](int64_t r, int64_t p, vec one, vec other) {
                 put_row<false>(joined + r * wide, wide, p, one, other);
             });
@@ -348,13 +354,13 @@ void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const W
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < n * z.kv_heads; i++) {
                 const int64_t r = i / z.kv_heads;
-                attend(z, w, r / w.rows, r % w.rows, i % z.kv_heads, joined + r * wide, read + r * read_wide, keys, values, own);
+                attend(z, w, place_of(w, r), i % z.kv_heads, joined + r * wide, read + r * read_wide, keys, values, own);
             }
             linear(read, n, read_wide, block.out, read_wide, d, [&](int64_t r, int64_t p, vec one, vec other) {
-                put_row<true>(x + r * d, d, p, one, other);
+                put_row<true>(x + place_of(w, r) * d, d, p, one, other);
             });
 #pragma omp for schedule(static)
-            for (int64_t r = 0; r < n; r++) norm(x + r * d, block.mlp_norm, normed + r * d, d, z.eps);
+            for (int64_t r = 0; r < n; r++) norm(x + place_of(w, r) * d, block.mlp_norm, normed + r * d, d, z.eps);
             // Panels of the gate and of what it lets through take turns.
 #pragma omp for schedule(static)
             for (int64_t p = 0; p < half; p++)
@@ -368,12 +374,12 @@ void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const W
                         row[p * PANEL + j] *= j < LANES ? one[j] : other[j - LANES];
                 });
             linear(hidden, n, z.mlp_width, block.down, z.mlp_width, d, [&](int64_t r, int64_t p, vec one, vec other) {
-                put_row<true>(x + r * d, d, p, one, other);
+                put_row<true>(x + place_of(w, r) * d, d, p, one, other);
             });
         }
         if (w.last) {
 #pragma omp for schedule(static)
-            for (int64_t r = 0; r < n; r++) norm(x + r * d, blocks[count - 1].last_norm, w.last + r * d, d, z.eps);
+            for (int64_t r = 0; r < n; r++) norm(x + place_of(w, r) * d, blocks[count - 1].last_norm, w.last + place_of(w, r) * d, d, z.eps);
         }
     }
 }

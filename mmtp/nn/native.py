@@ -23,10 +23,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mmtp.nn.ragged import Ragged
 from mmtp.types import MmtpError
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-LAYOUT = 1  # that of native.cpp
+LAYOUT = 2  # that of native.cpp
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
 
 
@@ -42,6 +43,7 @@ class Held(NamedTuple):
         layer: index of it.
         first: lane that the pass begins with.
         starts: tokens that are held of each lane of the pass, behind which it writes.
+        ragged: which places of the pass hold tokens, where padding is left out; else None.
         programs: what modules have been compiled to for passes over this cache, during which weights stay as they are.
     """
 
@@ -49,6 +51,7 @@ class Held(NamedTuple):
     layer: int
     first: int
     starts: Sequence[int]
+    ragged: Ragged | None
     programs: dict[Any, Any]
 
 
@@ -154,7 +157,7 @@ class Program:
             x: states.
             positions: rotary.
             mask: True where a position may look.
-            held: keys and values of the first block; those of the others follow. A pass writes there.
+            held: keys and values of the first block; those of the others follow. A pass writes there. Padding stays as it is.
             embedded: embeddings that a head's step joins with the states.
             added: to what it has joined.
             banks: kinds of keys; None where they are all alike.
@@ -183,12 +186,15 @@ class Program:
         storage, threads = held.storage, torch.get_num_threads()
         layer, part, lane, head = storage.stride()[:4]
         keys = storage.data_ptr() + 4 * (held.layer * layer + held.first * lane)
-        work = torch.empty(self._library.mmtp_work(self._sizes, lanes * rows, extent, threads))
+        # A head's step may be of the newest anchors alone, of which every lane has one.
+        at = held.ragged.at if held.ragged is not None and held.ragged.width == rows else None
+        count = lanes * rows if at is None else len(at)
+        work = torch.empty(self._library.mmtp_work(self._sizes, count, extent, threads))
         mask, positions, *others = (None if t is None else t.data_ptr() for t in given)
         starts = (ctypes.c_int64 * lanes)(*held.starts)
         window = _Window(
-            lanes, rows, extent, mask, positions, ctypes.addressof(starts), keys, keys + 4 * part, layer, lane, head, *others, remember,
-            None if last is None else last.data_ptr(), work.data_ptr(),
+            lanes, rows, extent, count, None if at is None else at.data_ptr(), mask, positions, ctypes.addressof(starts), keys,
+            keys + 4 * part, layer, lane, head, *others, remember, None if last is None else last.data_ptr(), work.data_ptr(),
         )  # fmt: skip
         self._library.mmtp_blocks(self._sizes, self._blocks, len(self._blocks), window, x.data_ptr(), threads)
 
@@ -254,8 +260,8 @@ class _Block(ctypes.Structure):
 
 class _Window(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("lanes", "rows", "extent")),
-        *((name, _POINTER) for name in ("mask", "positions", "starts", "keys", "values")),
+        *((name, ctypes.c_int64) for name in ("lanes", "rows", "extent", "count")),
+        *((name, _POINTER) for name in ("at", "mask", "positions", "starts", "keys", "values")),
         *((name, ctypes.c_int64) for name in ("block_stride", "lane_stride", "head_stride")),
         *((name, _POINTER) for name in ("embedded", "added", "banks", "own")),
         ("remember", ctypes.c_int64),

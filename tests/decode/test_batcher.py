@@ -1,5 +1,7 @@
 """Rows that come and go: each gets what it would get alone."""
 
+import gc
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
@@ -319,9 +321,9 @@ def test_chunks_leave_the_same_bits(way: str, compiled: bool) -> None:
 def test_passes_are_no_wider_than_a_chunk_and_nobody_waits(net: UnifiedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     batcher, seen, begin = Engine(net, chunk=24).batcher(max_lanes=4, context=400), [], KVCache.begin
 
-    def listen(cache: KVCache, width: int) -> torch.Tensor:
+    def listen(cache: KVCache, width: int, *more: Sequence[int] | None) -> torch.Tensor:
         seen.extend([width * len(cache.lengths)] if cache is batcher.cache else [])
-        return begin(cache, width)
+        return begin(cache, width, *more)
 
     monkeypatch.setattr(KVCache, "begin", listen)
     early = batcher.submit(request(WORDS[:20], 60, seed=1, temperature=0.0))
@@ -339,6 +341,40 @@ def test_passes_are_no_wider_than_a_chunk_and_nobody_waits(net: UnifiedModel, mo
     run(batcher)
     for row, one in ((early, request(WORDS[:20], 60, seed=1, temperature=0.0)), (long, request(LONG, 10)), (late, request(WORDS[:9], 4))):
         assert row.tokens == Engine(net, chunk=WHOLE).generate(one.prefix, one.sampling, one.max_new_tokens).tokens
+
+
+def test_rows_that_sample_alike_learn_together_how_many_drafts_pay(net: UnifiedModel) -> None:
+    batcher = Engine(net).batcher(max_lanes=4, context=100)
+    kinds = [{"temperature": 0.5}, {"temperature": 0.7}, {"per_modality": {"image": {"top_k": 5}}}, {"verification": "rejection"}]
+    rows = [[batcher.submit(request(WORDS, 3, seed=seed, **kind)) for seed in range(2)] for kind in kinds]
+    learnt = [[row.pace.experience for row in pair if row.pace is not None] for pair in rows]
+    assert [one is other for one, other in learnt] == [True, True, True, False]
+    assert len({id(one) for one, _ in learnt}) == 4 and len(batcher._experiences) == 3
+    run(batcher)
+    assert all(row.done for pair in rows for row in pair)
+    del rows, learnt
+    gc.collect()
+    batcher.submit(request(WORDS, 3, temperature=0.1))
+    assert len(batcher._experiences) <= 1 + batcher.max_lanes  # those of rows whose lanes hold something yet, and no others
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_lanes_with_tokens_of_any_number_share_a_pass_without_padding(
+    net: UnifiedModel, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, ragged, begin = Engine(net, compile=compiled, draft_cost=0), [], KVCache.begin
+
+    def listen(cache: KVCache, width: int, *more: Sequence[int] | None) -> torch.Tensor:
+        mask = begin(cache, width, *more)
+        ragged.append(cache.ragged is not None)
+        return mask
+
+    monkeypatch.setattr(KVCache, "begin", listen)
+    prefixes, samplings = [WORDS, PICTURE, WORDS[:9], PICTURE], [Sampling(seed=seed, temperature=0.7) for seed in range(4)]
+    together = engine.generate_batch(prefixes, samplings, 20)
+    assert sum(ragged) > 5
+    for prefix, sampling, row in zip(prefixes, samplings, together, strict=True):
+        assert engine.generate(prefix, sampling, 20, speculative=False).tokens == row.tokens
 
 
 def test_a_row_that_is_cancelled_within_its_prompt_leaves_what_it_has_read(net: UnifiedModel) -> None:

@@ -138,7 +138,7 @@ def test_by_default_what_stands_is_drafted_and_what_never_does_leaves_plain_pass
     plain = [row.tokens for row in Engine(large).generate_batch(prefixes, [sampling] * 3, most, speculative=False)]
     assert all(len(tokens) > len(prefix) + 60 for tokens, prefix in zip(plain, prefixes, strict=True))
     begin, widths = KVCache.begin, list[int]()
-    monkeypatch.setattr(KVCache, "begin", lambda cache, width: (widths.append(width), begin(cache, width))[1])
+    monkeypatch.setattr(KVCache, "begin", lambda cache, width, *more: (widths.append(width), begin(cache, width, *more))[1])
     for right in (True, False):
         engine = Engine(large, drafts=Known(plain, right))
         together = engine.generate_batch(prefixes, [sampling] * 3, most)
@@ -146,7 +146,8 @@ def test_by_default_what_stands_is_drafted_and_what_never_does_leaves_plain_pass
             widths.clear()
             row = engine.generate(prefix, sampling, most)
             assert row.tokens == other.tokens == tokens
-            assert row.stats.drafted == other.stats.drafted  # decisions hang on nothing but the row
+            if verification == "rejection":
+                assert row.stats.drafted == other.stats.drafted  # decisions show in the output, and hang on nothing but the row
             if right:
                 assert row.stats.tokens_per_pass > 4.5
             else:

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmtp.decode.costs import Costs
-from mmtp.decode.pace import Pace
+from mmtp.decode.pace import Experience, Pace
 
 MOST = 8
 
@@ -18,22 +18,29 @@ def drafts_of(pace: Pace, making: float = 0.0, most: int = MOST) -> int:
     return most
 
 
+def settled(rates: dict[tuple[str, int], float]) -> Experience:
+    """Of so many drafts that no further one counts."""
+    experience = Experience(1.0)
+    for key, rate in rates.items():
+        experience._drafted[key], experience._stood[key] = 1e9, rate * 1e9
+    return experience
+
+
 def simulate(pace: Pace, stands: bool, rounds: int, making: float = 0.0, most: int = MOST) -> tuple[int, float]:
     """Drafts of so many rounds, of which all or none stand, and what the rounds cost in passes."""
     made, passes = 0, 0.0
+    first, further = pace.costs.price()
     for _ in range(rounds):
         drafts = drafts_of(pace, making, most)
         pace.learn(["image"] * drafts, drafts if stands else 0)
         made += drafts
-        passes += 1 + (pace.costs.first + (drafts - 1) * pace.costs.further + drafts * making if drafts else 0)
+        passes += 1 + (first + (drafts - 1) * further + drafts * making if drafts else 0)
     return made, passes
 
 
 @given(st.floats(0.05, 0.95), st.floats(0.01, 0.9))
 def test_it_stops_where_the_yield_is_greatest(acceptance: float, cost: float) -> None:
-    pace = Pace(cost, memory=1.0)
-    for place in range(MOST):
-        pace._drafted["image", place], pace._stood["image", place] = 1e9, acceptance * 1e9
+    pace = Pace(cost, experience=settled({("image", place): acceptance for place in range(MOST)}))
     yields = [sum(acceptance**j for j in range(k + 1)) / (1 + k * cost) for k in range(MOST + 1)]
     drafts = drafts_of(pace)
     assert yields[drafts] == pytest.approx(max(yields), rel=1e-6)
@@ -42,7 +49,7 @@ def test_it_stops_where_the_yield_is_greatest(acceptance: float, cost: float) ->
 
 
 def test_it_gives_up_and_tries_again() -> None:
-    pace = Pace(0.2, memory=0.95)
+    pace = Pace(0.2, experience=Experience(0.95))
     assert drafts_of(pace) == MOST  # nothing is known: all may stand
     for _ in range(30):
         pace.learn(["image"] * MOST, 0)
@@ -74,23 +81,44 @@ def test_a_medium_that_gave_up_says_nothing_of_another() -> None:
 
 
 def test_what_making_takes_counts_beside_verification() -> None:
-    pace = Pace(costs=Costs(start=1.0, first=0.2, further=0.1), memory=1.0)
+    pace = Pace(costs=Costs(start=1.0, several=0.05, lane=0.05, token=0.1), experience=Experience(1.0))
     pace.learn(["image"], 0)
     pace.begin()
     assert pace.pays("image", 0.46) and not pace.pays("image", 0.47)  # of three, two of them believed, one did not stand
-    pace = Pace(0.4, memory=1.0)
+    pace = Pace(0.4, experience=Experience(1.0))
     pace.learn(["image"], 0)
     pace.begin()
     assert pace.pays("image", 9.0)  # a number says what all costs
 
 
 def test_drafts_behind_a_refused_one_tell_nothing() -> None:
-    pace = Pace(memory=1.0)
-    pace.learn(["image"] * 3, 1)
-    assert pace._drafted == {("image", 0): 1, ("image", 1): 1} and pace._stood == {("image", 0): 1, ("image", 1): 0}
+    experience = Experience(1.0)
+    experience.learn(["image"] * 3, 1)
+    assert [experience.rate("image", place, 0.5) for place in range(3)] == [2 / 3, 1 / 3, 1 / 2]
 
 
 def test_a_further_draft_is_believed_to_stand_as_often_as_the_one_before() -> None:
-    pace = Pace(0.05, memory=1.0)
+    pace = Pace(0.05, experience=Experience(1.0))
     pace.learn(["image"] * 2, 0)  # two thirds then: their fifth power is above 0.05 · 2.60 / 1.2, the sixth below 0.05 · 2.74 / 1.25
     assert drafts_of(pace) == 5
+
+
+def test_rows_that_share_what_they_learnt_draft_alike() -> None:
+    experience = Experience()
+    one, other, alone = Pace(0.2, experience=experience), Pace(0.2, experience=experience), Pace(0.2)
+    for _ in range(30):
+        one.learn(["image"] * MOST, 0)
+    assert drafts_of(one) == drafts_of(other) == 0 and drafts_of(alone) == MOST
+
+
+@given(st.floats(0.3, 0.95))
+def test_the_more_lanes_the_fewer_drafts_pay(acceptance: float) -> None:
+    pace = Pace(experience=settled({("image", place): acceptance for place in range(MOST)}))
+    numbers = []
+    for lanes in (1, 2, 4, 8, 16):
+        pace.among(lanes)
+        numbers.append(drafts_of(pace))
+    assert numbers == sorted(numbers, reverse=True)
+    pace.among(1)
+    assert drafts_of(pace) == numbers[0]
+    assert acceptance < 0.5 or numbers[0] > numbers[-1] or numbers[-1] == MOST

@@ -15,7 +15,7 @@ class Scripted:
 
     def __init__(self, unequal_at: int | None = None) -> None:
         self.calls: list[tuple[int, float, int, bool]] = []
-        self.batches: list[tuple[int, set[int]]] = []
+        self.batches: list[tuple[int, set[int], int]] = []
         self.unequal_at = unequal_at
 
     def generate(self, prefix, sampling, max_new_tokens, speculative, stop):
@@ -33,8 +33,8 @@ class Scripted:
         )
         return Generation(list(prefix) + new, len(prefix), stats)
 
-    def generate_batch(self, prefixes, samplings, max_new_tokens, speculative, stop):
-        self.batches.append((len(prefixes), {prefix[0] for prefix in prefixes}))
+    def generate_batch(self, prefixes, samplings, max_new_tokens, speculative, stop, *, max_lanes):
+        self.batches.append((len(prefixes), {prefix[0] for prefix in prefixes}, max_lanes))
         rows = [self.generate(p, s, max_new_tokens, speculative, stop) for p, s in zip(prefixes, samplings, strict=True)]
         return [replace(row, stats=replace(row.stats, seconds=rows[-1].stats.seconds)) for row in rows]
 
@@ -103,8 +103,33 @@ def test_time_that_is_up_ends_after_some_prompts_of_both_orders():
 
 def test_prompts_of_a_kind_are_decoded_together():
     engine = Scripted()
-    result = compare(engine, PROMPTS, temperatures=(1.0,), batch=4)
-    assert engine.batches == [(4, {1}), (4, {1}), (2, {1}), (2, {1}), (2, {2}), (2, {2})]
+    result = compare(engine, PROMPTS, temperatures=(1.0,), batch=2)
+    assert engine.batches == [(6, {1}, 2), (6, {1}, 2), (2, {2}, 2), (2, {2}, 2)]
     assert result.all_equal and [len(result.of(kind).pairs) for kind in ("picture", "answer")] == [6, 2]
     seeds = {call[:3] for call in engine.calls[2:]}
     assert len(seeds) == len(PROMPTS)  # each prompt has a seed of its own, the same in both ways
+
+
+def test_of_a_batch_the_time_of_all_counts():
+    class Batch(Scripted):
+        """Rows that end one after the other, with drafts twice as soon; they wait for room, and draft half of the time."""
+
+        def generate_batch(self, prefixes, samplings, max_new_tokens, speculative, stop, *, max_lanes):
+            rows = [self.generate(p, s, max_new_tokens, speculative, stop) for p, s in zip(prefixes, samplings, strict=True)]
+            times = [(3.0 + i) / (2 if speculative else 1) for i in range(len(rows))]
+            return [
+                replace(row, stats=replace(row.stats, seconds=time, waited=time - 2.0, drafting=1.0 * speculative))
+                for row, time in zip(rows, times, strict=True)
+            ]
+
+    result = compare(Batch(), [Prompt("picture", [1, i], 8) for i in range(3)], temperatures=(1.0,), batch=2)
+    plain, fast = ([getattr(pair, way) for pair in result.pairs] for way in ("plain", "speculative"))
+    assert sum(stats.seconds for stats in plain) == pytest.approx(5.0) and sum(stats.seconds for stats in fast) == pytest.approx(2.5)
+    assert result.speedup == pytest.approx(2.0)
+    assert sum(stats.drafting for stats in fast) == pytest.approx(1.25) and not any(stats.drafting for stats in plain)
+
+
+def test_a_guided_prompt_takes_two_lanes_of_a_batch():
+    engine = Scripted()
+    compare(engine, PROMPTS[:3], Sampling(guidance=2.0), temperatures=(1.0,), batch=2)
+    assert {lanes for _, _, lanes in engine.batches} == {4}

@@ -1,0 +1,43 @@
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from mmtp.decode.costs import COMPILED
+from mmtp.eval.decoding import Prompt
+from mmtp.stream.vocab import Special
+from tests.models.common import LAYOUT, model
+
+DRAW = [Special.BOS, Special.USER, 40, 41, Special.END, Special.ASSISTANT, Special.BOI, LAYOUT.dim(4), LAYOUT.dim(4)]
+
+
+@pytest.fixture
+def bench(script: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    """Runs the script over a tiny model and some prompts; gives its status."""
+    picture = Prompt("draw", DRAW, 16, (int(Special.EOI),))
+    prompts = [picture, Prompt("caption", DRAW[:6], 16), picture]
+    monkeypatch.setattr(script, "from_pretrained", lambda name: model(depth=1))
+    monkeypatch.setattr(script, "ShardDataset", lambda path: type("Data", (), {"over": lambda self, layout: self})())
+    monkeypatch.setattr(script, "held_out_prompts", lambda data, count: prompts)
+    threads = torch.get_num_threads()
+    yield lambda *argv: script.main(["tiny", "--data", "some", "--repeats", "1", *map(str, argv)])
+    torch.set_num_threads(threads)
+
+
+def test_rounds_of_every_number_of_drafts_are_timed_beside_what_is_reckoned(bench, script: ModuleType, tmp_path: Path, capsys) -> None:
+    assert bench("--rows", 1, 2, "--json", tmp_path / "costs.json") == 0
+    costs = json.loads((tmp_path / "costs.json").read_text())
+    ways = [(compiled, rows, drafts) for compiled in (False, True) for rows in (1, 2) for drafts in script.DRAFTS]
+    assert [(cost["compiled"], cost["rows"], cost["drafts"]) for cost in costs] == ways
+    assert all(cost["milliseconds"] > 0 and cost["ratio"] > 0 for cost in costs)
+    assert all(cost["ratio"] == cost["reckoned"] == 1 for cost in costs if not cost["drafts"])
+    first, further = COMPILED.price(2)
+    assert costs[-1]["reckoned"] == pytest.approx(1 + first + 7 * further)
+    assert "| compiled | 2 |" in capsys.readouterr().out
+
+
+def test_asks_for_prompts_of_pictures_or_sounds_enough(bench, capsys) -> None:
+    assert bench("--rows", 3) == 1
+    assert "has prompts of 2 pictures or sounds, and 3 rows are wanted" in capsys.readouterr().err
