@@ -44,7 +44,7 @@ LAYOUT = VocabLayout(
     16,
 )
 BACKBONE = BackboneConfig(width=48, depth=2, num_heads=4, num_kv_heads=2, head_dim=12, mlp_width=64)
-WAYS = ("sequential", "synchronized", "parallel", "by medium", "n-grams", "look-up", "model")
+WAYS = ("sequential", "synchronized", "parallel", "by medium", "compiled", "n-grams", "look-up", "model")
 LONGEST = 512  # tokens of a row
 GROWTH = 64 << 20  # bytes by which a process may grow for other reasons than its requests
 
@@ -58,12 +58,13 @@ def build(head: HeadConfig) -> UnifiedModel:
 
 
 def engine(way: str, chunk: int) -> Engine:
-    """One that drafts in a way, and reads prompts in chunks of so many tokens."""
+    """One that drafts in a way, and reads prompts in chunks of so many tokens; "compiled" drafts rows of pictures, in compiled passes."""
     heads: dict[str, HeadConfig] = {
         "sequential": SequentialHead.Config(mtp_depth=3),
         "synchronized": SynchronizedHead.Config(mtp_depth=2, vertical=4),
         "parallel": ParallelHead.Config(mtp_depth=2),
         "by medium": SequentialHead.Config(mtp_depth=3),
+        "compiled": SynchronizedHead.Config(mtp_depth=3, vertical=4),
     }
     net = build(heads.get(way, NextHead.Config()))
     if way == "n-grams":
@@ -75,7 +76,7 @@ def engine(way: str, chunk: int) -> Engine:
         "model": ModelDrafts(net, 2),
     }
     cost = None if way == "by medium" else 0  # the others make all drafts, that there is much to verify
-    return Engine(net, exact=True, draft_cost=cost, drafts=drafts.get(way, HeadDrafts()), chunk=chunk)
+    return Engine(net, exact=True, draft_cost=cost, drafts=drafts.get(way, HeadDrafts()), chunk=chunk, compile=way == "compiled")
 
 
 def written_ngrams(net: UnifiedModel) -> NGrams:
