@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,13 +19,15 @@ from mmtp.stream.vocab import VocabLayout
 class Step(Protocol):
     """A model as the engine sees it; :class:`mmtp.models.unified.UnifiedModel` is one."""
 
-    config: Any
-    head: Any
-    flow: Any
-    next_scale: Any
-    backbone: Any
-    unembedding: Any
-    ngrams: Any
+    if TYPE_CHECKING:
+        # Modules in modules are found by __getattr__, which from Python 3.12 on isinstance does not ask.
+        config: Any
+        head: Any
+        flow: Any
+        next_scale: Any
+        backbone: Any
+        unembedding: Any
+        ngrams: Any
 
     def embed(self, tokens: Int[Tensor, "b s"]) -> Float[Tensor, "b s d"]: ...
 
