@@ -30,7 +30,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +59,8 @@ from mmtp.train.trainer import OptimConfig, build_optimizers
 from mmtp.types import Batch
 
 OPTIM = OptimConfig(lr=2e-3, muon_lr=5e-3, weight_decay=0.05, warmup=20)
+GOES_ON = replace(OPTIM, lr=OPTIM.lr / 20, muon_lr=OPTIM.muon_lr / 20)
+"""Of a backbone that trains further: at the rates of a new head it would forget, within these few steps, more than it learns."""
 LOSS = {"mtp_weight": 1.0, "mtp_decay": 0.9}
 STDERR = Console(stderr=True)  # progress; tables alone go to stdout
 SETTINGS = ("mtp_depth", "steps", "rows", "budget", "anchors", "batches", "prompts", "limit")  # of which all results of a folder are
@@ -158,7 +160,10 @@ class Learner:
             self.model = copy.deepcopy(model).requires_grad_(True)
             self.model.head = self.head
         self.module = self.head if self.shares else self.model
-        self.optimizers = build_optimizers(self.module, OPTIM)
+        self.optimizers = build_optimizers(self.head, OPTIM)
+        if not self.shares:
+            rest = {name: child for name, child in self.model.named_children() if child is not self.head}
+            self.optimizers += build_optimizers(nn.ModuleDict(rest), GOES_ON)
         self.seconds: list[float] = []
 
     def step(self, batch: Batch, states: tuple[torch.Tensor, torch.Tensor] | None, rate: float) -> None:
