@@ -10,6 +10,9 @@ BELIEVED = 2
 """Drafts that what is believed beforehand weighs as much as. With fewer, answers whose drafts do not stand lose less, and
 short ones whose drafts do stand are given up after a refusal or two."""
 
+HOPED = 0.8
+"""How often the first draft is believed to stand. Where drafts are cheap nearly all are tried at once; where they are dear a few."""
+
 
 class _Round(NamedTuple):
     """Drafts of a round so far.
@@ -26,7 +29,7 @@ class _Round(NamedTuple):
     tokens: float = 1.0
     passes: float = 1.0
     chance: float = 1.0
-    rate: float = 1.0
+    rate: float = HOPED
 
 
 class Experience:
@@ -61,10 +64,11 @@ class Pace:
     With acceptance a_i of draft i after all before it stood, k drafts yield 1 + Σ_j Π_{i≤j} a_i tokens on average (Leviathan et al. 2023,
     section 3.1, with a rate per draft) at a cost of 1 + Σ_j c_j passes. Draft k pays while Π_{i≤k} a_i / c_k is above that ratio for k - 1.
 
-    Acceptance is counted per medium and place in the round. Beforehand the first draft is believed to stand, and a further one as often as
-    the one before it, each as if that had been seen twice. Counts fade, so that what was given up is tried again: a draft of cost c that
-    never stands is made as often as keeps its count at 2 / c - 2, which takes 2 (1 - memory) (1 - c) of all passes. All depends on what
-    was learnt before, and on the lanes that :meth:`among` was told: with an experience of its own and alone, on the row and nothing else.
+    Acceptance is counted per medium and place in the round. Beforehand the first draft is believed to stand four times in five, and a
+    further one as often as the one before it, each as if that had been seen twice. Counts fade, so that what was given up is tried again: a
+    draft of cost c that never stands is made as often as keeps its count at 1.6 / c - 2, which takes (1 - memory) (1.6 - 2 c) of all
+    passes. All depends on what was learnt before, and on the lanes that :meth:`among` was told: with an experience of its own and alone, on
+    the row and nothing else.
 
     Args:
         cost: of any draft and its verification, in passes of the model; None for what making each takes, and what ``costs`` says.

@@ -159,7 +159,7 @@ def test_a_head_that_drafts_nothing_right_is_soon_asked_no_more(monkeypatch: pyt
     with spoiled(net):
         draft = net.head.draft
         monkeypatch.setattr(net.head, "draft", lambda depth, *given: (steps.append(depth), draft(depth, *given))[1])
-        rows = Engine(net).generate_batch([TEXT] * 4, [Sampling(seed=seed) for seed in range(4)], 100, max_lanes=1)
+        rows = Engine(net, draft_cost=0.5).generate_batch([TEXT] * 4, [Sampling(seed=seed) for seed in range(4)], 100, max_lanes=1)
     assert sum(row.stats.passes for row in rows) > 10 * len(steps) > 0
 
 

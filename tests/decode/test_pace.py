@@ -50,7 +50,7 @@ def test_it_stops_where_the_yield_is_greatest(acceptance: float, cost: float) ->
 
 def test_it_gives_up_and_tries_again() -> None:
     pace = Pace(0.2, experience=Experience(0.95))
-    assert drafts_of(pace) == MOST  # nothing is known: all may stand
+    assert 2 < drafts_of(pace) < MOST  # nothing is known: some may stand
     for _ in range(30):
         pace.learn(["image"] * MOST, 0)
     assert drafts_of(pace) == 0
@@ -71,11 +71,12 @@ def test_drafts_that_never_stand_soon_cost_next_to_nothing(making: float, most: 
 
 
 def test_drafts_that_always_stand_are_all_made() -> None:
-    assert simulate(Pace(), True, 50, making=0.3)[0] == 50 * MOST
+    assert 49 * MOST < simulate(Pace(), True, 50, making=0.3)[0] < 50 * MOST  # the first rounds hope for fewer
+    assert simulate(Pace(), True, 1)[0] == MOST  # which costs too little to be worth a doubt
 
 
 def test_a_medium_that_gave_up_says_nothing_of_another() -> None:
-    pace = Pace()
+    pace = Pace(0.5)
     simulate(pace, False, 20)
     assert not pace.pays("image") and pace.pays("text")
 
@@ -84,7 +85,7 @@ def test_what_making_takes_counts_beside_verification() -> None:
     pace = Pace(costs=Costs(start=1.0, several=0.05, lane=0.05, token=0.1), experience=Experience(1.0))
     pace.learn(["image"], 0)
     pace.begin()
-    assert pace.pays("image", 0.46) and not pace.pays("image", 0.47)  # of three, two of them believed, one did not stand
+    assert pace.pays("image", 0.33) and not pace.pays("image", 0.34)  # of three 1.6 stood, all of them believed
     pace = Pace(0.4, experience=Experience(1.0))
     pace.learn(["image"], 0)
     pace.begin()
@@ -99,8 +100,8 @@ def test_drafts_behind_a_refused_one_tell_nothing() -> None:
 
 def test_a_further_draft_is_believed_to_stand_as_often_as_the_one_before() -> None:
     pace = Pace(0.05, experience=Experience(1.0))
-    pace.learn(["image"] * 2, 0)  # two thirds then: their fifth power is above 0.05 · 2.60 / 1.2, the sixth below 0.05 · 2.74 / 1.25
-    assert drafts_of(pace) == 5
+    pace.learn(["image"] * 2, 0)  # 8 / 15 then: their third power is above 0.05 · 1.82 / 1.1, the fourth below 0.05 · 1.97 / 1.15
+    assert drafts_of(pace) == 3
 
 
 def test_rows_that_share_what_they_learnt_draft_alike() -> None:
@@ -108,7 +109,7 @@ def test_rows_that_share_what_they_learnt_draft_alike() -> None:
     one, other, alone = Pace(0.2, experience=experience), Pace(0.2, experience=experience), Pace(0.2)
     for _ in range(30):
         one.learn(["image"] * MOST, 0)
-    assert drafts_of(one) == drafts_of(other) == 0 and drafts_of(alone) == MOST
+    assert drafts_of(one) == drafts_of(other) == 0 and drafts_of(alone) > 2
 
 
 @given(st.floats(0.3, 0.95))

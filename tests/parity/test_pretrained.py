@@ -100,7 +100,7 @@ def test_codes_and_media_are_those_of_the_model_alone(name):
     model, tokenizer, batch = theirs(name), adapter(name).wrap(theirs(name)), media(name)
     tolerance = 0.0
     if isinstance(tokenizer, QuickQuantizer):
-        tokenizer.precision, tolerance = Precision(decode="float32"), 3e-5  # measured: 1e-6, DAC 1e-5
+        tokenizer.precision, tolerance = Precision(decode="float32"), 2e-4  # measured: 1e-6, DAC 1e-5 to 6e-5
     codes = tokenizer.encode(batch)
     assert len(codes.ids.unique()) > 7
     low, high = tokenizer.spec.value_range
