@@ -2,7 +2,8 @@
 
 How many drafts are made shows in what rejection puts out, so that a clock must not decide it: equal seeds would give other tokens on
 another day. So parameters are counted, and the rest are constants that were measured once: ``mmtp bench decode`` prints what drafts and
-their verification cost a model, with ``--compile`` of compiled passes, and ``scripts/bench_decode.py`` what passes cost by their width.
+their verification cost a model, with ``--compile`` of compiled passes, and ``scripts/bench_rounds.py`` what rounds cost by how many drafts
+rows make, alone and together, beside what these constants say.
 """
 
 from typing import Any, NamedTuple
