@@ -50,8 +50,9 @@ def bench(
         verification: how drafts are judged; rejection gives other tokens of the same distribution, so that above temperature 0 outputs
             are not equal.
         drafts: where they come from: head (the model's own), ngrams (of text, by the counts of mmtp ngrams), lookup (of text, from the
-            stream itself), jacobi (of codes, from the pass before), or a smaller model over the same vocabulary, by its name; auto is
-            ngrams for words, head where the model has none, and jacobi for codes; head+jacobi goes on behind the head's.
+            stream itself), jacobi (of codes, from the pass before), refined (the same by the model's refiner, see mmtp refiner), or a
+            smaller model over the same vocabulary, by its name; auto is ngrams for words, head where the model has none, and refined for
+            codes, jacobi where it has none; head+jacobi goes on behind the head's.
         draft_cost: what one more draft costs, in passes of the model; without it that is reckoned from the model. As many are made as pay,
             with 0 all.
         cache: hold keys and values in bfloat16 or int8 instead of what the model computes in: half or a quarter of the memory, more time.

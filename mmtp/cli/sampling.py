@@ -29,8 +29,8 @@ def sampling_settings(**flags: Sequence[str] | None) -> dict[str, Any]:
 
 
 def drafts_of(words: str) -> "Drafts":
-    """Where drafts come from: ``auto``, ``head``, ``ngrams``, ``lookup``, ``jacobi``, or a model's name, folder or Hub id; with ``+jacobi``
-    behind one of the others, codes of media go on by it.
+    """Where drafts come from: ``auto``, ``head``, ``ngrams``, ``lookup``, ``jacobi``, ``refined``, or a model's name, folder or id; with
+    ``+jacobi`` behind one of the others, codes of media go on by it.
     """
     from mmtp.decode.by_medium import DraftsByMedium
     from mmtp.decode.draft_model import ModelDrafts
@@ -38,19 +38,25 @@ def drafts_of(words: str) -> "Drafts":
     from mmtp.decode.jacobi import JacobiDrafts
     from mmtp.decode.lookup import LookupDrafts
     from mmtp.decode.ngrams import NGramDrafts
+    from mmtp.decode.refined import RefinedDrafts
     from mmtp.hub import from_pretrained
     from mmtp.models.unified import UnifiedModel
 
-    ways = {"auto": DraftsByMedium, "head": HeadDrafts, "ngrams": NGramDrafts, "lookup": LookupDrafts, "jacobi": JacobiDrafts}
+    ways = {
+        "auto": DraftsByMedium,
+        "head": HeadDrafts,
+        "ngrams": NGramDrafts,
+        "lookup": LookupDrafts,
+        "jacobi": JacobiDrafts,
+        "refined": RefinedDrafts,
+    }
     if words in ways:
         return ways[words]()
     if words.endswith("+jacobi"):
         return JacobiDrafts(first=drafts_of(words.removesuffix("+jacobi")))
     model = from_pretrained(words)
     if not isinstance(model, UnifiedModel):
-        raise MmtpError(
-            f"--drafts {words}: is a {type(model).__name__}, not a unified model; auto, head, ngrams, lookup, jacobi or a model is wanted"
-        )
+        raise MmtpError(f"--drafts {words}: is a {type(model).__name__}, not a unified model; {', '.join(ways)} or a model is wanted")
     return ModelDrafts(model.eval())
 
 

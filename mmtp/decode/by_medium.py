@@ -7,7 +7,7 @@ nothing: see :class:`mmtp.decode.drafts.HeadDrafter`.
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,6 +16,7 @@ from mmtp.decode.chooser import Chooser
 from mmtp.decode.drafts import Drafter, Drafts, HeadDrafts
 from mmtp.decode.jacobi import JacobiDrafts
 from mmtp.decode.ngrams import NGramDrafts
+from mmtp.decode.refined import RefinedDrafts
 from mmtp.decode.rows import Lane, Row
 from mmtp.decode.step import Step
 from mmtp.types import Modality
@@ -28,11 +29,12 @@ class DraftsByMedium:
     Attributes:
         text: drafts where words stand, and may go on into what follows them. None takes the model's n-grams, or where it has none its head;
             a model without either drafts no words.
-        codes: drafts codes, and what the grammar leaves no choice about.
+        codes: drafts codes, and what the grammar leaves no choice about. None takes the model's refiner, or where it has none what the
+            pass before chose.
     """
 
     text: Drafts | None = None
-    codes: Drafts = field(default_factory=JacobiDrafts)
+    codes: Drafts | None = None
 
     def length(self, model: Step) -> int:
         return max(self._text(model).length(model), self._most_codes(model))
@@ -41,7 +43,7 @@ class DraftsByMedium:
         of = chooser.model
         text, codes = (
             way.begin(chooser, num_lanes, capacity, exact) if most else None
-            for way, most in ((self._text(of), self._text(of).length(of)), (self.codes, self._most_codes(of)))
+            for way, most in ((self._text(of), self._text(of).length(of)), (self._codes(of), self._most_codes(of)))
         )
         return _DrafterByMedium(chooser, text, codes)
 
@@ -50,9 +52,14 @@ class DraftsByMedium:
             return self.text
         return HeadDrafts(rows=False) if model.ngrams is None else NGramDrafts()
 
+    def _codes(self, model: Step) -> Drafts:
+        if self.codes is not None:
+            return self.codes
+        return JacobiDrafts() if model.refiner is None else RefinedDrafts()
+
     def _most_codes(self, model: Step) -> int:
         """Drafts of codes at most; a vocabulary without any needs no room for them."""
-        return self.codes.length(model) if any(not entry.continuous for entry in model.config.layout.media) else 0
+        return self._codes(model).length(model) if any(not entry.continuous for entry in model.config.layout.media) else 0
 
 
 class _DrafterByMedium:

@@ -99,11 +99,11 @@ class Pace:
         """
         return self._pays(self._round, medium, making)
 
-    def count(self, medium: str, most: int) -> int:
-        """How many more drafts of a medium are worth their verification, where making them takes nothing."""
+    def count(self, medium: str, most: int, making: float = 0.0) -> int:
+        """How many more drafts of a medium are worth their cost, where making each takes so many passes."""
         ahead = self._round
-        while ahead.drafts - self._round.drafts < most and self._pays(ahead, medium, 0.0):
-            ahead = self._after(ahead, medium, 0.0)
+        while ahead.drafts - self._round.drafts < most and self._pays(ahead, medium, making):
+            ahead = self._after(ahead, medium, making)
         return ahead.drafts - self._round.drafts
 
     def take(self, medium: str, making: float = 0.0) -> None:

@@ -446,11 +446,11 @@ class Row(Lane):
         """Whether a further draft is to be made, which takes so many passes of the model: it could stand, and it has to pay."""
         return self.room and (self.pace is None or self.pace.pays(str(self.draft_states[-1].modality), making))
 
-    def wanted(self, most: int) -> int:
-        """How many drafts of one medium are to be planned, that take no passes; whether each is to be made :meth:`wants` tells."""
+    def wanted(self, most: int, making: float = 0.0) -> int:
+        """How many drafts of one medium are to be planned, that take so many passes each; whether one is to be made :meth:`wants` tells."""
         if not self.room or self.pace is None:
             return most if self.room else 0
-        return self.pace.count(str(self.draft_states[-1].modality), most)
+        return self.pace.count(str(self.draft_states[-1].modality), most, making)
 
 
 class Choice(NamedTuple):

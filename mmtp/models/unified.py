@@ -21,6 +21,7 @@ from mmtp.models.heads.flow import BlockFlow, FlowHead
 from mmtp.models.heads.next import NextHead
 from mmtp.models.loss import LossConfig, LossOutput, predicted_places, unified_loss
 from mmtp.models.next_scale import NextScale, NextScaleConfig
+from mmtp.models.refiner import Refiner
 from mmtp.nn.attention import LayerCache, document_blocks, document_mask
 from mmtp.nn.block import init_weights
 from mmtp.nn.cross import last_span_mask
@@ -30,7 +31,7 @@ from mmtp.stream.ngrams import NGrams
 from mmtp.stream.vocab import Special, VocabLayout
 from mmtp.types import Batch, Modality
 
-NGRAMS_FILE = "ngrams.safetensors"
+NGRAMS_FILE, REFINER_FILE = "ngrams.safetensors", "refiner.safetensors"
 
 
 class UnifiedModel(nn.Module):
@@ -42,6 +43,7 @@ class UnifiedModel(nn.Module):
     Attributes:
         flex_attention: whether the backbone attends by FlexAttention to whole rows; training sets it.
         ngrams: of text, for drafts; kept in a file of its own beside the weights.
+        refiner: of states, for drafts of codes; likewise.
     """
 
     slot_modality: Tensor
@@ -92,13 +94,15 @@ class UnifiedModel(nn.Module):
         self.flex_attention = False
         self.input_dropout: Mapping[str, float] = {}  # by modality, in training alone
         self.ngrams: NGrams | None = None
+        self.refiner: Refiner | None = None
 
     def save_files(self, folder: Path) -> None:
         """Writes what is kept beside configuration and weights."""
-        if self.ngrams is None:
-            (folder / NGRAMS_FILE).unlink(missing_ok=True)  # of another model that stood there
-        else:
-            self.ngrams.save(folder / NGRAMS_FILE)
+        for kept, name in ((self.ngrams, NGRAMS_FILE), (self.refiner, REFINER_FILE)):
+            if kept is None:
+                (folder / name).unlink(missing_ok=True)  # of another model that stood there
+            else:
+                kept.save(folder / name)
 
     @classmethod
     def load_files(cls, config: Config, folder: Path) -> "UnifiedModel":
@@ -107,10 +111,13 @@ class UnifiedModel(nn.Module):
         Raises:
             VocabMismatch: n-grams are of another vocabulary.
             NGramError: their file is damaged.
+            RefinerError: that of the refiner is, or it is of a model of another width.
         """
         built = UnifiedModel(config)
         if (path := folder / NGRAMS_FILE).is_file():
             built.ngrams = NGrams.load(path, config.layout)
+        if (path := folder / REFINER_FILE).is_file():
+            built.refiner = Refiner.load(path, config.backbone.width)
         return built
 
     def forward(

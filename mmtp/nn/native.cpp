@@ -22,11 +22,22 @@
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-static const int LAYOUT = 2;         // raised with whatever native.py has to lay out or pass otherwise; it has the same number
+static const int LAYOUT = 3;         // raised with whatever native.py has to lay out or pass otherwise; it has the same number
 static const int PANEL = 2 * LANES;  // outputs whose weights stand together: [outputs / PANEL, inputs, PANEL]
 
 static inline vec load(const float *p) { return *(const vec *)p; }
 static inline void store(float *p, vec v) { *(vec *)p = v; }
+
+// Weights of bfloat16, where reading them is what takes the time and rounding matters to nobody.
+typedef uint16_t shorts __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint16_t bfloat;
+
+static inline vec load(const bfloat *p) {
+    const ints wide = __builtin_convertvector(*(const shorts *)p, ints) << 16;
+    vec v;
+    memcpy(&v, &wide, sizeof v);
+    return v;
+}
 
 // What the caller lays out; native.py has the same structures.
 struct Sizes {
@@ -60,6 +71,33 @@ struct Window {
     int64_t remember;      // whether states are to be remembered, and no more
     float *last;           // [lanes, rows, width]: states after the last norm; or null
     float *work;           // as many numbers as `mmtp_work` says
+};
+
+// A layer that refines states (mmtp/models/refiner.py), and what turns them into logits.
+struct Refiner {
+    int64_t width, hidden;
+    const bfloat *told, *outward;  // panels [2 hidden] of [state, read, before, token], and panels [width]
+    const float *kind;             // [2, 2 hidden]
+    const float *embedding;        // [ids, width]
+    const float *last_norm;
+    float eps, last_eps;
+};
+
+// How a token is chosen: logits times `sharpness` plus noise, among those that the cuts leave. top_k 0, top_p 1 and min_p 0 cut nothing.
+struct Choosing {
+    float sharpness, top_p, min_p;
+    int64_t top_k;
+};
+
+// A place that is to be drafted.
+struct Place {
+    const float *states[2];  // what is left for it, and what guides that; null where nothing is
+    int64_t read, chosen;    // the token that they have read before it, and what was chosen there
+    const bfloat *logits;    // panels of the ids that may stand there
+    const int64_t *ids;      // [outputs]
+    int64_t outputs;
+    const float *noise;      // [outputs], or null
+    float weight;            // of guidance
 };
 
 static inline int64_t place_of(const Window &w, int64_t r) { return w.at ? w.at[r] : r; }
@@ -101,15 +139,15 @@ static inline vec exponential(vec x) {
 }
 
 // Products of R rows with C panels, handed to `put` in vectors.
-template <int R, int C, class Put>
-static inline void tile(const float *x, int64_t stride, const float *w, int64_t inputs, Put put) {
+template <int R, int C, class W, class Put>
+static inline void tile(const float *x, int64_t stride, const W *w, int64_t inputs, Put put) {
     vec sum[R][2 * C];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < 2 * C; c++) sum[r][c] = vec{};
     for (int64_t i = 0; i < inputs; i++)
 #pragma GCC unroll 8
         for (int c = 0; c < C; c++) {
-            const float *at = w + (c * inputs + i) * PANEL;
+            const W *at = w + (c * inputs + i) * PANEL;
             const vec one = load(at), other = load(at + LANES);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
@@ -127,17 +165,17 @@ template <int C>
 constexpr int most_rows() { return (LANES == 16 ? 18 : 12) / (2 * C); }
 
 // A tile of `rows` rows, R at most.
-template <int R, int C, class Put>
-static inline void tile_of(int64_t rows, const float *x, int64_t stride, const float *w, int64_t inputs, Put put) {
+template <int R, int C, class W, class Put>
+static inline void tile_of(int64_t rows, const float *x, int64_t stride, const W *w, int64_t inputs, Put put) {
     if (rows == R) return tile<R, C>(x, stride, w, inputs, put);
     if constexpr (R > 1) tile_of<R - 1, C>(rows, x, stride, w, inputs, put);
 }
 
 // Any number of rows, some panels of a product: in tiles of about equal height, that none is left with a row or two, whose sums would
 // wait for each other. `put(row, panel, ..)`.
-template <int C, class Put>
-static inline void product(const float *x, int64_t rows, int64_t stride, const float *w, int64_t inputs, int64_t panel, Put put) {
-    const float *at = w + panel * inputs * PANEL;
+template <int C, class W, class Put>
+static inline void product(const float *x, int64_t rows, int64_t stride, const W *w, int64_t inputs, int64_t panel, Put put) {
+    const W *at = w + panel * inputs * PANEL;
     for (int64_t r = 0, tiles = (rows + most_rows<C>() - 1) / most_rows<C>(); tiles; tiles--) {
         const int64_t high = (rows - r + tiles - 1) / tiles;
         tile_of<most_rows<C>(), C>(high, x + r * stride, stride, at, inputs, [&](int row, int c, vec one, vec other) {
@@ -149,8 +187,8 @@ static inline void product(const float *x, int64_t rows, int64_t stride, const f
 
 // All outputs of a product, divided among the threads of the team; the fewer rows, the more panels at a time, so that there are sums enough
 // to go on with while one waits for the last.
-template <class Put>
-static inline void linear(const float *x, int64_t rows, int64_t stride, const float *w, int64_t inputs, int64_t outputs, Put put) {
+template <class W, class Put>
+static inline void linear(const float *x, int64_t rows, int64_t stride, const W *w, int64_t inputs, int64_t outputs, Put put) {
     const int64_t panels = (outputs + PANEL - 1) / PANEL, wide = rows == 1 ? 4 : rows <= most_rows<2>() ? 2 : 1, blocks = panels / wide;
 #pragma omp for schedule(static) nowait
     for (int64_t b = 0; b < blocks; b++) {
@@ -262,10 +300,64 @@ static inline void attend(const Sizes &z, const Window &w, int64_t at, int64_t k
     }
 }
 
+// Of unit root mean square.
+static inline void unit(const float *x, float *out, int64_t n, float eps) {
+    const float scale = 1 / sqrtf(dot(x, x, n) / n + eps);
+    for (int64_t i = 0; i < n; i++) out[i] = x[i] * scale;
+}
+
+static inline int64_t greatest(const float *x, int64_t n) {
+    vec most = vec{} - INFINITY;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        const vec each = load(x + i);
+        most = each > most ? each : most;
+    }
+    float top = -INFINITY;
+    for (int j = 0; j < LANES; j++) top = most[j] > top ? most[j] : top;
+    for (; i < n; i++) top = x[i] > top ? x[i] : top;
+    for (i = 0; i < n - 1 && x[i] < top; i++) {}
+    return i;
+}
+
+// Whether the cuts leave an id: as many more probable ones as there may be, of as much probability, and the first not too much more so.
+static inline bool left_by(const Choosing &how, const float *logits, int64_t n, int64_t id) {
+    const float most = logits[greatest(logits, n)];
+    float all = 0, above = 0;
+    int64_t more = 0;
+    if (how.min_p > 0 && (logits[id] - most) * how.sharpness < logf(how.min_p)) return false;
+    for (int64_t i = 0; i < n; i++) more += logits[i] > logits[id];
+    if (how.top_k && more >= how.top_k) return false;
+    if (how.top_p >= 1) return true;
+    for (int64_t i = 0; i < n; i++) {
+        const float chance = expf((logits[i] - most) * how.sharpness);
+        all += chance;
+        if (logits[i] > logits[id]) above += chance;
+    }
+    return above < how.top_p * all;
+}
+
+// The index of the greatest score that the cuts leave. Scores are changed.
+static inline int64_t choose(const Choosing &how, const float *logits, float *scores, int64_t n) {
+    const bool cuts = how.top_k || how.top_p < 1 || how.min_p > 0;
+    int64_t best = 0;
+    for (int64_t tried = 0; tried < n; tried++) {
+        best = greatest(scores, n);
+        if (!cuts || left_by(how, logits, n, best)) break;
+        scores[best] = -INFINITY;
+    }
+    return best;
+}
+
 extern "C" {
 
 // Sizes tell of most changes by themselves.
-int64_t mmtp_layout(void) { return ((LAYOUT * 1000 + (int64_t)sizeof(Sizes)) * 1000 + sizeof(Block)) * 1000 + sizeof(Window); }
+int64_t mmtp_layout(void) {
+    const int64_t sizes[] = {sizeof(Sizes), sizeof(Block), sizeof(Window), sizeof(Refiner), sizeof(Choosing), sizeof(Place)};
+    int64_t told = LAYOUT;
+    for (const int64_t size : sizes) told = told % 1000000000000 * 1000 + size;
+    return told;
+}
 
 int64_t mmtp_panel(void) { return PANEL; }
 
@@ -381,6 +473,59 @@ void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const W
 #pragma omp for schedule(static)
             for (int64_t r = 0; r < n; r++) norm(x + place_of(w, r) * d, blocks[count - 1].last_norm, w.last + place_of(w, r) * d, d, z.eps);
         }
+    }
+}
+
+// Drafts of places in turn. `before` [branches, width] is the state that predicted `newest`, and comes to be the last place's.
+void mmtp_refine(const Refiner *refiner, const Choosing *how, const Place *places, int64_t count, int64_t branches, float *before,
+                 int64_t newest, int64_t second, int64_t *drafts, float *work) {
+    const Refiner &z = *refiner;
+    const int64_t d = z.width;
+    float *told = work, *up = told + 4 * d, *state = up + 2 * z.hidden, *normed = state + d, *logits = normed + d;
+    for (int64_t k = 0; k < count; k++) {
+        const Place &p = places[k];
+        int64_t draft = p.chosen;
+        if (p.states[0] && p.read == newest) {
+            for (int64_t b = 0; b < branches; b++) memcpy(before + b * d, p.states[b], d * sizeof *before);
+        } else {
+            float *scores = logits + p.outputs;
+            for (int64_t b = 0; b < branches; b++) {
+                float *own = before + b * d;
+                const float *from = p.states[0] ? p.states[b] : own, *kind = z.kind + (p.states[0] ? 2 * z.hidden : 0);
+                unit(from, told, d, z.eps);
+                unit(z.embedding + (p.states[0] ? p.read : second) * d, told + d, d, z.eps);
+                unit(own, told + 2 * d, d, z.eps);
+                unit(z.embedding + newest * d, told + 3 * d, d, z.eps);
+                memcpy(up, kind, 2 * z.hidden * sizeof *up);
+                linear(told, 1, 4 * d, z.told, 4 * d, 2 * z.hidden, [&](int64_t, int64_t panel, vec one, vec other) {
+                    put_row<true>(up, 2 * z.hidden, panel, one, other);
+                });
+                int64_t i = 0;
+                for (; i + LANES <= z.hidden; i += LANES) {
+                    const vec gate = load(up + i);
+                    store(up + i, gate / (1 + exponential(-gate)) * load(up + z.hidden + i));
+                }
+                for (; i < z.hidden; i++) up[i] = up[i] / (1 + expf(-up[i])) * up[z.hidden + i];
+                memcpy(state, from, d * sizeof *state);
+                linear(up, 1, z.hidden, z.outward, z.hidden, d, [&](int64_t, int64_t panel, vec one, vec other) {
+                    put_row<true>(state, d, panel, one, other);
+                });
+                memcpy(own, state, d * sizeof *own);
+                norm(state, z.last_norm, normed, d, z.last_eps);
+                float *to = b ? scores : logits;
+                linear(normed, 1, d, p.logits, d, p.outputs, [&](int64_t, int64_t panel, vec one, vec other) {
+                    put_row<false>(to, p.outputs, panel, one, other);
+                });
+            }
+            // The second branch knows less: logits are u + w (c - u).
+            if (branches > 1)
+                for (int64_t i = 0; i < p.outputs; i++) logits[i] = scores[i] + p.weight * (logits[i] - scores[i]);
+            for (int64_t i = 0; i < p.outputs; i++) scores[i] = logits[i] * how->sharpness + (p.noise ? p.noise[i] : 0);
+            draft = p.ids[choose(*how, logits, scores, p.outputs)];
+        }
+        drafts[k] = draft;
+        second = newest;
+        newest = draft;
     }
 }
 }

@@ -140,6 +140,8 @@ class ModelChoice(Config):
             known = model.config.layout
             same = not fresh and (config.layout, config.backbone) == (known, model.config.backbone)
             model = model if same else rebuilt(model, config, fresh)
+            if self.train == "all":
+                model.refiner = None  # it refines states of the backbone as it was
             if self.codebook_init:
                 start_from_codebooks(model, [entry for entry in config.layout.media if entry not in known.media], known=True)
         else:
@@ -229,7 +231,7 @@ def rebuilt(model: UnifiedModel, config: UnifiedModel.Config, fresh: tuple[str, 
     """
     other = config.build()
     if config.layout == model.config.layout:
-        other.ngrams = model.ngrams
+        other.ngrams, other.refiner = model.ngrams, model.refiner
     state, used = other.state_dict(), model.config.layout.used
     ids = torch.from_numpy(config.layout.ids_of(model.config.layout)[:used])
     for name, value in model.state_dict().items():

@@ -8,6 +8,7 @@ from mmtp.decode.drafts import HeadDrafts
 from mmtp.decode.jacobi import JacobiDrafts
 from mmtp.decode.lookup import LookupDrafts
 from mmtp.decode.ngrams import NGramDrafts
+from mmtp.decode.refined import RefinedDrafts
 from mmtp.decode.sample import Sampling, SamplingError
 from mmtp.types import MmtpError
 from tests.models.common import model
@@ -45,6 +46,7 @@ def test_drafts_come_from_where_the_words_say(tmp_path, saved) -> None:
         assert isinstance(drafts_of(words), kind)
     assert drafts_of("auto") == DraftsByMedium()
     assert drafts_of("jacobi") == JacobiDrafts()
+    assert drafts_of("refined") == RefinedDrafts()
     assert drafts_of("lookup+jacobi") == JacobiDrafts(first=LookupDrafts())
-    with pytest.raises(MmtpError, match="is a TextTokenizer, not a unified model; auto, head, ngrams, lookup, jacobi or a model is wanted"):
+    with pytest.raises(MmtpError, match="is a TextTokenizer, not a unified model; auto, .*, jacobi, refined or a model is wanted"):
         drafts_of(saved["text"])

@@ -18,6 +18,7 @@ from mmtp.decode.drafts import Drafts, HeadDrafts
 from mmtp.decode.engine import DecodeError, Engine
 from mmtp.decode.jacobi import JacobiDrafts
 from mmtp.decode.lookup import LookupDrafts
+from mmtp.decode.refined import RefinedDrafts
 from mmtp.decode.rows import Lane, Request, Row
 from mmtp.decode.sample import Draft, Sampling, warp
 from mmtp.decode.step import Step
@@ -26,6 +27,7 @@ from mmtp.models.heads.base import CARRIED
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.vocab import Special, TextEntry, VocabLayout, VocabMismatch
 from tests.models.common import BACKBONE, GRAMMAR, LAYOUT, model
+from tests.models.test_refiner import random_refiner
 
 PICTURE = [Special.BOS, Special.USER, 40, 41, Special.END, Special.ASSISTANT, Special.BOI, LAYOUT.dim(3), LAYOUT.dim(4)]
 # Words that repeat, so that there is something to look up.
@@ -37,6 +39,7 @@ def large() -> UnifiedModel:
     """Without a head; its next token depends on the last one most, so that streams come to repeat."""
     net = model(depth=0, tie_embeddings=False).eval()
     torch.nn.init.normal_(net.unembedding.weight, std=0.6)
+    net.refiner = random_refiner(scale=0.05)
     return net
 
 
@@ -51,9 +54,14 @@ def small(large: UnifiedModel) -> UnifiedModel:
     return net
 
 
-@pytest.fixture(params=["lookup", "model", "jacobi"])
+@pytest.fixture(params=["lookup", "model", "jacobi", "refined"])
 def drafts(request: pytest.FixtureRequest, small: UnifiedModel) -> Drafts:
-    ways = {"lookup": LookupDrafts(max_drafts=3), "model": ModelDrafts(small, max_drafts=3), "jacobi": JacobiDrafts(max_drafts=3)}
+    ways = {
+        "lookup": LookupDrafts(max_drafts=3),
+        "model": ModelDrafts(small, max_drafts=3),
+        "jacobi": JacobiDrafts(max_drafts=3),
+        "refined": RefinedDrafts(max_drafts=3),
+    }
     return ways[request.param]
 
 
@@ -184,7 +192,7 @@ def test_text_is_looked_up_where_it_stood_last(large: UnifiedModel) -> None:
 @settings(max_examples=2, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([1.0, 2.0]))
 def test_rejection_does_not_depend_on_the_batch(large: UnifiedModel, small: UnifiedModel, seed: int, guidance: float) -> None:
-    for drafts in (LookupDrafts(max_drafts=3), ModelDrafts(small, max_drafts=3), JacobiDrafts(max_drafts=6)):
+    for drafts in (LookupDrafts(max_drafts=3), ModelDrafts(small, max_drafts=3), JacobiDrafts(max_drafts=6), RefinedDrafts(max_drafts=6)):
         engine = Engine(large, exact=True, draft_cost=0, drafts=drafts)
         samplings = [Sampling(seed=seed + i, guidance=guidance, verification="rejection") for i in range(3)]
         together = engine.generate_batch([PICTURE, TEXT, TEXT[:7]], samplings, 30)
@@ -196,7 +204,7 @@ def test_rejection_keeps_the_distribution(large: UnifiedModel, drafts: Drafts) -
     """Of the third token, after a first that is drafted for nothing and a second that is drafted; of the fourth where what was behind a
     draft that was refused is drafted again.
     """
-    jacobi = isinstance(drafts, JacobiDrafts)
+    jacobi = isinstance(drafts, JacobiDrafts | RefinedDrafts)
     prefix, length, count = (PICTURE, 4, 500) if jacobi else (TEXT, 3, 600)
     sampling = Sampling(top_k=3, temperature=3.0, verification="rejection")
     wanted: dict[tuple[int, ...], float] = {(): 1.0}

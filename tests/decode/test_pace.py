@@ -82,7 +82,7 @@ def test_a_medium_that_gave_up_says_nothing_of_another() -> None:
 
 
 def test_what_making_takes_counts_beside_verification() -> None:
-    pace = Pace(costs=Costs(start=1.0, several=0.05, lane=0.05, token=0.1), experience=Experience(1.0))
+    pace = Pace(costs=Costs(start=1.0, several=0.05, lane=0.05, token=0.1, draft=0.1, draft_by_calls=0.5), experience=Experience(1.0))
     pace.learn(["image"], 0)
     pace.begin()
     assert pace.pays("image", 0.33) and not pace.pays("image", 0.34)  # of three 1.6 stood, all of them believed

@@ -16,7 +16,18 @@ from mmtp.stream.vocab import MediaEntry, TextEntry, VocabLayout
 from mmtp.train.model_choice import ModelChoice
 from mmtp.train.recipe import Recipe, run_recipe
 from mmtp.types import Modality
-from tests.models.common import LAYOUT
+from tests.models.common import LAYOUT, model
+from tests.models.test_refiner import random_refiner
+
+
+def test_a_refiner_stays_with_the_backbone_that_it_was_made_for(tmp_path: Path) -> None:
+    net = model(depth=2)
+    net.refiner = random_refiner()
+    save_pretrained(net, tmp_path / "known")
+    head = {"type": "parallel", "mtp_depth": 1}
+    kept = [ModelChoice(start=str(tmp_path / "known"), train="head", **changes).model(LAYOUT) for changes in ({}, {"head": head})]
+    assert all(torch.equal(each.refiner.told, net.refiner.told) for each in kept)
+    assert ModelChoice(start=str(tmp_path / "known")).model(LAYOUT).refiner is None
 
 
 def test_a_model_learns_a_medium_that_is_new_to_it_and_keeps_what_it_knows(root: Path, tmp_path: Path) -> None:

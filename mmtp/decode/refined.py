@@ -1,0 +1,259 @@
+"""Drafts of codes by the model's refiner: states that the last pass has left, put right for what is true now.
+
+As in :mod:`mmtp.decode.jacobi`, what a pass left behind a refused draft is where the next drafts come from. There choices are drafted as
+they are, though they were made for other tokens; here a state that has read another token than now stands before its place is told so, by
+the small layer of :mod:`mmtp.models.refiner`, and a draft is drawn of what it then predicts. Where drafts come to agree again with what was
+read, choices are carried as they are, and cost nothing. Beyond the places of the last pass, drafts go on from the state before.
+
+With coupling a draft is drawn with the noise of its place, with rejection with noise of its own: its distribution is a function of what is
+settled, of drafts of this round before it, and of drafts whose noise is spent.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmtp.decode.chooser import MIN_EXACT_WIDTH, Chooser
+from mmtp.decode.drafts import Drafter
+from mmtp.decode.rows import Choice, DecodeError, Lane, Row
+from mmtp.decode.sample import Draft
+from mmtp.decode.step import Step
+from mmtp.models.heads.base import CARRIED, FORCED, NEARBY
+from mmtp.models.refiner import Refiner
+from mmtp.nn import native
+from mmtp.types import Modality
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinedDrafts:
+    """Drafts of pictures', sounds' and videos' codes by the refiner of the model.
+
+    Attributes:
+        max_drafts: tokens to propose at most.
+    """
+
+    max_drafts: int = 12
+
+    def __post_init__(self) -> None:
+        if self.max_drafts < 1:
+            raise ValueError(f"max_drafts {self.max_drafts}: at least 1 is wanted")
+
+    def length(self, model: Step) -> int:
+        """As of any :class:`mmtp.decode.drafts.Drafts`.
+
+        Raises:
+            DecodeError: the model has no refiner.
+        """
+        if model.refiner is None:
+            raise DecodeError("drafts by a refiner: the model has none; make one with mmtp refiner")
+        return self.max_drafts
+
+    def begin(self, chooser: Chooser, num_lanes: int, capacity: int, exact: bool = False) -> Drafter:
+        return RefinedDrafter(chooser, self.max_drafts, chooser.model.refiner)
+
+
+class _Left(NamedTuple):
+    """What the last pass has left for a place.
+
+    Attributes:
+        slot: of the place, as the pass had it.
+        read: the token before the place, as the pass had it.
+        chosen: what it chose there.
+        states: of the row, and of its branch where it is guided.
+    """
+
+    slot: int
+    read: int
+    chosen: int
+    states: list[Float[Tensor, " d"]]
+
+
+@dataclass
+class _Trail:
+    """Where the drafts of a row stand.
+
+    Attributes:
+        row: whose.
+        before: state that predicted the token at the end, and that of its branch where it is guided.
+        left: by place.
+        open: whether more drafts follow.
+    """
+
+    row: Row
+    before: list[Float[Tensor, " d"]]
+    left: dict[int, _Left] = field(default_factory=dict)
+    open: bool = True
+
+    @property
+    def lanes(self) -> list[int]:
+        """Lanes whose states draft: the row's, and its branch's where that has one."""
+        branch = self.row.branch if len(self.before) > 1 else None
+        return [self.row.index] if branch is None or not branch.draft_states[-1].in_span else [self.row.index, branch.index]
+
+    def left_for(self, place: int, slot: int) -> _Left | None:
+        """What the last pass has left for a place, if it had it in the same slot, and guided if it is."""
+        left = self.left.get(place)
+        return left if left is not None and left.slot == slot and len(left.states) >= len(self.lanes) else None
+
+
+class RefinedDrafter:
+    """Keeps nothing of its own: rows hold what the last pass chose, and the pass its states.
+
+    Args:
+        chooser: gives model, logits and grammar.
+        max_drafts: tokens to propose at most.
+        refiner: that drafts.
+
+    Attributes:
+        making: what a draft takes, in passes of the model.
+    """
+
+    lookahead = 0
+
+    def __init__(self, chooser: Chooser, max_drafts: int, refiner: Refiner) -> None:
+        self.chooser, self.max_drafts = chooser, max_drafts
+        self._codes = [slot.modality is not Modality.TEXT and slot.forced is None for slot in chooser.slots]
+        # Small products are mostly calls. One that makes all drafts of a row is worth a compiler, whoever runs the passes.
+        self.compiled = chooser.device.type == "cpu" and native.usable()
+        if self.compiled:
+            norm = chooser.model.backbone.norm
+            self._refinement = refiner.compiled(chooser.model.embedding.table.weight, norm.weight, norm.eps)
+        self.refiner = refiner.to(chooser.device, chooser.dtype)
+        self.making = chooser.costs.draft if self.compiled else chooser.costs.draft_by_calls
+
+    def restart(self, lane: int) -> None: ...
+
+    def focus(self, first: int, count: int) -> None: ...
+
+    def held(self, lane: int) -> int:
+        return sys.maxsize
+
+    def keeps(self, lane: int, length: int) -> bool:
+        return True
+
+    def copy(self, source: int, target: int, length: int) -> None: ...
+
+    def swap(self, one: int, other: int) -> None: ...
+
+    def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
+        trails = [self._begin(row, hidden) for row in rows if not row.done and self._begins(row)]
+        if self.compiled:
+            for trail in [trail for trail in trails if not trail.row.rejects]:
+                while self._goes_on(trail):
+                    self._draft_all(trail)
+                trails.remove(trail)
+        while trails := [trail for trail in trails if self._goes_on(trail)]:
+            self._draft(trails, len(lanes), hidden, least)
+
+    def _begins(self, row: Row) -> bool:
+        """Whether there is something to draft, and a state to draft from: a pass that ends in a whole scale has chosen nothing."""
+        slot = self.chooser.slots[row.state.slot]
+        return bool(row.judged) and (slot.forced is not None or slot.modality is not Modality.TEXT) and row.wants()
+
+    def _begin(self, row: Row, hidden: Float[Tensor, "b s d"]) -> _Trail:
+        """Finds what the last pass has left."""
+        length = len(row.tokens)
+        newest = next(i for i, (choice, _) in enumerate(row.judged) if choice.place == length - 1)
+        trail = _Trail(row, _states(hidden, row.judged[newest][0]))
+        for (previous, _), (choice, chosen) in pairwise(row.judged[newest : newest + 1 + self.max_drafts]):
+            if previous.draft is not None:
+                trail.left[choice.place] = _Left(choice.slot, previous.draft.token, chosen, _states(hidden, choice))
+        return trail
+
+    def _goes_on(self, trail: _Trail) -> bool:
+        """Whether a code comes next that is worth drafting. What the grammar leaves no choice about is drafted at once."""
+        row, slots = trail.row, self.chooser.slots
+        while trail.open and len(row.drafts) < self.max_drafts and row.wants():
+            index = row.draft_states[-1].slot
+            if (forced := slots[index].forced) is None:
+                return self._codes[index]
+            trail.open = row.take_draft(Draft(forced), FORCED)
+        return False
+
+    def _draft_all(self, trail: _Trail) -> None:
+        """As many drafts of a row as pay, in one call, up to a place about which the grammar leaves no choice."""
+        row, logits, trail.open = trail.row, self.chooser.logits, False
+        ahead, place, lanes = row.draft_states[-1].copy(), len(row.tokens) + len(row.drafts), trail.lanes
+        settings = row.sampling.of(self.chooser.slots[ahead.slot].modality)
+        places: list[native.Place] = []
+        offsets: list[int] = []
+        slots: list[int] = []
+        for _ in range(row.wanted(self.max_drafts - len(row.drafts), self.making)):
+            if ahead.done or not self._codes[ahead.slot]:
+                break
+            left = trail.left_for(place + len(places), ahead.slot)
+            weights, ids = logits.panels(ahead.slot)
+            noise = row.noise.at(place + len(places), len(ids)) if settings.temperature else None
+            states, read, chosen = ((), 0, 0) if left is None else (left.states[: len(lanes)], left.read, left.chosen)
+            places.append(native.Place(states, read, chosen, weights, ids, noise, row.weight(ahead)))
+            offsets.append(NEARBY if left is None else CARRIED)
+            slots.append(ahead.slot)
+            ahead.push(self.chooser.slots[ahead.slot].generable[-1][0])
+        if not places:
+            return
+        second, newest = (row.tokens[-2:] + row.drafts)[-2:]
+        cuts = settings.top_k, settings.top_p, settings.min_p
+        drafts, before = self._refinement(trail.before[: len(lanes)], newest, second, places, settings.temperature, *cuts)
+        trail.before = list(before)
+        for each, slot, draft, offset in zip(places, slots, drafts, offsets, strict=True):
+            making = 0.0 if each.states and each.read == newest else self.making
+            # A draft may have ended the span before its time.
+            if row.draft_states[-1].slot != slot or not row.wants(making) or not row.take_draft(Draft(draft), offset, making):
+                return
+            newest = draft
+        trail.open = True
+
+    def _draft(self, trails: list[_Trail], lanes: int, hidden: Float[Tensor, "b s d"], least: int) -> None:
+        """One draft more of each row."""
+        wanted, offsets = [], []
+        indices: list[int] = []
+        states: list[Tensor] = []
+        befores: list[Tensor] = []
+        reads: list[int] = []
+        tokens: list[int] = []
+        carried: list[bool] = []
+        for trail in trails:
+            row, state, of_lanes = trail.row, trail.row.draft_states[-1], trail.lanes
+            second, newest = (row.tokens[-2:] + row.drafts)[-2:]
+            place = len(row.tokens) + len(row.drafts)
+            left = trail.left_for(place, state.slot)
+            states += (trail.before if left is None else left.states)[: len(of_lanes)]
+            befores += trail.before[: len(of_lanes)]
+            reads += [second if left is None else left.read] * len(of_lanes)
+            tokens += [newest] * len(of_lanes)
+            carried += [left is not None] * len(of_lanes)
+            indices += of_lanes
+            wanted.append(Choice(row, 0, state.slot, place, (of_lanes[1], 0) if len(of_lanes) > 1 else None, row.weight(state)))
+            offsets.append(NEARBY if left is None else CARRIED)
+        chooser = self.chooser
+        refined = self._refine(states, befores, reads, tokens, carried, least)
+        spread = refined.new_zeros(lanes, 1, refined.shape[1])
+        spread[indices, 0] = refined
+        drafts = chooser.propose(chooser.model.backbone.norm, spread, wanted, least > 0)
+        for trail, choice, draft, offset in zip(trails, wanted, drafts, offsets, strict=True):
+            trail.before = _states(spread, choice)
+            trail.open = trail.row.take_draft(draft, offset, self.making)
+
+    def _refine(
+        self, states: list[Tensor], befores: list[Tensor], reads: list[int], tokens: list[int], carried: list[bool], least: int
+    ) -> Float[Tensor, "n d"]:
+        count, chooser = len(states), self.chooser
+        # Products of fewer rows are those of other kernels, and the very probabilities of drafts may count.
+        spare = max(0, MIN_EXACT_WIDTH - count) if least else 0
+        state, before = (torch.stack(each + each[:1] * spare) for each in (states, befores))
+        embedded = chooser.model.embed(chooser.tensor([reads + [0] * spare, tokens + [0] * spare]))
+        left = chooser.tensor(carried + [False] * spare)
+        refined = self.refiner(state, embedded[0], before, embedded[1], left)
+        right = left & chooser.tensor([read == token for read, token in zip(reads, tokens, strict=True)] + [False] * spare)
+        return torch.where(right.unsqueeze(1), state, refined)[:count]
+
+
+def _states(hidden: Float[Tensor, "b s d"], choice: Choice) -> list[Float[Tensor, " d"]]:
+    """The state of a place, and the one that guides it."""
+    own = hidden[choice.row.index, choice.column]
+    return [own] if choice.guide is None else [own, hidden[choice.guide]]

@@ -1,0 +1,63 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmtp import hub
+from mmtp.cli import USER_ERROR, run
+from mmtp.data.loader import ShardDataset
+from mmtp.models.unified import UnifiedModel
+from tests.models.common import BACKBONE
+
+
+@pytest.fixture
+def shards(photos: Path, tmp_path: Path, saved: dict[str, str], capsys: pytest.CaptureFixture) -> Path:
+    out = tmp_path / "tokens"
+    command = ["tokenize", str(photos), "--out", str(out), "--tokenizer", saved["image"], "--text", saved["text"], "--workers", "1"]
+    assert run([*command, "--task", "caption", "--task", "draw"]) == 0
+    capsys.readouterr()
+    return out
+
+
+def test_a_refiner_is_kept_with_the_model(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    torch.manual_seed(0)
+    net, folder = UnifiedModel.Config(layout=ShardDataset(shards).layout, backbone=BACKBONE).build().eval(), tmp_path / "model"
+    hub.save_pretrained(net, folder)
+    decode = ["bench", "decode", str(folder), "--data", str(shards), "--prompts", "1"]
+    assert run([*decode, "--drafts", "refined"]) == USER_ERROR
+    assert "drafts by a refiner: the model has none; make one with mmtp refiner" in capsys.readouterr().err
+    make = ["refiner", str(folder), "--data", str(shards), "--prompts", "1", "--turns", "2", "--steps", "3", "--hidden", "8"]
+    assert run([*make, "--guidance", "1", "--guidance", "2", "--temperature", "1"]) == 0
+    said = capsys.readouterr().out
+    assert len(re.findall(r"turn \d: [\d,]+ rounds of \d+ prompts, [\d.]+ tokens per pass", said)) == 2
+    assert re.search(r"model/refiner\.safetensors: [\d,]+ parameters, [\d,]+ bytes", said)
+    made = hub.from_pretrained(folder).refiner
+    assert made.outward.shape == (BACKBONE.width, 8) and made.outward.any()
+    assert run([*decode, "--drafts", "refined"]) == 0 and run(decode) == 0
+    assert "carried" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("nothing", "is no folder of a saved model, and a refiner is kept in one"),
+        ("tokenizer", "is no model but a tokenizer, which drafts nothing"),
+        ("none", "--prompts, --turns, --steps and --hidden: at least 1"),
+        ("words", "--data: no document has a model write codes"),
+    ],
+)
+def test_wrong_requests_are_one_line(
+    shards: Path, tmp_path: Path, photos: Path, saved: dict[str, str], kind: str, words: str, capsys: pytest.CaptureFixture
+) -> None:
+    fitting = hub.save_pretrained(UnifiedModel.Config(layout=ShardDataset(shards).layout, backbone=BACKBONE).build(), tmp_path / "fitting")
+    folders = {"nothing": tmp_path, "tokenizer": Path(saved["image"])}
+    command = ["refiner", str(folders.get(kind, fitting)), "--data", str(shards), *(["--turns", "0"] if kind == "none" else [])]
+    if kind == "words":
+        captions = tmp_path / "captions"
+        tokenize = ["tokenize", str(photos), "--out", str(captions), "--tokenizer", saved["image"], "--text", saved["text"]]
+        assert run([*tokenize, "--workers", "1", "--task", "caption"]) == 0
+        command[3] = str(captions)
+    assert run(command) == USER_ERROR
+    error = capsys.readouterr().err
+    assert re.search(words, error) and error.splitlines()[-1].startswith("mmtp: error: ")

@@ -1,0 +1,183 @@
+"""Drafts by the refiner: what they start from, that they change nothing, and that one call makes what many make."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmtp.decode.by_medium import DraftsByMedium
+from mmtp.decode.engine import Engine
+from mmtp.decode.jacobi import JacobiDrafts
+from mmtp.decode.refined import RefinedDrafts
+from mmtp.decode.rows import Choice, DecodeError, Request, Row
+from mmtp.decode.sample import Draft, Sampling
+from mmtp.models.heads.base import CARRIED, FORCED, NEARBY
+from mmtp.models.refiner import Refiner
+from mmtp.models.unified import UnifiedModel
+from mmtp.nn import native
+from mmtp.stream.vocab import MediaEntry, Special
+from mmtp.types import Modality
+from tests.models.common import GRAMMAR, LAYOUT, model
+from tests.models.test_refiner import random_refiner
+
+CODE = LAYOUT.code_range(Modality.IMAGE, 0)[0]
+PICTURE = [Special.BOS, Special.USER, 40, 41, Special.END, Special.ASSISTANT, Special.BOI, LAYOUT.dim(3), LAYOUT.dim(4)]
+TEXT = [Special.BOS, Special.USER, *[40, 41, 42, 43] * 3, Special.END, Special.ASSISTANT, 40, 41]
+
+
+def refining(scale: float = 0.1) -> UnifiedModel:
+    """A model with a refiner, whose embeddings, too, are exact in bfloat16, in which compiled drafts read them."""
+    net = model(depth=0).eval()
+    with torch.no_grad():
+        net.embedding.table.weight.copy_(net.embedding.table.weight.bfloat16())
+    net.refiner = random_refiner(scale=scale)
+    return net
+
+
+@pytest.fixture(scope="module")
+def net() -> UnifiedModel:
+    return refining()
+
+
+@pytest.fixture(params=["one call", "by calls"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "by calls":
+        monkeypatch.setattr(native, "usable", lambda: False)
+    else:
+        assert native.usable()
+    return request.param
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.booleans(),
+    st.sampled_from([0.0, 0.7, 1.5]),
+    st.sampled_from([1.0, 2.0]),
+    st.sampled_from([None, 0.0, 0.2]),
+    st.sampled_from([{"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.05}, {}]),
+)
+def test_coupled_output_is_that_of_plain_decoding(
+    net: UnifiedModel, seed: int, one_call: bool, temperature: float, guidance: float, cost: float | None, cuts: dict[str, float]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if not one_call:
+            patch.setattr(native, "usable", lambda: False)
+        engine = Engine(net, exact=True, drafts=RefinedDrafts(max_drafts=5), draft_cost=cost)
+        common = Sampling(temperature=temperature, guidance=guidance, repetition_penalty=1.2, **cuts)
+        samplings = [replace(common, seed=seed + i) for i in range(3)]
+        prefixes = [PICTURE, TEXT[:8], [*PICTURE, CODE]]
+        plain, fast = (engine.generate_batch(prefixes, samplings, 18, speculative) for speculative in (False, True))
+        assert [row.tokens for row in fast] == [row.tokens for row in plain]
+        assert engine.generate(PICTURE, samplings[0], 18).tokens == plain[0].tokens
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("cuts", [{}, {"top_k": 6}, {"top_p": 0.7}, {"min_p": 0.1}], ids=str)
+def test_one_call_makes_the_drafts_of_many(
+    net: UnifiedModel, guidance: float, cuts: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stats(temperature: float) -> list[tuple[Counter, Counter]]:
+        samplings = [Sampling(seed=seed, temperature=temperature, guidance=guidance, **cuts) for seed in range(8)]
+        rows = Engine(net, draft_cost=0, drafts=RefinedDrafts(max_drafts=6)).generate_batch([PICTURE] * 8, samplings, 14)
+        return [(row.stats.drafted, row.stats.accepted) for row in rows]
+
+    at_once = [stats(temperature) for temperature in (0.0, 1.0)]
+    monkeypatch.setattr(native, "usable", lambda: False)
+    assert at_once == [stats(temperature) for temperature in (0.0, 1.0)]
+    found = sum((drafted for way in at_once for drafted, _ in way), Counter())
+    assert found["image", CARRIED] > 20 and found["image", NEARBY] > 20 and found["image", FORCED]
+
+
+def _row(net: UnifiedModel, judged: list[tuple[int, int, int | None]], verification: str = "coupling", length: int = 1) -> Row:
+    """A row whose last pass chose tokens at some places, after drafts."""
+    prefix = [*PICTURE, *[CODE] * length]
+    row = Row(GRAMMAR, Request(prefix=prefix, sampling=Sampling(seed=3, verification=verification), max_new_tokens=30))
+    row.index = 0
+    slot = GRAMMAR.begin(PICTURE).slot
+    row.judged = [
+        (Choice(row, column, slot, place, draft=None if draft is None else Draft(draft)), token)
+        for column, (place, token, draft) in enumerate(judged)
+    ]
+    return row
+
+
+def test_states_that_have_read_another_token_are_told_the_true_one(kernels: str) -> None:
+    net, end = refining(scale=0.3), len(PICTURE)
+    chooser = Engine(net).chooser
+    states = torch.randn(1, 4, net.config.backbone.width)
+    drafter = RefinedDrafts(max_drafts=3).begin(chooser, 1, 100)
+    # The draft CODE + 5 was refused, CODE chosen; behind it CODE + 7 was drafted and CODE + 9 chosen.
+    row = _row(net, [(end, CODE, CODE + 5), (end + 1, CODE + 7, CODE + 8), (end + 2, CODE + 9, None)])
+    drafter.propose([row], [row], states, [1], 0)
+    assert row.offsets == [CARRIED, CARRIED, NEARBY]
+    embedded, before = net.embedding.table.weight, states[0, 0]
+    second, newest = CODE, CODE
+    for place, left, read in ((end + 1, 1, CODE + 5), (end + 2, 2, CODE + 8), (end + 3, None, None)):
+        state = before if left is None else states[0, left]
+        told = second if read is None else read
+        before = net.refiner(state[None], embedded[[told]], before[None], embedded[[newest]], torch.tensor([left is not None]))[0]
+        scores = net.unembedding.weight[CODE : CODE + 40] @ net.backbone.norm(before) + row.noise.at(place, 40)
+        second, newest = newest, CODE + int(scores.argmax())
+        assert row.drafts[place - end - 1] == newest
+
+
+def test_what_has_read_the_true_token_is_drafted_as_it_is(kernels: str) -> None:
+    net, end = refining(scale=5.0), len(PICTURE)  # such a refiner would change everything
+    chooser = Engine(net).chooser
+    states = torch.randn(1, 4, net.config.backbone.width)
+    drafter = RefinedDrafts(max_drafts=2).begin(chooser, 1, 100)
+    judged = [(end, CODE, CODE), (end + 1, CODE + 7, CODE + 7), (end + 2, CODE + 9, None)]
+    row = _row(net, judged)
+    drafter.propose([row], [row], states, [1], 0)
+    assert row.offsets == [CARRIED, CARRIED]
+    if kernels == "one call":
+        assert row.drafts == [CODE + 7, CODE + 9]  # the choices themselves
+    rejecting = _row(net, judged, "rejection")
+    drafter.propose([rejecting], [rejecting], states, [1], 4)
+    for state, draft in zip(states[0, 1:], rejecting.proposals[:1], strict=False):
+        logits = net.backbone.norm(state) @ net.unembedding.weight[CODE : CODE + 40].T
+        torch.testing.assert_close(draft.probabilities, logits.softmax(0))
+
+
+def test_a_span_ends_with_what_the_grammar_forces(net: UnifiedModel, kernels: str) -> None:
+    chooser, end = Engine(net).chooser, len(PICTURE)
+    states = torch.randn(1, 4, net.config.backbone.width)
+    drafter = RefinedDrafts().begin(chooser, 1, 100)
+    last = _row(net, [(end + 10, CODE, CODE + 1), (end + 11, CODE + 3, None)], length=11)
+    drafter.propose([last], [last], states, [1], 0)
+    assert last.drafts[1:] == [Special.EOI] and last.offsets == [CARRIED, FORCED]  # text is left to others
+    fresh = _row(net, [])
+    drafter.propose([fresh], [fresh], states, [1], 0)
+    assert fresh.drafts == []
+
+
+def test_codes_of_several_codebooks_are_drafted_each_by_its_own(kernels: str) -> None:
+    layout = replace(LAYOUT, media=(MediaEntry(Modality.AUDIO, "sounds", codebook_sizes=(20, 30)),))
+    net = replace(model(depth=0).config, layout=layout, tie_embeddings=False).build().eval()
+    torch.nn.init.normal_(net.unembedding.weight, std=0.1)
+    net.refiner = Refiner.begin(net.config.backbone.width, 16)
+    engine = Engine(net, exact=True, draft_cost=0, drafts=RefinedDrafts(max_drafts=6))
+    samplings = [Sampling(seed=seed) for seed in range(4)]
+    prefixes = [[Special.BOS, Special.BOA]] * 4
+    plain, fast = (engine.generate_batch(prefixes, samplings, 20, speculative) for speculative in (False, True))
+    assert [row.tokens for row in fast] == [row.tokens for row in plain]
+    assert sum(row.stats.accepted["audio", CARRIED] + row.stats.accepted["audio", NEARBY] for row in fast) > 0
+
+
+def test_codes_are_refined_by_default_where_there_is_a_refiner(net: UnifiedModel) -> None:
+    bare = model(depth=0).eval()
+    for each, way in ((net, RefinedDrafts()), (bare, JacobiDrafts())):
+        named = Engine(each, draft_cost=0, drafts=DraftsByMedium(codes=way)).generate(PICTURE, Sampling(), 14)
+        default = Engine(each, draft_cost=0).generate(PICTURE, Sampling(), 14)
+        assert default.stats.drafted == named.stats.drafted and default.stats.drafted.total()
+    with pytest.raises(DecodeError, match=r"drafts by a refiner: the model has none; make one with mmtp refiner"):
+        Engine(bare, drafts=RefinedDrafts())
+
+
+def test_at_least_one_draft_is_wanted() -> None:
+    with pytest.raises(ValueError, match="max_drafts 0: at least 1"):
+        RefinedDrafts(max_drafts=0)
