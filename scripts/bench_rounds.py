@@ -1,7 +1,8 @@
 """What a round of decoding costs by how many drafts its rows make: ``python scripts/bench_rounds.py emoji-s --data runs/emoji-val``.
 
 Rows that write codes of pictures or sounds take so many drafts of the pass before each (:mod:`mmtp.decode.jacobi`), as nearly cost nothing
-to make, so that what is timed is their verification: of wider passes, more choices, longer grammars. The ways follow each other in turn, so
+to make, so that what is timed is their verification: of wider passes, more choices, longer grammars. With ``--drafts refined`` they take
+those of the model's refiner (:mod:`mmtp.decode.refined`), and their making is timed too. The ways follow each other in turn, so
 that what else the machine does hits all alike; a figure is the median over rounds in which all rows have their prompts read and none is
 done, in rounds of plain decoding with as many rows. The constants of :mod:`mmtp.decode.costs` are what this prints.
 """
@@ -21,6 +22,7 @@ from mmtp.data.loader import ShardDataset
 from mmtp.decode.costs import BY_CALLS, COMPILED, Price
 from mmtp.decode.engine import Engine
 from mmtp.decode.jacobi import JacobiDrafts
+from mmtp.decode.refined import RefinedDrafts
 from mmtp.decode.rows import Request
 from mmtp.decode.sample import Sampling
 from mmtp.eval.decoding import Prompt, held_out_prompts
@@ -29,6 +31,7 @@ from mmtp.models.unified import UnifiedModel
 
 DRAFTS = (0, 1, 2, 4, 8)
 KINDS = ("draw", "say")
+WAYS = {"jacobi": JacobiDrafts, "refined": RefinedDrafts}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +55,17 @@ class Cost:
     reckoned: float
 
 
-def reckoned(price: Price, drafts: int) -> float:
+def reckoned(price: Price, drafts: int, making: float) -> float:
     """Cost of a round by the constants, in plain ones."""
-    return 1 + price.first + (drafts - 1) * price.further if drafts else 1.0
+    return 1 + price.first + (drafts - 1) * price.further + drafts * making * price.alone if drafts else 1.0
 
 
-def measure(net: UnifiedModel, prompts: Sequence[Prompt], compiled: bool, rows: int, temperature: float, repeats: int) -> list[Cost]:
+def measure(
+    net: UnifiedModel, prompts: Sequence[Prompt], compiled: bool, rows: int, temperature: float, repeats: int, drafts: str = "jacobi"
+) -> list[Cost]:
     """Rounds of every number of drafts, in turn."""
-    engines = {k: Engine(net, compile=compiled, draft_cost=0, drafts=JacobiDrafts(max_drafts=max(k, 1))) for k in DRAFTS}
+    way, costs = WAYS[drafts], COMPILED if compiled else BY_CALLS
+    engines = {k: Engine(net, compile=compiled, draft_cost=0, drafts=way(max_drafts=max(k, 1))) for k in DRAFTS}
     times: dict[int, list[float]] = {k: [] for k in DRAFTS}
     for repeat in range(1 + repeats):
         for k, engine in engines.items():
@@ -79,13 +85,18 @@ def measure(net: UnifiedModel, prompts: Sequence[Prompt], compiled: bool, rows: 
                     times[k].append(time.thread_time() - began)
     if not all(times.values()):
         raise SystemExit("rows are done before a round could be timed: give longer prompts' answers")
-    medians, price = {k: statistics.median(found) for k, found in times.items()}, (COMPILED if compiled else BY_CALLS).price(rows)
+    medians, making = {k: statistics.median(found) for k, found in times.items()}, costs.draft if way is RefinedDrafts else 0.0
     return [
         Cost(
-            compiled=compiled, rows=rows, drafts=k, milliseconds=1000 * t, ratio=t / medians[0], reckoned=reckoned(price, k)
+            compiled=compiled,
+            rows=rows,
+            drafts=k,
+            milliseconds=1000 * t,
+            ratio=t / medians[0],
+            reckoned=reckoned(costs.price(rows), k, making),
         )
         for k, t in medians.items()
-    ]  # fmt: skip
+    ]
 
 
 def markdown(costs: Sequence[Cost]) -> str:
@@ -109,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", help="a model of the zoo, or a folder")
     parser.add_argument("--data", required=True, help="a tokenized data set of it whose prompts ask for pictures or sounds")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--drafts", choices=WAYS, default="jacobi")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--json", type=Path, help="file for all figures")
@@ -121,7 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     ways = (False,) if net.backbone.uncompiled else (False, True)
     costs = [
-        cost for compiled in ways for rows in given.rows for cost in measure(net, asked, compiled, rows, given.temperature, given.repeats)
+        cost
+        for compiled in ways
+        for rows in given.rows
+        for cost in measure(net, asked, compiled, rows, given.temperature, given.repeats, given.drafts)
     ]
     print(f"{given.model}: time of the processor of a round with drafts, in rounds without, and what is reckoned\n\n{markdown(costs)}")
     if given.json is not None:

@@ -17,10 +17,12 @@ class Price(NamedTuple):
     Attributes:
         first: of a round.
         further: each after it.
+        alone: what is done for one row alone, and takes as long as a pass over one token.
     """
 
     first: float
     further: float
+    alone: float
 
 
 class Costs(NamedTuple):
@@ -31,7 +33,7 @@ class Costs(NamedTuple):
         several: what a pass costs more in which rows have several tokens: it runs other kernels, and a head reads what is new; in passes.
         lane: what each lane more takes, and what a row takes for its drafts however many: its choice, its place in the grammar.
         token: what each token more takes.
-        draft: what a refiner takes for a draft, in passes, where it makes all of a row in one call.
+        draft: what a refiner takes for a draft of a row, in passes over one token, where it makes all of the row in one call.
         draft_by_calls: where it makes them one by one.
     """
 
@@ -48,7 +50,7 @@ class Costs(NamedTuple):
         A pass over more lanes costs little more, so that its part is small, and what drafts take of it the greater.
         """
         whole = 1 + (lanes - 1) * (self.lane + self.token)
-        return Price((self.several + lanes * (self.lane + self.token)) / whole, lanes * self.token / whole)
+        return Price((self.several + lanes * (self.lane + self.token)) / whole, lanes * self.token / whole, lanes / whole)
 
     def head_step(self, model: Step) -> float:
         """Passes that a step of the model's head takes, which drafts one token."""

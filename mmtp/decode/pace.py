@@ -86,6 +86,10 @@ class Pace:
         """From now on costs are those of a pass that so many lanes share."""
         self._price = self.costs.price(lanes)
 
+    def alone(self, passes: float) -> float:
+        """What is done for this row alone, in its part of the pass that it shares."""
+        return passes * self._price.alone
+
     def begin(self) -> None:
         """A new round, without drafts."""
         self._round = _Round()

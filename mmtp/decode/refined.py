@@ -110,7 +110,7 @@ class RefinedDrafter:
         refiner: that drafts.
 
     Attributes:
-        making: what a draft takes, in passes of the model.
+        making: what a draft takes, in passes of the model over one token.
     """
 
     lookahead = 0
@@ -178,12 +178,13 @@ class RefinedDrafter:
     def _draft_all(self, trail: _Trail) -> None:
         """As many drafts of a row as pay, in one call, up to a place about which the grammar leaves no choice."""
         row, logits, trail.open = trail.row, self.chooser.logits, False
+        refining = row.alone(self.making)
         ahead, place, lanes = row.draft_states[-1].copy(), len(row.tokens) + len(row.drafts), trail.lanes
         settings = row.sampling.of(self.chooser.slots[ahead.slot].modality)
         places: list[native.Place] = []
         offsets: list[int] = []
         slots: list[int] = []
-        for _ in range(row.wanted(self.max_drafts - len(row.drafts), self.making)):
+        for _ in range(row.wanted(self.max_drafts - len(row.drafts), refining)):
             if ahead.done or not self._codes[ahead.slot]:
                 break
             left = trail.left_for(place + len(places), ahead.slot)
@@ -201,7 +202,7 @@ class RefinedDrafter:
         drafts, before = self._refinement(trail.before[: len(lanes)], newest, second, places, settings.temperature, *cuts)
         trail.before = list(before)
         for each, slot, draft, offset in zip(places, slots, drafts, offsets, strict=True):
-            making = 0.0 if each.states and each.read == newest else self.making
+            making = 0.0 if each.states and each.read == newest else refining
             # A draft may have ended the span before its time.
             if row.draft_states[-1].slot != slot or not row.wants(making) or not row.take_draft(Draft(draft), offset, making):
                 return
@@ -237,7 +238,7 @@ class RefinedDrafter:
         drafts = chooser.propose(chooser.model.backbone.norm, spread, wanted, least > 0)
         for trail, choice, draft, offset in zip(trails, wanted, drafts, offsets, strict=True):
             trail.before = _states(spread, choice)
-            trail.open = trail.row.take_draft(draft, offset, self.making)
+            trail.open = trail.row.take_draft(draft, offset, trail.row.alone(self.making))
 
     def _refine(
         self, states: list[Tensor], befores: list[Tensor], reads: list[int], tokens: list[int], carried: list[bool], least: int

@@ -442,6 +442,10 @@ class Row(Lane):
         if self.pace is not None and not self.rejects:
             self.pace.among(lanes)
 
+    def alone(self, passes: float) -> float:
+        """What is done for this row alone and takes so many passes over one token, in its part of the pass that it shares."""
+        return passes if self.pace is None else self.pace.alone(passes)
+
     def wants(self, making: float = 0.0) -> bool:
         """Whether a further draft is to be made, which takes so many passes of the model: it could stand, and it has to pay."""
         return self.room and (self.pace is None or self.pace.pays(str(self.draft_states[-1].modality), making))

@@ -41,6 +41,6 @@ def test_the_zoos_heads_are_told_as_dear_as_they_were_measured(name: str) -> Non
 
 def test_a_rows_part_of_a_pass_is_the_smaller_the_more_lanes_share_it() -> None:
     costs = Costs(start=1.0, several=0.3, lane=0.05, token=0.15, draft=0.1, draft_by_calls=0.5)
-    assert costs.price() == pytest.approx((0.5, 0.15))
+    assert costs.price() == pytest.approx((0.5, 0.15, 1))
     # Eight lanes of a token cost 1 + 7 · 0.2 passes; of eight with two tokens each, 0.3 + 8 · 0.2 more; with three, 8 · 0.15 more again.
-    assert costs.price(8) == pytest.approx((1.9 / 2.4, 1.2 / 2.4))
+    assert costs.price(8) == pytest.approx((1.9 / 2.4, 1.2 / 2.4, 8 / 2.4))

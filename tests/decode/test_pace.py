@@ -29,7 +29,7 @@ def settled(rates: dict[tuple[str, int], float]) -> Experience:
 def simulate(pace: Pace, stands: bool, rounds: int, making: float = 0.0, most: int = MOST) -> tuple[int, float]:
     """Drafts of so many rounds, of which all or none stand, and what the rounds cost in passes."""
     made, passes = 0, 0.0
-    first, further = pace.costs.price()
+    first, further, _ = pace.costs.price()
     for _ in range(rounds):
         drafts = drafts_of(pace, making, most)
         pace.learn(["image"] * drafts, drafts if stands else 0)
@@ -90,6 +90,17 @@ def test_what_making_takes_counts_beside_verification() -> None:
     pace.learn(["image"], 0)
     pace.begin()
     assert pace.pays("image", 9.0)  # a number says what all costs
+
+
+def test_what_a_row_makes_for_itself_weighs_more_the_more_share_its_pass() -> None:
+    costs = Costs(start=1.0, several=0.05, lane=0.05, token=0.1, draft=0.1, draft_by_calls=0.5)
+    pace = Pace(costs=costs, experience=settled({("image", place): 0.7 for place in range(MOST)}))
+    alone = pace.count("image", MOST, pace.alone(0.05))
+    assert 1 < alone < pace.count("image", MOST) and pace.alone(0.05) == 0.05
+    pace.among(8)
+    pace.begin()
+    assert pace.alone(0.05) == pytest.approx(0.05 * 8 / (1 + 7 * 0.15))
+    assert pace.count("image", MOST, pace.alone(0.05)) < alone
 
 
 def test_drafts_behind_a_refused_one_tell_nothing() -> None:

@@ -7,10 +7,18 @@ import torch
 
 from mmtp.decode.costs import COMPILED
 from mmtp.eval.decoding import Prompt
+from mmtp.models.unified import UnifiedModel
 from mmtp.stream.vocab import Special
 from tests.models.common import LAYOUT, model
+from tests.models.test_refiner import random_refiner
 
 DRAW = [Special.BOS, Special.USER, 40, 41, Special.END, Special.ASSISTANT, Special.BOI, LAYOUT.dim(4), LAYOUT.dim(4)]
+
+
+def refining() -> UnifiedModel:
+    net = model(depth=1)
+    net.refiner = random_refiner()
+    return net
 
 
 @pytest.fixture
@@ -18,7 +26,7 @@ def bench(script: ModuleType, monkeypatch: pytest.MonkeyPatch):
     """Runs the script over a tiny model and some prompts; gives its status."""
     picture = Prompt("draw", DRAW, 16, (int(Special.EOI),))
     prompts = [picture, Prompt("caption", DRAW[:6], 16), picture]
-    monkeypatch.setattr(script, "from_pretrained", lambda name: model(depth=1))
+    monkeypatch.setattr(script, "from_pretrained", lambda name: refining())
     monkeypatch.setattr(script, "ShardDataset", lambda path: type("Data", (), {"over": lambda self, layout: self})())
     monkeypatch.setattr(script, "held_out_prompts", lambda data, count: prompts)
     threads = torch.get_num_threads()
@@ -33,9 +41,16 @@ def test_rounds_of_every_number_of_drafts_are_timed_beside_what_is_reckoned(benc
     assert [(cost["compiled"], cost["rows"], cost["drafts"]) for cost in costs] == ways
     assert all(cost["milliseconds"] > 0 and cost["ratio"] > 0 for cost in costs)
     assert all(cost["ratio"] == cost["reckoned"] == 1 for cost in costs if not cost["drafts"])
-    first, further = COMPILED.price(2)
+    first, further, _ = COMPILED.price(2)
     assert costs[-1]["reckoned"] == pytest.approx(1 + first + 7 * further)
     assert "| compiled | 2 |" in capsys.readouterr().out
+
+
+def test_what_a_refiner_takes_is_timed_and_reckoned_too(bench, tmp_path: Path) -> None:
+    assert bench("--rows", 2, "--drafts", "refined", "--json", tmp_path / "costs.json") == 0
+    last = json.loads((tmp_path / "costs.json").read_text())[-1]
+    first, further, alone = COMPILED.price(2)
+    assert last["reckoned"] == pytest.approx(1 + first + 7 * further + 8 * COMPILED.draft * alone)
 
 
 def test_asks_for_prompts_of_pictures_or_sounds_enough(bench, capsys) -> None:
