@@ -21,6 +21,7 @@ from mmtp.decode.engine import Engine
 from mmtp.decode.jacobi import JacobiDrafts
 from mmtp.decode.lookup import LookupDrafts
 from mmtp.decode.ngrams import NGramDrafts
+from mmtp.decode.refined import RefinedDrafts
 from mmtp.decode.sample import Sampling
 from mmtp.models.backbone import BackboneConfig
 from mmtp.models.heads.base import HeadConfig
@@ -28,6 +29,7 @@ from mmtp.models.heads.next import NextHead
 from mmtp.models.heads.parallel import ParallelHead
 from mmtp.models.heads.sequential import SequentialHead
 from mmtp.models.heads.synchronized import SynchronizedHead
+from mmtp.models.refiner import Refiner
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.ngrams import NGrams
@@ -44,7 +46,7 @@ LAYOUT = VocabLayout(
     16,
 )
 BACKBONE = BackboneConfig(width=48, depth=2, num_heads=4, num_kv_heads=2, head_dim=12, mlp_width=64)
-WAYS = ("sequential", "synchronized", "parallel", "by medium", "compiled", "n-grams", "look-up", "model")
+WAYS = ("sequential", "synchronized", "parallel", "by medium", "compiled", "refined", "n-grams", "look-up", "model")
 LONGEST = 512  # tokens of a row
 GROWTH = 64 << 20  # bytes by which a process may grow for other reasons than its requests
 
@@ -67,10 +69,14 @@ def engine(way: str, chunk: int) -> Engine:
         "compiled": SynchronizedHead.Config(mtp_depth=3, vertical=4),
     }
     net = build(heads.get(way, NextHead.Config()))
+    if way == "refined":
+        net.refiner = Refiner.begin(BACKBONE.width, 32)
+        torch.nn.init.normal_(net.refiner.outward, std=0.1)
     if way == "n-grams":
         net.ngrams = written_ngrams(net)
     drafts: dict[str, Drafts] = {
         "by medium": DraftsByMedium(codes=JacobiDrafts(max_drafts=5)),
+        "refined": RefinedDrafts(max_drafts=5),
         "n-grams": NGramDrafts(max_drafts=5, least_chance=0.0),
         "look-up": LookupDrafts(max_drafts=3),
         "model": ModelDrafts(net, 2),

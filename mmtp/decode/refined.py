@@ -26,6 +26,7 @@ from mmtp.decode.step import Step
 from mmtp.models.heads.base import CARRIED, FORCED, NEARBY
 from mmtp.models.refiner import Refiner
 from mmtp.nn import native
+from mmtp.nn.refinement import Place
 from mmtp.types import Modality
 
 
@@ -181,7 +182,7 @@ class RefinedDrafter:
         refining = row.alone(self.making)
         ahead, place, lanes = row.draft_states[-1].copy(), len(row.tokens) + len(row.drafts), trail.lanes
         settings = row.sampling.of(self.chooser.slots[ahead.slot].modality)
-        places: list[native.Place] = []
+        places: list[Place] = []
         offsets: list[int] = []
         slots: list[int] = []
         for _ in range(row.wanted(self.max_drafts - len(row.drafts), refining)):
@@ -191,7 +192,7 @@ class RefinedDrafter:
             weights, ids = logits.panels(ahead.slot)
             noise = row.noise.at(place + len(places), len(ids)) if settings.temperature else None
             states, read, chosen = ((), 0, 0) if left is None else (left.states[: len(lanes)], left.read, left.chosen)
-            places.append(native.Place(states, read, chosen, weights, ids, noise, row.weight(ahead)))
+            places.append(Place(states, read, chosen, weights, ids, noise, row.weight(ahead)))
             offsets.append(NEARBY if left is None else CARRIED)
             slots.append(ahead.slot)
             ahead.push(self.chooser.slots[ahead.slot].generable[-1][0])

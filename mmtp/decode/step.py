@@ -88,7 +88,7 @@ class SlotLogits:
         return packed_linear(states, self._weights[slot], self._packed[slot])
 
     def panels(self, slot: int) -> tuple[Float[Tensor, "p d n"], Int[Tensor, " ids"]]:
-        """The weights of a slot as :class:`mmtp.nn.native.Refinement` reads them, and the ids."""
+        """The weights of a slot as :class:`mmtp.nn.refinement.Refinement` reads them, and the ids."""
         weight, ids = self._weights[slot], self._ids[slot]
         if slot not in self._all_ids:
             self._all_ids[slot] = torch.arange(ids, ids + len(weight)) if isinstance(ids, int) else torch.tensor(ids)

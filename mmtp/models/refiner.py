@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmtp.nn import native
 from mmtp.nn.linear import Derived
+from mmtp.nn.refinement import Refinement
 from mmtp.types import MmtpError
 
 EPS = 1e-6
@@ -96,12 +96,12 @@ class Refiner:
         gate, value = (F.linear(told, self.told) + self.kind[left.long()]).chunk(2, -1)
         return state + F.linear(F.silu(gate) * value, self.outward)
 
-    def compiled(self, embedding: Float[Tensor, "v w"], last_norm: Float[Tensor, " w"], last_eps: float) -> native.Refinement:
+    def compiled(self, embedding: Float[Tensor, "v w"], last_norm: Float[Tensor, " w"], last_eps: float) -> Refinement:
         """The same by compiled kernels, in float32 on the CPU, for a model's embeddings and last norm."""
         weights = (*self.parameters, embedding, last_norm)
 
-        def build() -> native.Refinement:
-            return native.Refinement(*(weight.detach().float() for weight in weights), eps=EPS, last_eps=last_eps)
+        def build() -> Refinement:
+            return Refinement(*(weight.detach().float() for weight in weights), eps=EPS, last_eps=last_eps)
 
         return self._compiled.get(weights, build)
 

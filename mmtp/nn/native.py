@@ -231,105 +231,6 @@ def linear(x: Float[Tensor, "m i"], packed: Float[Tensor, "p i n"], outputs: int
     return y
 
 
-class Place(NamedTuple):
-    """A place that :class:`Refinement` is to draft.
-
-    Attributes:
-        states: what is left for it, and what guides that; none where nothing is.
-        read: the token that they have read before it.
-        chosen: what was chosen there.
-        logits: weights of the ids that may stand there, in panels of bfloat16.
-        ids: that may.
-        noise: to add to what decides; None for none.
-        weight: of guidance.
-    """
-
-    states: Sequence[Float[Tensor, " w"]]
-    read: int
-    chosen: int
-    logits: Float[Tensor, "p w n"]
-    ids: Int[Tensor, " n"]
-    noise: Float[Tensor, " n"] | None
-    weight: float
-
-
-class Refinement:
-    """Drafts by a layer that refines states (:mod:`mmtp.models.refiner`), all of a row in one call.
-
-    Args:
-        told: reads state, token that it has read, state before and its token, each of unit root mean square.
-        kind: added to that.
-        outward: into the state.
-        embedding: of all ids.
-        last_norm: gain before logits.
-        eps: of the root mean square.
-        last_eps: of that before logits.
-
-    Raises:
-        NativeError: this machine cannot compile it.
-    """
-
-    def __init__(
-        self,
-        told: Float[Tensor, "h2 w4"],
-        kind: Float[Tensor, "2 h2"],
-        outward: Float[Tensor, "w h"],
-        embedding: Float[Tensor, "v w"],
-        last_norm: Float[Tensor, " w"],
-        eps: float,
-        last_eps: float,
-    ) -> None:
-        self._library = library()
-        self.width, self.hidden = outward.shape
-        products = (panels(weight.bfloat16()) for weight in (told, outward))
-        self._kept = [*products, *(each.contiguous() for each in (kind, embedding, last_norm))]
-        self._refiner = _Refiner(self.width, self.hidden, *(each.data_ptr() for each in self._kept), eps, last_eps)
-
-    def __call__(
-        self,
-        before: Sequence[Float[Tensor, " w"]],
-        newest: int,
-        second: int,
-        places: Sequence[Place],
-        temperature: float,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-    ) -> tuple[list[int], Float[Tensor, "b w"]]:
-        """Drafts places in turn.
-
-        Args:
-            before: state that predicted the newest token, and what guides it.
-            newest: the last token.
-            second: the one before it.
-            places: those after it.
-            temperature: 0 takes the most probable, and no noise.
-            top_k: cuts as of :class:`mmtp.decode.sample.Sampling`, all of them of the whole distribution.
-            top_p: likewise.
-            min_p: likewise.
-
-        Returns:
-            Ids, and the states that have drafted the last.
-        """
-        states, drafts = torch.stack(list(before)).float(), torch.empty(len(places), dtype=torch.long)
-        kept = [[state.float().contiguous() for state in place.states] for place in places]
-        given = (_Place * len(places))(
-            *(
-                _Place(
-                    (_POINTER * 2)(*(state.data_ptr() for state in own)), place.read, place.chosen, place.logits.data_ptr(),
-                    place.ids.data_ptr(), len(place.ids), None if place.noise is None else place.noise.data_ptr(), place.weight,
-                )
-                for place, own in zip(places, kept, strict=True)
-            )
-        )  # fmt: skip
-        how = _Choosing(1 / temperature, top_p, min_p, top_k) if temperature else _Choosing(1, 1, 0, 0)
-        work = torch.empty(6 * self.width + 2 * self.hidden + 2 * max((len(place.ids) for place in places), default=0))
-        self._library.mmtp_refine(
-            self._refiner, how, given, len(places), len(states), states.data_ptr(), newest, second, drafts.data_ptr(), work.data_ptr()
-        )
-        return drafts.tolist(), states
-
-
 def panels(weight: Float[Tensor, "o i"]) -> Float[Tensor, "p i n"]:
     """A weight with those of some outputs together, input by input."""
     size = library().mmtp_panel()
@@ -368,29 +269,6 @@ class _Window(ctypes.Structure):
     )
 
 
-class _Refiner(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("width", "hidden")),
-        *((name, _POINTER) for name in ("told", "outward", "kind", "embedding", "last_norm")),
-        *((name, ctypes.c_float) for name in ("eps", "last_eps")),
-    )
-
-
-class _Choosing(ctypes.Structure):
-    _fields_ = (*((name, ctypes.c_float) for name in ("sharpness", "top_p", "min_p")), ("top_k", ctypes.c_int64))
-
-
-class _Place(ctypes.Structure):
-    _fields_ = (
-        ("states", _POINTER * 2),
-        *((name, ctypes.c_int64) for name in ("read", "chosen")),
-        *((name, _POINTER) for name in ("logits", "ids")),
-        ("outputs", ctypes.c_int64),
-        ("noise", _POINTER),
-        ("weight", ctypes.c_float),
-    )
-
-
 @cache
 def library() -> Any:
     """The kernels, compiled for this machine.
@@ -422,24 +300,24 @@ def library() -> Any:
         raise NativeError(f"compiled kernels cannot be loaded ({error})") from error
     pointer, number = _POINTER, ctypes.c_int64
     layout = LAYOUT
-    for structure in (_Sizes, _Block, _Window, _Refiner, _Choosing, _Place):
-        layout = layout % 10**12 * 1000 + ctypes.sizeof(structure)
+    for structure in (_Sizes, _Block, _Window):
+        layout = 1000 * layout + ctypes.sizeof(structure)
     told = getattr(found, "mmtp_layout", None)  # other numbers, and kernels would read addresses where there are none
     if told is not None:
         told.restype, told.argtypes = number, ()
     if told is None or told() != layout:
-        raise NativeError(f"{SOURCE}: is of another version of mmtp than this process runs; start it anew")
+        raise stale()
     found.mmtp_panel.restype, found.mmtp_panel.argtypes = number, ()
     found.mmtp_work.restype, found.mmtp_work.argtypes = number, (ctypes.POINTER(_Sizes), number, number, number)
     found.mmtp_linear.restype, found.mmtp_linear.argtypes = None, (pointer, number, number, pointer, number, pointer, number)
     found.mmtp_blocks.restype = None
     found.mmtp_blocks.argtypes = (ctypes.POINTER(_Sizes), ctypes.POINTER(_Block), number, ctypes.POINTER(_Window), pointer, number)
-    found.mmtp_refine.restype = None
-    found.mmtp_refine.argtypes = (
-        *(ctypes.POINTER(structure) for structure in (_Refiner, _Choosing, _Place)),
-        *(number, number, pointer, number, number, pointer, pointer),
-    )
     return found
+
+
+def stale() -> NativeError:
+    """What is raised where kernels have other structures than this process."""
+    return NativeError(f"{SOURCE}: is of another version of mmtp than this process runs; start it anew")
 
 
 @cache

@@ -19,7 +19,8 @@ def run(requests: int) -> list[list[str]]:
 
 def check(requests: int) -> None:
     rows = run(requests)
-    assert [row[0] for row in rows] == ["sequential", "synchronized", "parallel", "by medium", "compiled", "n-grams", "look-up", "model"]
+    ways = ["sequential", "synchronized", "parallel", "by medium", "compiled", "refined", "n-grams", "look-up", "model"]
+    assert [row[0] for row in rows] == ways
     each = -(-requests // len(rows))
     for _, ended, cancelled, refused, unequal, tokens, copied, *_ in rows:
         assert int(ended) + int(cancelled) + int(refused) == each
