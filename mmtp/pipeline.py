@@ -446,8 +446,9 @@ class Pipeline(Translator):
         batch_size: int,
         stop: Sequence[int] = (),
     ) -> list[Generation]:
-        """Most probable texts of one form; drafts where they cost little, of n-grams and of what the form leaves no choice about."""
-        cheap = constraint is not None or self.model.ngrams is not None
+        """Most probable texts of one form; drafts where they cost little: not where a head would make them."""
+        refines = self.model.refiner is not None and Modality.TEXT in self.model.refiner.media
+        cheap = constraint is not None or refines or self.model.ngrams is not None
         return self.engine.generate_batch(
             prompts, [Sampling(temperature=0.0)] * len(prompts), max_new_tokens, speculative=cheap, stop=stop,
             vectors=vectors, constraints=[constraint] * len(prompts), max_lanes=batch_size,

@@ -27,7 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "teach": ("mmtp.cli.teach:teach", "Ask frozen models about a data set, and keep what they say for training."),
     "train": ("mmtp.cli.train:train", "Train a tokenizer or a model from a recipe."),
     "ngrams": ("mmtp.cli.ngrams:ngrams", "Count which text follows which, for a model's drafts of words."),
-    "refiner": ("mmtp.cli.refiner:refiner", "Make a small layer that drafts a model's codes, from what it writes."),
+    "refiner": ("mmtp.cli.refiner:refiner", "Make a small layer by which a model drafts, from what it writes."),
     "generate": ("mmtp.cli.generate:generate", "Answer a question about a picture, or draw one from words."),
     "eval": ("mmtp.cli.eval:eval", "Measure a tokenizer or a model."),
     "bench": ("mmtp.cli.bench:bench", "Time plain and speculative decoding side by side."),

@@ -1,4 +1,4 @@
-"""``mmtp refiner``: a small layer that drafts a model's codes, made from what the model writes."""
+"""``mmtp refiner``: a small layer by which a model drafts, made from what the model writes."""
 
 from itertools import cycle, product
 from pathlib import Path
@@ -14,13 +14,14 @@ def refiner(
     turns: int = 3,
     steps: int = 4000,
     hidden: int = 512,
+    go_on: bool = False,
     temperature: list[float] | None = None,
     guidance: list[float] | None = None,
     compile: bool = False,
     threads: int | None = None,
     seed: int = 0,
 ) -> int:
-    """Make a refiner for a model and keep it in the folder of the model, which then drafts codes of pictures and sounds by it.
+    """Make a refiner for a model and keep it in the model's folder: by it the model drafts what the data has it write, words and codes.
 
     Decoding gives the same output, sooner. The model writes what the data's prompts ask for; the refiner learns from that alone, for some
     turns of writing and learning, and needs no other data. The model's weights stay as they are.
@@ -32,6 +33,7 @@ def refiner(
         turns: of writing and learning.
         steps: of learning, per turn.
         hidden: numbers between the two products of the layer.
+        go_on: begin with the refiner that the model has, as wide as it is.
         temperature: at which is written; may be given several times; without it 1, 0.7 and 0.
         guidance: scale of classifier-free guidance, likewise; without it none.
         compile: run passes by kernels compiled for this machine; needs a C++ compiler.
@@ -42,19 +44,18 @@ def refiner(
         mmtp refiner runs/emoji/result --data runs/emoji-draw --guidance 1 --guidance 3
         mmtp refiner runs/omni/result --data runs/omni-draw --data runs/speech-words --prompts 500
     """
-    import numpy as np
     import torch
 
     from mmtp.cli.tables import progress_bar
     from mmtp.data.loader import ShardDataset
     from mmtp.decode.rows import Request
     from mmtp.decode.sample import Sampling
-    from mmtp.eval.decoding import held_out_prompts
+    from mmtp.eval.decoding import Prompt, held_out_prompts
     from mmtp.hub import from_pretrained
     from mmtp.models.refiner import Refiner
     from mmtp.models.unified import REFINER_FILE, UnifiedModel
     from mmtp.train.refine import Rounds, collect, fit
-    from mmtp.types import MmtpError, Modality
+    from mmtp.types import MmtpError
 
     if not (model / "config.json").is_file():
         raise MmtpError(f"{model}: is no folder of a saved model, and a refiner is kept in one")
@@ -67,18 +68,17 @@ def refiner(
         raise MmtpError(f"{model}: is no model but a tokenizer, which drafts nothing")
     net = net.eval().requires_grad_(False)
     datasets = [ShardDataset(path).over(net.config.layout) for path in data]
-    codes = np.zeros(net.config.layout.size, dtype=bool)
-    for slot in net.config.layout.slots:
-        if slot.modality is not Modality.TEXT and slot.forced is None:
-            for lo, hi in slot.generable:
-                codes[lo:hi] = True
-    writing = ([row for row in dataset if codes[row.tokens[row.target_mask]].any()] for dataset in datasets)
-    asked = [prompt for prompt in held_out_prompts(writing, prompts * turns) if prompt.features is None]
+    asked = [prompt for prompt in held_out_prompts(datasets, prompts * turns) if prompt.features is None]
     if not asked:
-        raise MmtpError("--data: no document has a model write codes; give data of a task that writes pictures or sounds")
-    made = Refiner.begin(net.config.backbone.width, hidden, seed)
+        raise MmtpError("--data: no document has a prompt of tokens alone, that the model could go on from")
+    made = net.refiner if go_on else Refiner.begin(net.config.backbone.width, hidden, seed)
+    if made is None:
+        raise MmtpError(f"{model}: has no refiner to go on with; leave out --go-on")
     rounds: Rounds | None = None
-    ways = cycle(product(temperature or (1.0, 0.7, 0.0), guidance or (1.0,)))
+    ways = list(product(temperature or (1.0, 0.7, 0.0), guidance or (1.0,)))
+    kinds: dict[str, list[Prompt]] = {}
+    for prompt in asked:
+        kinds.setdefault(prompt.kind, []).append(prompt)
     path = model / REFINER_FILE
     for turn in range(turns):
         requests = [
@@ -87,7 +87,8 @@ def refiner(
                 sampling=Sampling(temperature=heat, guidance=scale, seed=seed + turn + i * turns),
                 max_new_tokens=prompt.max_new_tokens,
             )
-            for i, (prompt, (heat, scale)) in enumerate(zip(asked[turn::turns], ways, strict=False))
+            for alike in kinds.values()
+            for i, (prompt, (heat, scale)) in enumerate(zip(alike[turn::turns] or alike, cycle(ways), strict=False))
         ]
         with progress_bar(f"turn {turn + 1}: writing", "rows") as bar:
             seen, per_pass = collect(net, made, requests, compile, bar)

@@ -1,4 +1,4 @@
-"""Drafts of codes by the model's refiner: states that the last pass has left, put right for what is true now.
+"""Drafts by the model's refiner: states that the last pass has left, put right for what is true now.
 
 As in :mod:`mmtp.decode.jacobi`, what a pass left behind a refused draft is where the next drafts come from. There choices are drafted as
 they are, though they were made for other tokens; here a state that has read another token than now stands before its place is told so, by
@@ -10,6 +10,7 @@ settled, of drafts of this round before it, and of drafts whose noise is spent.
 """
 
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -27,12 +28,11 @@ from mmtp.models.heads.base import CARRIED, FORCED, NEARBY
 from mmtp.models.refiner import Refiner
 from mmtp.nn import native
 from mmtp.nn.refinement import Place
-from mmtp.types import Modality
 
 
 @dataclass(frozen=True, kw_only=True)
 class RefinedDrafts:
-    """Drafts of pictures', sounds' and videos' codes by the refiner of the model.
+    """Drafts by the refiner of the model, of the media that it has learnt.
 
     Attributes:
         max_drafts: tokens to propose at most.
@@ -55,7 +55,7 @@ class RefinedDrafts:
         return self.max_drafts
 
     def begin(self, chooser: Chooser, num_lanes: int, capacity: int, exact: bool = False) -> Drafter:
-        return RefinedDrafter(chooser, self.max_drafts, chooser.model.refiner)
+        return RefinedDrafter(chooser, self.max_drafts, chooser.model.refiner, chooser.model.refiner.media)
 
 
 class _Left(NamedTuple):
@@ -109,23 +109,20 @@ class RefinedDrafter:
         chooser: gives model, logits and grammar.
         max_drafts: tokens to propose at most.
         refiner: that drafts.
-
-    Attributes:
-        making: what a draft takes, in passes of the model over one token.
+        media: of the tokens that are drafted.
     """
 
     lookahead = 0
 
-    def __init__(self, chooser: Chooser, max_drafts: int, refiner: Refiner) -> None:
+    def __init__(self, chooser: Chooser, max_drafts: int, refiner: Refiner, media: Collection[str]) -> None:
         self.chooser, self.max_drafts = chooser, max_drafts
-        self._codes = [slot.modality is not Modality.TEXT and slot.forced is None for slot in chooser.slots]
+        self._drafted = [slot.forced is None and slot.modality in media for slot in chooser.slots]
         # Small products are mostly calls. One that makes all drafts of a row is worth a compiler, whoever runs the passes.
         self.compiled = chooser.device.type == "cpu" and native.usable()
         if self.compiled:
             norm = chooser.model.backbone.norm
             self._refinement = refiner.compiled(chooser.model.embedding.table.weight, norm.weight, norm.eps)
         self.refiner = refiner.to(chooser.device, chooser.dtype)
-        self.making = chooser.costs.draft if self.compiled else chooser.costs.draft_by_calls
 
     def restart(self, lane: int) -> None: ...
 
@@ -144,17 +141,25 @@ class RefinedDrafter:
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
         trails = [self._begin(row, hidden) for row in rows if not row.done and self._begins(row)]
         if self.compiled:
-            for trail in [trail for trail in trails if not trail.row.rejects]:
+            for trail in [trail for trail in trails if self._at_once(trail.row)]:
                 while self._goes_on(trail):
                     self._draft_all(trail)
                 trails.remove(trail)
         while trails := [trail for trail in trails if self._goes_on(trail)]:
             self._draft(trails, len(lanes), hidden, least)
 
+    def _at_once(self, row: Row) -> bool:
+        """Whether all drafts of a row can be made in one call, which knows neither probabilities nor constraints."""
+        return self.compiled and not row.rejects and row.answer(-1) is None
+
+    def _making(self, row: Row) -> float:
+        """What a draft takes, of the row's part of the pass."""
+        return row.alone(self.chooser.costs.draft if self._at_once(row) else self.chooser.costs.draft_by_calls)
+
     def _begins(self, row: Row) -> bool:
         """Whether there is something to draft, and a state to draft from: a pass that ends in a whole scale has chosen nothing."""
-        slot = self.chooser.slots[row.state.slot]
-        return bool(row.judged) and (slot.forced is not None or slot.modality is not Modality.TEXT) and row.wants()
+        index = row.state.slot
+        return bool(row.judged) and (self._drafted[index] or self.chooser.slots[index].forced is not None) and row.wants()
 
     def _begin(self, row: Row, hidden: Float[Tensor, "b s d"]) -> _Trail:
         """Finds what the last pass has left."""
@@ -167,26 +172,26 @@ class RefinedDrafter:
         return trail
 
     def _goes_on(self, trail: _Trail) -> bool:
-        """Whether a code comes next that is worth drafting. What the grammar leaves no choice about is drafted at once."""
+        """Whether a token comes next that is worth drafting. What the grammar leaves no choice about is drafted at once."""
         row, slots = trail.row, self.chooser.slots
         while trail.open and len(row.drafts) < self.max_drafts and row.wants():
             index = row.draft_states[-1].slot
             if (forced := slots[index].forced) is None:
-                return self._codes[index]
+                return self._drafted[index]
             trail.open = row.take_draft(Draft(forced), FORCED)
         return False
 
     def _draft_all(self, trail: _Trail) -> None:
         """As many drafts of a row as pay, in one call, up to a place about which the grammar leaves no choice."""
         row, logits, trail.open = trail.row, self.chooser.logits, False
-        refining = row.alone(self.making)
+        refining, modality = self._making(row), self.chooser.slots[row.draft_states[-1].slot].modality
         ahead, place, lanes = row.draft_states[-1].copy(), len(row.tokens) + len(row.drafts), trail.lanes
-        settings = row.sampling.of(self.chooser.slots[ahead.slot].modality)
+        settings = row.sampling.of(modality)
         places: list[Place] = []
         offsets: list[int] = []
         slots: list[int] = []
         for _ in range(row.wanted(self.max_drafts - len(row.drafts), refining)):
-            if ahead.done or not self._codes[ahead.slot]:
+            if ahead.done or not self._drafted[ahead.slot] or self.chooser.slots[ahead.slot].modality is not modality:
                 break
             left = trail.left_for(place + len(places), ahead.slot)
             weights, ids = logits.panels(ahead.slot)
@@ -195,7 +200,7 @@ class RefinedDrafter:
             places.append(Place(states, read, chosen, weights, ids, noise, row.weight(ahead)))
             offsets.append(NEARBY if left is None else CARRIED)
             slots.append(ahead.slot)
-            ahead.push(self.chooser.slots[ahead.slot].generable[-1][0])
+            ahead.push(self._any(ahead.slot))
         if not places:
             return
         second, newest = (row.tokens[-2:] + row.drafts)[-2:]
@@ -209,6 +214,11 @@ class RefinedDrafter:
                 return
             newest = draft
         trail.open = True
+
+    def _any(self, slot: int) -> int:
+        """A token behind which the slot goes on for as long as it may."""
+        first, generates = self.chooser.model.config.layout.text_range[0], self.chooser.slots[slot].generates
+        return first if generates(first) else self.chooser.slots[slot].generable[-1][0]
 
     def _draft(self, trails: list[_Trail], lanes: int, hidden: Float[Tensor, "b s d"], least: int) -> None:
         """One draft more of each row."""
@@ -230,7 +240,9 @@ class RefinedDrafter:
             tokens += [newest] * len(of_lanes)
             carried += [left is not None] * len(of_lanes)
             indices += of_lanes
-            wanted.append(Choice(row, 0, state.slot, place, (of_lanes[1], 0) if len(of_lanes) > 1 else None, row.weight(state)))
+            wanted.append(
+                Choice(row, 0, state.slot, place, (of_lanes[1], 0) if len(of_lanes) > 1 else None, row.weight(state), answer=row.answer(-1))
+            )
             offsets.append(NEARBY if left is None else CARRIED)
         chooser = self.chooser
         refined = self._refine(states, befores, reads, tokens, carried, least)
@@ -239,7 +251,7 @@ class RefinedDrafter:
         drafts = chooser.propose(chooser.model.backbone.norm, spread, wanted, least > 0)
         for trail, choice, draft, offset in zip(trails, wanted, drafts, offsets, strict=True):
             trail.before = _states(spread, choice)
-            trail.open = trail.row.take_draft(draft, offset, trail.row.alone(self.making))
+            trail.open = trail.row.take_draft(draft, offset, self._making(trail.row))
 
     def _refine(
         self, states: list[Tensor], befores: list[Tensor], reads: list[int], tokens: list[int], carried: list[bool], least: int

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmtp.data.shards import Row
+from mmtp.data.loader import ShardDataset
 from mmtp.decode.sample import Sampling
 from mmtp.decode.stats import DecodeStats, Generation
 from mmtp.eval.report import Figure, Heading, Section, Table, Text, Tiles, bars
@@ -389,7 +389,7 @@ def easy_vqa_prompts(pipeline: Pipeline, count: int, max_picture_tokens: int = 9
     return prompts
 
 
-def held_out_prompts(datasets: Iterable[Iterable[Row]], count: int, max_new_tokens: int | None = 512) -> list[Prompt]:
+def held_out_prompts(datasets: Iterable[ShardDataset], count: int, max_new_tokens: int | None = 512) -> list[Prompt]:
     """Prompts from documents: what stands before the first target of each, of documents spread evenly over the data sets.
 
     Args:

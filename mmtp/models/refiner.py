@@ -8,7 +8,7 @@ the pass has left none, the layer goes on from the state of the place before, as
 It is no part of the model: it is learnt from what a finished one writes (:mod:`mmtp.train.refine`), and kept in a file of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -39,10 +39,13 @@ class Refiner:
         told: of what is read, each part of unit root mean square.
         kind: added where the state comes of the place before, and where the pass has left it.
         outward: into the state.
+        media: of the tokens that it has learnt to draft; see :class:`mmtp.types.Modality`.
     """
 
-    def __init__(self, told: Float[Tensor, "h2 w4"], kind: Float[Tensor, "2 h2"], outward: Float[Tensor, "w h"]) -> None:
-        self.told, self.kind, self.outward = told, kind, outward
+    def __init__(
+        self, told: Float[Tensor, "h2 w4"], kind: Float[Tensor, "2 h2"], outward: Float[Tensor, "w h"], media: Collection[str] = ()
+    ) -> None:
+        self.told, self.kind, self.outward, self.media = told, kind, outward, frozenset(media)
         self._compiled = Derived()
 
     @classmethod
@@ -72,7 +75,7 @@ class Refiner:
         """The same elsewhere, or itself where it is there already."""
         if self.told.device == device and self.told.dtype == dtype:
             return self
-        return Refiner(*(weight.detach().to(device, dtype) for weight in self.parameters))
+        return Refiner(*(weight.detach().to(device, dtype) for weight in self.parameters), media=self.media)
 
     def __call__(
         self,
@@ -107,7 +110,8 @@ class Refiner:
 
     def save(self, path: Path) -> None:
         """Writes a file of safetensors, in bfloat16: drafts need no more."""
-        save_file({name: weight.detach().bfloat16().contiguous() for name, weight in zip(_NAMES, self.parameters, strict=True)}, path)
+        weights = {name: weight.detach().bfloat16().contiguous() for name, weight in zip(_NAMES, self.parameters, strict=True)}
+        save_file(weights, path, {"media": " ".join(sorted(self.media))})
 
     @classmethod
     def load(cls, path: Path, width: int) -> "Refiner":
@@ -123,13 +127,14 @@ class Refiner:
         try:
             with safe_open(path, "pt") as file:
                 weights = [file.get_tensor(name).float() for name in _NAMES]
-        except SafetensorError as error:
+                media = (file.metadata() or {})["media"].split()
+        except (SafetensorError, KeyError) as error:
             raise RefinerError(f"{path}: is damaged ({error}); make it again with mmtp refiner, or fetch it again") from error
         hidden = weights[2].shape[-1]
         shapes: Sequence[tuple[int, ...]] = [(2 * hidden, 4 * width), (2, 2 * hidden), (width, hidden)]
         if [tuple(weight.shape) for weight in weights] != shapes:
             raise RefinerError(f"{path}: is of a model of another width than {width}; make one with mmtp refiner")
-        return cls(*weights)
+        return cls(*weights, media=media)
 
 
 _NAMES = ("told", "kind", "outward")

@@ -45,7 +45,7 @@ class Rounds:
         states: of all of them, float16.
         before: index of the newest true state.
         left: of what the pass left for each place; NONE where it left nothing.
-        target: of what later passes gave; NONE where the place was not reached, or holds no code.
+        target: of what later passes gave; NONE where the place was not reached, or the grammar leaves no choice about it.
         tokens: that stood: the two before the first place, and then all but the last.
         read: before each place, by what was left for it.
         slots: of the places.
@@ -73,7 +73,7 @@ class _Notes:
     """What is seen of the streams that are decoded, of rows and of the branches that guide them."""
 
     def __init__(self, layout: VocabLayout) -> None:
-        self._codes = [slot.modality is not Modality.TEXT and slot.forced is None for slot in layout.slots]
+        self._drafted = [slot.forced is None for slot in layout.slots]
         self._states: list[Tensor] = []
         self._true: defaultdict[tuple[int, bool], dict[int, int]] = defaultdict(dict)
         self._rounds: list[tuple[Row, bool, int, dict[int, tuple[int, int]]]] = []
@@ -101,13 +101,13 @@ class _Notes:
         """All that was seen.
 
         Raises:
-            MmtpError: no code was.
+            MmtpError: nothing was.
         """
         found: dict[str, list[list[int]]] = {name: [] for name in ("left", "target", "tokens", "read", "slots")}
         befores = []
         for row, guides, first, left in self._rounds:
             true, places = self._true[id(row), guides], range(first, first + DEPTH)
-            targets = [true.get(place, NONE) if place < len(row.tokens) and self._codes[row.slots[place]] else NONE for place in places]
+            targets = [true.get(place, NONE) if place < len(row.tokens) and self._drafted[row.slots[place]] else NONE for place in places]
             # Behind a place that is not drafted, or was not read, drafts begin anew.
             reached = next((k for k, target in enumerate(targets) if target == NONE), DEPTH)
             if not reached:
@@ -120,7 +120,7 @@ class _Notes:
             found["tokens"].append(_padded(row.tokens[max(0, first - 2) : first + DEPTH - 1], DEPTH + 1))
             found["slots"].append(_padded(row.slots[first : first + DEPTH], DEPTH))
         if not befores:
-            raise MmtpError("no codes were written that a refiner could learn from; give data whose task writes pictures or sounds")
+            raise MmtpError("nothing was written that a refiner could learn from; give prompts that a model answers with more than a token")
         return Rounds(
             states=torch.stack(self._states), before=torch.tensor(befores), **{name: torch.tensor(value) for name, value in found.items()}
         )
@@ -146,7 +146,7 @@ class _Watched:
 
 class _Watcher(RefinedDrafter):
     def __init__(self, chooser: Chooser, max_drafts: int, refiner: Refiner, notes: _Notes) -> None:
-        super().__init__(chooser, max_drafts, refiner)
+        super().__init__(chooser, max_drafts, refiner, list(Modality))
         self.notes = notes
 
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
@@ -175,7 +175,7 @@ def collect(
         The rounds, and how many tokens a pass gave.
 
     Raises:
-        MmtpError: nothing that was written has codes.
+        MmtpError: nothing was written, but for first tokens.
     """
     notes = _Notes(model.config.layout)
     engine = Engine(model, compile=compile, draft_cost=0, drafts=_Watched(refiner, notes))
@@ -270,6 +270,8 @@ def fit(
         Loss in nats and overlap of each step.
     """
     config, generator, loss = config or FitConfig(), torch.Generator().manual_seed(seed), RefinerLoss(model)
+    slots = rounds.slots[rounds.target != NONE].unique().tolist()
+    refiner.media |= {str(model.config.layout.slots[slot].modality) for slot in slots}
     for weight in refiner.parameters:
         weight.requires_grad_(True)
     optimizer = torch.optim.AdamW(refiner.parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)

@@ -34,6 +34,11 @@ def test_a_refiner_is_kept_with_the_model(shards: Path, tmp_path: Path, capsys: 
     assert re.search(r"model/refiner\.safetensors: [\d,]+ parameters, [\d,]+ bytes", said)
     made = hub.from_pretrained(folder).refiner
     assert made.outward.shape == (BACKBONE.width, 8) and made.outward.any()
+    assert made.media == {"text", "image"}
+    assert run([*make, "--go-on"]) == 0
+    again = hub.from_pretrained(folder).refiner
+    assert again.outward.shape == made.outward.shape and not torch.equal(again.outward, made.outward)
+    capsys.readouterr()
     assert run([*decode, "--drafts", "refined"]) == 0 and run(decode) == 0
     assert "carried" in capsys.readouterr().out
 
@@ -44,20 +49,15 @@ def test_a_refiner_is_kept_with_the_model(shards: Path, tmp_path: Path, capsys: 
         ("nothing", "is no folder of a saved model, and a refiner is kept in one"),
         ("tokenizer", "is no model but a tokenizer, which drafts nothing"),
         ("none", "--prompts, --turns, --steps and --hidden: at least 1"),
-        ("words", "--data: no document has a model write codes"),
+        ("new", "has no refiner to go on with; leave out --go-on"),
     ],
 )
 def test_wrong_requests_are_one_line(
-    shards: Path, tmp_path: Path, photos: Path, saved: dict[str, str], kind: str, words: str, capsys: pytest.CaptureFixture
+    shards: Path, tmp_path: Path, saved: dict[str, str], kind: str, words: str, capsys: pytest.CaptureFixture
 ) -> None:
     fitting = hub.save_pretrained(UnifiedModel.Config(layout=ShardDataset(shards).layout, backbone=BACKBONE).build(), tmp_path / "fitting")
     folders = {"nothing": tmp_path, "tokenizer": Path(saved["image"])}
-    command = ["refiner", str(folders.get(kind, fitting)), "--data", str(shards), *(["--turns", "0"] if kind == "none" else [])]
-    if kind == "words":
-        captions = tmp_path / "captions"
-        tokenize = ["tokenize", str(photos), "--out", str(captions), "--tokenizer", saved["image"], "--text", saved["text"]]
-        assert run([*tokenize, "--workers", "1", "--task", "caption"]) == 0
-        command[3] = str(captions)
-    assert run(command) == USER_ERROR
+    flags = {"none": ["--turns", "0"], "new": ["--go-on"]}
+    assert run(["refiner", str(folders.get(kind, fitting)), "--data", str(shards), *flags.get(kind, [])]) == USER_ERROR
     error = capsys.readouterr().err
     assert re.search(words, error) and error.splitlines()[-1].startswith("mmtp: error: ")

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtp.decode.by_medium import DraftsByMedium
+from mmtp.decode.constrain import Constrainer
+from mmtp.decode.drafts import HeadDrafts
 from mmtp.decode.engine import Engine
 from mmtp.decode.jacobi import JacobiDrafts
 from mmtp.decode.refined import RefinedDrafts
@@ -160,6 +162,7 @@ def test_codes_of_several_codebooks_are_drafted_each_by_its_own(kernels: str) ->
     net = replace(model(depth=0).config, layout=layout, tie_embeddings=False).build().eval()
     torch.nn.init.normal_(net.unembedding.weight, std=0.1)
     net.refiner = Refiner.begin(net.config.backbone.width, 16)
+    net.refiner.media = frozenset({Modality.AUDIO})
     engine = Engine(net, exact=True, draft_cost=0, drafts=RefinedDrafts(max_drafts=6))
     samplings = [Sampling(seed=seed) for seed in range(4)]
     prefixes = [[Special.BOS, Special.BOA]] * 4
@@ -176,6 +179,37 @@ def test_codes_are_refined_by_default_where_there_is_a_refiner(net: UnifiedModel
         assert default.stats.drafted == named.stats.drafted and default.stats.drafted.total()
     with pytest.raises(DecodeError, match=r"drafts by a refiner: the model has none; make one with mmtp refiner"):
         Engine(bare, drafts=RefinedDrafts())
+
+
+def test_words_are_refined_where_it_has_learnt_them(kernels: str) -> None:
+    net = refining()
+    counted = replace(net.config).build().eval()
+    for drafted, media in (({"image"}, {"image"}), ({"text"}, {"text"}), ({"text", "image"}, {"text", "image"})):
+        net.refiner.media = frozenset(media)
+        engine = Engine(net, exact=True, draft_cost=0, drafts=RefinedDrafts(max_drafts=5))
+        samplings = [Sampling(seed=seed, repetition_penalty=1.3, guidance=2.0) for seed in range(4)]
+        prefixes = [PICTURE, TEXT, TEXT[:8], TEXT]
+        plain, fast = (engine.generate_batch(prefixes, samplings, 24, speculative) for speculative in (False, True))
+        assert [row.tokens for row in fast] == [row.tokens for row in plain]
+        kinds = sum((row.stats.drafted for row in fast), Counter())
+        assert {medium for medium, offset in kinds if offset != FORCED} == drafted
+        ways = DraftsByMedium()._text(net), DraftsByMedium()._codes(net)
+        assert [isinstance(way, RefinedDrafts) for way in ways] == ["text" in media, "image" in media]
+    assert isinstance(DraftsByMedium()._text(counted), HeadDrafts)
+
+
+def test_constrained_answers_are_refined_by_what_they_allow() -> None:
+    pytest.importorskip("llguidance")
+    net = refining()
+    net.refiner.media = frozenset({"text"})
+    compiler = Constrainer(LAYOUT, {i: bytes([97 + i]) for i in range(50)}, lambda data: [byte - 97 for byte in data])
+    engine = Engine(net, exact=True, draft_cost=0, drafts=RefinedDrafts(max_drafts=4))
+    for pattern in ("[a-f]{3,12}", "(ab|cd){2,6}"):
+        constraint = compiler.regex(pattern)
+        plain, fast = (
+            engine.generate(TEXT[:-2], Sampling(seed=5), 20, speculative, constraint=constraint) for speculative in (False, True)
+        )
+        assert fast.tokens == plain.tokens and fast.stats.drafted.total()
 
 
 def test_at_least_one_draft_is_wanted() -> None:

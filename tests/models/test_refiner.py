@@ -18,7 +18,8 @@ def random_refiner(width: int = WIDTH, hidden: int = 20, scale: float = 0.5, see
     """One that changes states; its weights are exact in bfloat16."""
     generator = torch.Generator().manual_seed(seed)
     shapes = ((2 * hidden, 4 * width), (2, 2 * hidden), (width, hidden))
-    return Refiner(*((scale * torch.randn(shape, generator=generator)).bfloat16().float() for shape in shapes))
+    weights = ((scale * torch.randn(shape, generator=generator)).bfloat16().float() for shape in shapes)
+    return Refiner(*weights, media=("image", "audio"))
 
 
 def _given(count: int, seed: int = 1) -> list[torch.Tensor]:
@@ -49,6 +50,7 @@ def test_it_comes_with_the_model(tmp_path: Path) -> None:
     folder = hub.save_pretrained(net, tmp_path / "model")
     again = hub.from_pretrained(folder).refiner
     assert all(torch.equal(one, other) for one, other in zip(again.parameters, refiner.parameters, strict=True))
+    assert again.media == {"image", "audio"}
     net.refiner = None
     assert hub.from_pretrained(hub.save_pretrained(net, folder)).refiner is None
 
@@ -59,6 +61,9 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     assert Refiner.load(path, WIDTH).width == WIDTH
     with pytest.raises(RefinerError, match="is of a model of another width than 64"):
         Refiner.load(path, 64)
+    save_file(dict(zip(("told", "kind", "outward"), random_refiner().parameters, strict=True)), path)
+    with pytest.raises(RefinerError, match=r"is damaged \('media'\)"):
+        Refiner.load(path, WIDTH)
     save_file({"told": torch.zeros(2, 2)}, path)
     with pytest.raises(RefinerError, match=r"refiner.safetensors: is damaged .*mmtp refiner"):
         Refiner.load(path, WIDTH)
@@ -70,4 +75,5 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 def test_it_goes_where_the_model_is() -> None:
     refiner = random_refiner()
     assert refiner.to(torch.device("cpu"), torch.float32) is refiner
-    assert refiner.to(torch.device("cpu"), torch.bfloat16).told.dtype == torch.bfloat16
+    other = refiner.to(torch.device("cpu"), torch.bfloat16)
+    assert other.told.dtype == torch.bfloat16 and other.media == refiner.media
