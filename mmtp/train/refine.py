@@ -62,6 +62,11 @@ class Rounds:
     def __len__(self) -> int:
         return len(self.before)
 
+    def by_medium(self, layout: VocabLayout) -> list[Int[Tensor, " _"]]:
+        """Indices of the rounds that begin with each medium."""
+        media = torch.tensor([slot.modality.index for slot in layout.slots])[self.slots[:, 0]]
+        return [(media == medium).nonzero().flatten() for medium in media.unique()]
+
     def __add__(self, other: "Rounds") -> "Rounds":
         moved = {field.name: getattr(other, field.name) for field in fields(other)}
         for name in ("before", "left", "target"):
@@ -275,12 +280,14 @@ def fit(
     for weight in refiner.parameters:
         weight.requires_grad_(True)
     optimizer = torch.optim.AdamW(refiner.parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-    rise = max(1, steps // 20)
+    rise, groups = max(1, steps // 20), rounds.by_medium(model.config.layout)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / rise, 0.5 + 0.5 * math.cos(math.pi * max(0, step - rise) / max(1, steps - rise)))
     )
     for _ in range(steps):
-        chosen = torch.randint(len(rounds), (config.batch,), generator=generator)
+        # As many of each medium: answers in words are short beside pictures and sounds, and have as much to be learnt.
+        drawn = [members[torch.randint(len(members), (config.batch // len(groups) or 1,), generator=generator)] for members in groups]
+        chosen = torch.cat(drawn)
         with torch.autocast("cpu", config.precision, enabled=config.precision != torch.float32):
             value, overlap = loss(refiner, rounds, chosen)
         optimizer.zero_grad()

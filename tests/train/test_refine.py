@@ -97,6 +97,26 @@ def test_what_has_read_the_true_token_is_not_learnt(net: UnifiedModel) -> None:
         assert torch.equal(loss(refiner, rounds, chosen)[0], loss(refiner, blind, chosen)[0])
 
 
+def test_media_are_learnt_alike_however_many_rounds_each_has(net: UnifiedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [Request(prefix=[*PICTURE[:6], 42], sampling=Sampling(seed=seed), max_new_tokens=9) for seed in range(3)]
+    refiner = Refiner.begin(net.config.backbone.width, 8)
+    rounds, _ = collect(net, refiner, [*words, *requests(12)])
+    groups = rounds.by_medium(LAYOUT)
+    assert sorted(torch.cat(groups).tolist()) == list(range(len(rounds)))
+    text, image = (
+        next(group for group in groups if LAYOUT.slots[int(rounds.slots[group[0], 0])].modality is medium)
+        for medium in (Modality.TEXT, Modality.IMAGE)
+    )
+    assert len(text) < len(image) / 2
+    drawn, call = [], RefinerLoss.__call__
+    monkeypatch.setattr(
+        RefinerLoss, "__call__", lambda self, refiner, rounds, chosen: (drawn.append(chosen), call(self, refiner, rounds, chosen))[1]
+    )
+    list(fit(net, refiner, rounds, 3, FitConfig(batch=10)))
+    for chosen in drawn:
+        assert [int(torch.isin(chosen, group).sum()) for group in (text, image)] == [5, 5]
+
+
 def test_words_are_learnt_where_they_are_written(net: UnifiedModel) -> None:
     words = [Special.BOS, Special.USER, 40, 41, Special.END, Special.ASSISTANT, 42]
     refiner = Refiner.begin(net.config.backbone.width, 8)
