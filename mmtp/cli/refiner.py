@@ -10,6 +10,7 @@ def refiner(
     /,
     *,
     data: list[Path],
+    task: list[str] | None = None,
     prompts: int = 1000,
     turns: int = 3,
     steps: int = 4000,
@@ -29,6 +30,7 @@ def refiner(
     Args:
         model: folder of a saved model.
         data: data sets of mmtp tokenize, whose prompts are taken; may be given several times.
+        task: of which prompts are taken; may be given several times; without it all that the data has.
         prompts: of each task and turn.
         turns: of writing and learning.
         steps: of learning, per turn.
@@ -42,7 +44,7 @@ def refiner(
 
     Examples:
         mmtp refiner runs/emoji/result --data runs/emoji-draw --guidance 1 --guidance 3
-        mmtp refiner runs/omni/result --data runs/omni-draw --data runs/speech-words --prompts 500
+        mmtp refiner runs/omni/result --data runs/omni-draw --data runs/speech-words --task draw --task say
     """
     import torch
 
@@ -71,13 +73,16 @@ def refiner(
     asked = [prompt for prompt in held_out_prompts(datasets, prompts * turns) if prompt.features is None]
     if not asked:
         raise MmtpError("--data: no document has a prompt of tokens alone, that the model could go on from")
+    known = {prompt.kind for prompt in asked}
+    if unknown := set(task or ()) - known:
+        raise MmtpError(f"--task {min(unknown)}: the data has {', '.join(sorted(known))}")
     made = net.refiner if go_on else Refiner.begin(net.config.backbone.width, hidden, seed)
     if made is None:
         raise MmtpError(f"{model}: has no refiner to go on with; leave out --go-on")
     rounds: Rounds | None = None
     ways = list(product(temperature or (1.0, 0.7, 0.0), guidance or (1.0,)))
     kinds: dict[str, list[Prompt]] = {}
-    for prompt in asked:
+    for prompt in asked if task is None else [prompt for prompt in asked if prompt.kind in task]:
         kinds.setdefault(prompt.kind, []).append(prompt)
     path = model / REFINER_FILE
     for turn in range(turns):

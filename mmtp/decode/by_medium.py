@@ -1,11 +1,10 @@
-"""Drafts by what suits the medium: by the model's refiner what it has learnt; other words by counts of n-grams or by the head, and other
-codes of pictures, sounds and videos by the pass before.
+"""Drafts by what suits the medium: words by counts of n-grams, by the model's refiner or by its head, codes of pictures, sounds and videos
+by the refiner or by the pass before.
 
-A refiner (:mod:`mmtp.decode.refined`) has the model's own states to start from. Without one, words that a model was made for are mostly
-known by the few before them, and a table of those costs no pass; where a model has none, its head drafts. Neighbours in a picture are
-alike, so what the model chose behind a refused draft says more of the codes to come than a small head does, and costs next to nothing
-(:mod:`mmtp.decode.jacobi`). Words have no such neighbours. While codes are drafted the head reads nothing: see
-:class:`mmtp.decode.drafts.HeadDrafter`.
+Words that a model was made for are mostly known by the few before them, and a table of those costs no pass. Codes are known to nobody but
+the model: a refiner (:mod:`mmtp.decode.refined`) starts from its own states. Where there is none, neighbours are alike, so that what the
+model chose behind a refused draft says more of the codes to come than a small head does, and costs next to nothing
+(:mod:`mmtp.decode.jacobi`). While codes are drafted the head reads nothing: see :class:`mmtp.decode.drafts.HeadDrafter`.
 """
 
 import sys
@@ -29,8 +28,8 @@ class DraftsByMedium:
     """Two ways of drafting, each where it is the better one.
 
     Attributes:
-        text: drafts where words stand, and may go on into what follows them. None takes the model's refiner where it has learnt words, else
-            its n-grams, or where it has none its head; a model without any of them drafts no words.
+        text: drafts where words stand, and may go on into what follows them. None takes the model's n-grams, or where it has none its
+            refiner, if that has learnt words, else its head; a model without any of them drafts no words.
         codes: drafts codes, and what the grammar leaves no choice about. None takes the model's refiner where it has learnt codes,
             else what the pass before chose.
     """
@@ -52,9 +51,9 @@ class DraftsByMedium:
     def _text(self, model: Step) -> Drafts:
         if self.text is not None:
             return self.text
-        if model.refiner is not None and Modality.TEXT in model.refiner.media:
-            return RefinedDrafts()
-        return HeadDrafts(rows=False) if model.ngrams is None else NGramDrafts()
+        if model.ngrams is not None:
+            return NGramDrafts()
+        return RefinedDrafts() if model.refiner is not None and Modality.TEXT in model.refiner.media else HeadDrafts(rows=False)
 
     def _codes(self, model: Step) -> Drafts:
         if self.codes is not None:

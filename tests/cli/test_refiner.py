@@ -35,7 +35,7 @@ def test_a_refiner_is_kept_with_the_model(shards: Path, tmp_path: Path, capsys: 
     made = hub.from_pretrained(folder).refiner
     assert made.outward.shape == (BACKBONE.width, 8) and made.outward.any()
     assert made.media == {"text", "image"}
-    assert run([*make, "--go-on"]) == 0
+    assert run([*make, "--go-on", "--task", "draw"]) == 0
     again = hub.from_pretrained(folder).refiner
     assert again.outward.shape == made.outward.shape and not torch.equal(again.outward, made.outward)
     capsys.readouterr()
@@ -50,6 +50,7 @@ def test_a_refiner_is_kept_with_the_model(shards: Path, tmp_path: Path, capsys: 
         ("tokenizer", "is no model but a tokenizer, which drafts nothing"),
         ("none", "--prompts, --turns, --steps and --hidden: at least 1"),
         ("new", "has no refiner to go on with; leave out --go-on"),
+        ("task", "--task say: the data has caption, draw"),
     ],
 )
 def test_wrong_requests_are_one_line(
@@ -57,7 +58,7 @@ def test_wrong_requests_are_one_line(
 ) -> None:
     fitting = hub.save_pretrained(UnifiedModel.Config(layout=ShardDataset(shards).layout, backbone=BACKBONE).build(), tmp_path / "fitting")
     folders = {"nothing": tmp_path, "tokenizer": Path(saved["image"])}
-    flags = {"none": ["--turns", "0"], "new": ["--go-on"]}
+    flags = {"none": ["--turns", "0"], "new": ["--go-on"], "task": ["--task", "draw", "--task", "say"]}
     assert run(["refiner", str(folders.get(kind, fitting)), "--data", str(shards), *flags.get(kind, [])]) == USER_ERROR
     error = capsys.readouterr().err
     assert re.search(words, error) and error.splitlines()[-1].startswith("mmtp: error: ")

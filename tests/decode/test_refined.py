@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from mmtp.decode.constrain import Constrainer
 from mmtp.decode.drafts import HeadDrafts
 from mmtp.decode.engine import Engine
 from mmtp.decode.jacobi import JacobiDrafts
+from mmtp.decode.ngrams import NGramDrafts
 from mmtp.decode.refined import RefinedDrafts
 from mmtp.decode.rows import Choice, DecodeError, Request, Row
 from mmtp.decode.sample import Draft, Sampling
@@ -20,6 +22,7 @@ from mmtp.models.heads.base import CARRIED, FORCED, NEARBY
 from mmtp.models.refiner import Refiner
 from mmtp.models.unified import UnifiedModel
 from mmtp.nn import native
+from mmtp.stream.ngrams import NGrams
 from mmtp.stream.vocab import MediaEntry, Special
 from mmtp.types import Modality
 from tests.models.common import GRAMMAR, LAYOUT, model
@@ -196,6 +199,8 @@ def test_words_are_refined_where_it_has_learnt_them(kernels: str) -> None:
         ways = DraftsByMedium()._text(net), DraftsByMedium()._codes(net)
         assert [isinstance(way, RefinedDrafts) for way in ways] == ["text" in media, "image" in media]
     assert isinstance(DraftsByMedium()._text(counted), HeadDrafts)
+    net.ngrams = NGrams.count([np.array(TEXT)], LAYOUT)
+    assert isinstance(DraftsByMedium()._text(net), NGramDrafts)
 
 
 def test_constrained_answers_are_refined_by_what_they_allow() -> None:
