@@ -67,7 +67,7 @@ class Costs(NamedTuple):
         return (parameters + start) / (whole + start)
 
 
-BY_CALLS = Costs(start=1.5, several=0.15, lane=0.01, token=0.02, draft=0.025, draft_by_calls=0.12)
+BY_CALLS = Costs(start=1.5, several=0.15, lane=0.01, token=0.02, draft=0.015, draft_by_calls=0.12)
 """Of passes by torch's kernels. Steps of the heads of emoji-s, omni-s and vqa-s come to 0.27 to 0.28 passes; measured were 0.25 to 0.31,
 over four steps, and 0.33 to 0.36 for the first alone."""
 
