@@ -177,7 +177,7 @@ class RefinedDrafter:
         while trail.open and len(row.drafts) < self.max_drafts and row.wants():
             index = row.draft_states[-1].slot
             if (forced := slots[index].forced) is None:
-                return self._drafted[index]
+                return self._drafted[index] and (self._at_once(row) or row.wants(self._making(row)))
             trail.open = row.take_draft(Draft(forced), FORCED)
         return False
 

@@ -122,7 +122,7 @@ class _Notes:
             found["left"].append([index for index, _ in lefts])
             found["read"].append([token for _, token in lefts])
             found["target"].append(targets[:reached] + [NONE] * (DEPTH - reached))
-            found["tokens"].append(_padded(row.tokens[max(0, first - 2) : first + DEPTH - 1], DEPTH + 1))
+            found["tokens"].append(_padded(row.tokens[first - 2 : first + DEPTH - 1], DEPTH + 1))
             found["slots"].append(_padded(row.slots[first : first + DEPTH], DEPTH))
         if not befores:
             raise MmtpError("nothing was written that a refiner could learn from; give prompts that a model answers with more than a token")
