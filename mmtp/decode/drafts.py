@@ -4,6 +4,7 @@ A :class:`Drafts` is a way of drafting, a :class:`Drafter` what it keeps for one
 that of plain decoding, or distributed like it: see :mod:`mmtp.decode.sample`.
 """
 
+import sys
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -68,6 +69,26 @@ class Drafter(Protocol):
     def swap(self, one: int, other: int) -> None:
         """Exchanges what two lanes hold."""
         ...
+
+
+class KeepsNothing:
+    """What a :class:`Drafter` does by lanes if it keeps nothing between passes: nothing."""
+
+    lookahead = 0
+
+    def restart(self, lane: int) -> None: ...
+
+    def focus(self, first: int, count: int) -> None: ...
+
+    def held(self, lane: int) -> int:
+        return sys.maxsize
+
+    def keeps(self, lane: int, length: int) -> bool:
+        return True
+
+    def copy(self, source: int, target: int, length: int) -> None: ...
+
+    def swap(self, one: int, other: int) -> None: ...
 
 
 @runtime_checkable

@@ -5,7 +5,6 @@ A table look-up per draft and no pass of any network, so that a draft needs to s
 written. Drafts are drawn of the counts' distribution, with the noise of their places, and so stand at temperatures above 0 as well.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -16,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmtp.decode.chooser import Chooser
-from mmtp.decode.drafts import Drafter
+from mmtp.decode.drafts import Drafter, KeepsNothing
 from mmtp.decode.rows import DecodeError, Lane, Row
 from mmtp.decode.sample import propose
 from mmtp.decode.step import Step
@@ -56,10 +55,8 @@ class NGramDrafts:
         return _NGramDrafter(chooser, self)
 
 
-class _NGramDrafter:
+class _NGramDrafter(KeepsNothing):
     """Keeps nothing: what comes before is read off the stream."""
-
-    lookahead = 0
 
     def __init__(self, chooser: Chooser, source: NGramDrafts) -> None:
         self.chooser, self.ngrams = chooser, chooser.model.ngrams
@@ -79,20 +76,6 @@ class _NGramDrafter:
         for row in rows:
             if not row.done:
                 self._draft(row)
-
-    def restart(self, lane: int) -> None: ...
-
-    def focus(self, first: int, count: int) -> None: ...
-
-    def held(self, lane: int) -> int:
-        return sys.maxsize
-
-    def keeps(self, lane: int, length: int) -> bool:
-        return True
-
-    def copy(self, source: int, target: int, length: int) -> None: ...
-
-    def swap(self, one: int, other: int) -> None: ...
 
     def _draft(self, row: Row) -> None:
         """Drafts on until no text may follow, none is known that could, or one more would not pay."""

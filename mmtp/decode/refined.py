@@ -9,7 +9,6 @@ With coupling a draft is drawn with the noise of its place, with rejection with 
 settled, of drafts of this round before it, and of drafts whose noise is spent.
 """
 
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -20,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmtp.decode.chooser import MIN_EXACT_WIDTH, Chooser
-from mmtp.decode.drafts import Drafter
+from mmtp.decode.drafts import Drafter, KeepsNothing
 from mmtp.decode.rows import Choice, DecodeError, Lane, Row
 from mmtp.decode.sample import Draft
 from mmtp.decode.step import Step
@@ -102,7 +101,7 @@ class _Trail:
         return left if left is not None and left.slot == slot and len(left.states) >= len(self.lanes) else None
 
 
-class RefinedDrafter:
+class RefinedDrafter(KeepsNothing):
     """Keeps nothing of its own: rows hold what the last pass chose, and the pass its states.
 
     Args:
@@ -111,8 +110,6 @@ class RefinedDrafter:
         refiner: that drafts.
         media: of the tokens that are drafted.
     """
-
-    lookahead = 0
 
     def __init__(self, chooser: Chooser, max_drafts: int, refiner: Refiner, media: Collection[str]) -> None:
         self.chooser, self.max_drafts = chooser, max_drafts
@@ -123,20 +120,6 @@ class RefinedDrafter:
             norm = chooser.model.backbone.norm
             self._refinement = refiner.compiled(chooser.model.embedding.table.weight, norm.weight, norm.eps)
         self.refiner = refiner.to(chooser.device, chooser.dtype)
-
-    def restart(self, lane: int) -> None: ...
-
-    def focus(self, first: int, count: int) -> None: ...
-
-    def held(self, lane: int) -> int:
-        return sys.maxsize
-
-    def keeps(self, lane: int, length: int) -> bool:
-        return True
-
-    def copy(self, source: int, target: int, length: int) -> None: ...
-
-    def swap(self, one: int, other: int) -> None: ...
 
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
         trails = [self._begin(row, hidden) for row in rows if not row.done and self._begins(row)]

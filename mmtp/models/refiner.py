@@ -66,11 +66,6 @@ class Refiner:
         """All of them."""
         return [self.told, self.kind, self.outward]
 
-    @property
-    def width(self) -> int:
-        """Of the states."""
-        return self.outward.shape[0]
-
     def to(self, device: torch.device, dtype: torch.dtype) -> "Refiner":
         """The same elsewhere, or itself where it is there already."""
         if self.told.device == device and self.told.dtype == dtype:
@@ -100,7 +95,7 @@ class Refiner:
         return state + F.linear(F.silu(gate) * value, self.outward)
 
     def compiled(self, embedding: Float[Tensor, "v w"], last_norm: Float[Tensor, " w"], last_eps: float) -> Refinement:
-        """The same by compiled kernels, in float32 on the CPU, for a model's embeddings and last norm."""
+        """The same by compiled kernels on the CPU, in float32 with weights in bfloat16, for a model's embeddings and last norm."""
         weights = (*self.parameters, embedding, last_norm)
 
         def build() -> Refinement:
