@@ -444,14 +444,15 @@ class Batcher:
                 place = len(row.tokens) + j
                 wanted.append(Choice(row, last[row.index] + j, state.slot, place, guide, row.weight(state), draft, row.answer(j)))
         chosen = self.chooser.pick(self.chooser.model.backbone.norm, hidden, wanted, self.exact)
+        tokens = [choice.token for choice in chosen]
         counts, writing = [length if lane.reading else 0 for lane, length in zip(lanes, read, strict=True)], []
         for row, begin, end in zip(rows, begins, [*begins, len(wanted)][1:], strict=True):
             kept = 0
             if row.index in due:
-                row.take_scale(chosen[begin:end])
+                row.take_scale(tokens[begin:end])
                 row.judged = []
             else:
-                kept = row.accept(chosen[begin:end])
+                kept = row.accept(tokens[begin:end])
                 row.judged = list(zip(wanted[begin:end], chosen[begin:end], strict=True))
             counts[row.index] = last[row.index] + 1 + kept
             if row.tokens[-1] == Special.FEATURE:

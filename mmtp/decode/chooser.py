@@ -88,7 +88,7 @@ class Chooser:
         leaves_out = self.compiled or not (exact or backbone.num_experts or backbone.cross)
         return [len(window) for window in windows] if leaves_out else None
 
-    def pick(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[int]:
+    def pick(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[Draft]:
         """Chooses a token at every wanted place.
 
         Args:
@@ -96,24 +96,35 @@ class Chooser:
             hidden: states of the pass.
             wanted: where.
             exact: take at least as many rows at a time as make the kernels agree.
+
+        Returns:
+            Tokens, and where rejection judges what they were drawn of.
         """
-        tokens = [self._forced(choice) or 0 for choice in wanted]
+        chosen = [Draft(self._forced(choice) or 0) for choice in wanted]
         for row, slot, own, scores in self.scores(norm, hidden, wanted, exact):
             settings, places = row.sampling.of(self.slots[slot].modality), [wanted[i].place for i in own]
-            drafts = [None if (d := wanted[i].draft) is None else d._replace(token=self.logits.local(slot, d.token)) for i in own]
-            for i, local in zip(own, choose(scores, settings, row.noise, places, drafts), strict=True):
-                tokens[i] = self.logits.token(slot, local)
-        return tokens
+            drafts = [self._local(slot, wanted[i].draft) for i in own]
+            begun = len(row.tokens) if row.proposals else None
+            for i, choice in zip(own, choose(scores, settings, row.noise, places, drafts, begun), strict=True):
+                chosen[i] = choice._replace(token=self.logits.token(slot, choice.token))
+        return chosen
 
     def propose(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[Draft]:
-        """Drafts a token at every wanted place; arguments are those of :meth:`pick`."""
+        """Drafts a token at every wanted place. Rejection keeps what a place holds for a ``draft``, the last pass's choice, where it can.
+        Arguments are those of :meth:`pick`.
+        """
         proposed = [Draft(self._forced(choice) or 0) for choice in wanted]
         for row, slot, own, scores in self.scores(norm, hidden, wanted, exact):
             withheld = [self.logits.local(slot, token) for token in row.withheld if self.slots[slot].generates(token)]
             settings, places = row.sampling.of(self.slots[slot].modality), [wanted[i].place for i in own]
-            for i, draft in zip(own, propose(scores, settings, row.noise, places, len(row.tokens), withheld), strict=True):
+            left = [self._local(slot, wanted[i].draft) for i in own]
+            for i, draft in zip(own, propose(scores, settings, row.noise, places, len(row.tokens), withheld, left), strict=True):
                 proposed[i] = draft._replace(token=self.logits.token(slot, draft.token))
         return proposed
+
+    def _local(self, slot: int, draft: Draft | None) -> Draft | None:
+        """A draft by its id among the legal ones of a slot."""
+        return None if draft is None else draft._replace(token=self.logits.local(slot, draft.token))
 
     def _forced(self, choice: Choice) -> int | None:
         """The one id that grammar and constraint leave at a place, if they leave only one."""

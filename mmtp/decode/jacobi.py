@@ -6,11 +6,10 @@ they are the next round's drafts. Where none are left, places are drafted by wha
 for neighbours are alike. Neither needs a head or a pass, so that models without one draft too. Text has no such neighbours and is left to
 others.
 
-With coupling a choice is carried as it is. It was drawn with the noise of its place, so once what comes before it is right, it is the true
-one: windows converge as a fixed-point iteration does. With rejection the token that was chosen is of no use, for the noise that chose it
-is to judge the next draft. So the distribution alone is carried, the model's behind the old drafts, and a token is drawn of it anew with
-noise of this round, as the paper does. It is a function of what was settled and of drafts whose noise is spent, which is all that
-:mod:`mmtp.decode.sample` asks of a q.
+A choice is carried as it is. With coupling it was drawn with the noise of its place, so once what comes before it is right, it is the true
+one: windows converge as a fixed-point iteration does. With rejection it is a sample of what the model predicted behind the old drafts, and
+carries that as its q; the next pass keeps it as often as can be (MC-SJD, arXiv 2510.24211). Drawn anew, as the first paper has it, drafts
+would change in every round. So nothing that is drafted here may depend on what stood behind its place (:mod:`mmtp.decode.sample`).
 """
 
 import sys
@@ -107,20 +106,25 @@ class _JacobiDrafter:
         if not (most := row.wanted(self.max_drafts - len(row.drafts))):
             return []
         slots, length, ahead = self.chooser.slots, len(row.tokens), row.draft_states[-1].copy()
-        behind = {choice.place: (choice, token) for choice, token in row.judged if choice.place >= length}
-        nearest = {choice.slot: choice for choice, _ in row.judged}
-        of_medium = {slots[choice.slot].modality: choice for choice, _ in row.judged}
+        behind = {choice.place: (choice, chosen) for choice, chosen in row.judged if choice.place >= length}
+        first = length + len(row.drafts)
+        # What a draft comes of stands before it, or at its place.
+        before = [choice for choice, _ in row.judged if choice.place < first]
+        nearest = {choice.slot: choice for choice in before}
+        of_medium = {slots[choice.slot].modality: choice for choice in before}
         plan = []
-        for place in range(length + len(row.drafts), length + len(row.drafts) + most):
+        for place in range(first, first + most):
             index, slot = ahead.slot, slots[ahead.slot]
-            carried, token = behind.get(place, (None, 0))
+            carried, chosen = behind.get(place, (None, None))
+            if carried is not None:
+                nearest[carried.slot] = of_medium[slots[carried.slot].modality] = carried
             if ahead.done or (slot.forced is None and (slot.modality is Modality.TEXT or slot.modality not in of_medium)):
                 break
             offset = FORCED if slot.forced is not None else CARRIED if carried is not None and carried.slot == index else NEARBY
             if slot.forced is not None:
                 choice = Choice(row, 0, index, place, draft=Draft(slot.forced))
             elif carried is not None and offset == CARRIED:
-                choice = carried._replace(draft=None if row.rejects else Draft(token))
+                choice = carried._replace(draft=chosen)
             else:
                 # Where no place of this codebook was read, one of another: the draft may be poor, but the next pass reads one.
                 source = nearest.get(index, of_medium[slot.modality])

@@ -5,8 +5,9 @@ they are, though they were made for other tokens; here a state that has read ano
 the small layer of :mod:`mmtp.models.refiner`, and a draft is drawn of what it then predicts. Where drafts come to agree again with what was
 read, choices are carried as they are, and cost nothing. Beyond the places of the last pass, drafts go on from the state before.
 
-With coupling a draft is drawn with the noise of its place, with rejection with noise of its own: its distribution is a function of what is
-settled, of drafts of this round before it, and of drafts whose noise is spent.
+With coupling a draft is drawn with the noise of its place. With rejection the last pass's choice becomes a sample of what the layer then
+predicts, and stays the same token as often as can be (:func:`mmtp.decode.sample.redraw`), for all that leads to a draft stands before its
+place.
 """
 
 from collections.abc import Collection
@@ -63,13 +64,13 @@ class _Left(NamedTuple):
     Attributes:
         slot: of the place, as the pass had it.
         read: the token before the place, as the pass had it.
-        chosen: what it chose there.
+        chosen: what it chose there, a sample of what the states predict.
         states: of the row, and of its branch where it is guided.
     """
 
     slot: int
     read: int
-    chosen: int
+    chosen: Draft
     states: list[Float[Tensor, " d"]]
 
 
@@ -132,8 +133,10 @@ class RefinedDrafter(KeepsNothing):
             self._draft(trails, len(lanes), hidden, least)
 
     def _at_once(self, row: Row) -> bool:
-        """Whether all drafts of a row can be made in one call, which knows neither probabilities nor constraints."""
-        return self.compiled and not row.rejects and row.answer(-1) is None
+        """Whether all drafts of a row can be made in one call, which knows no constraint, nor what rejection must know as withheld."""
+        if not self.compiled or row.answer(-1) is not None:
+            return False
+        return not row.rejects or not any(map(self.chooser.slots[row.draft_states[-1].slot].generates, row.withheld))
 
     def _making(self, row: Row) -> float:
         """What a draft takes, of the row's part of the pass."""
@@ -171,31 +174,40 @@ class RefinedDrafter(KeepsNothing):
         ahead, place, lanes = row.draft_states[-1].copy(), len(row.tokens) + len(row.drafts), trail.lanes
         settings = row.sampling.of(modality)
         places: list[Place] = []
-        offsets: list[int] = []
+        lefts: list[_Left | None] = []
         slots: list[int] = []
         for _ in range(row.wanted(self.max_drafts - len(row.drafts), refining)):
             if ahead.done or not self._drafted[ahead.slot] or self.chooser.slots[ahead.slot].modality is not modality:
                 break
             left = trail.left_for(place + len(places), ahead.slot)
             weights, ids = logits.panels(ahead.slot)
-            noise = row.noise.at(place + len(places), len(ids)) if settings.temperature else None
-            states, read, chosen = ((), 0, 0) if left is None else (left.states[: len(lanes)], left.read, left.chosen)
-            places.append(Place(states, read, chosen, weights, ids, noise, row.weight(ahead)))
-            offsets.append(NEARBY if left is None else CARRIED)
+            how = Place(weights, ids, row.weight(ahead))
+            if left is not None:
+                chosen = logits.local(ahead.slot, left.chosen.token)
+                how = how._replace(states=left.states[: len(lanes)], read=left.read, chosen=chosen, drawn_of=left.chosen.probabilities)
+            if settings.rejects:
+                numbers = row.noise.uniforms(place + len(places), len(row.tokens))
+                how = how._replace(uniforms=(numbers.keep, numbers.draft))
+            elif settings.temperature:
+                how = how._replace(noise=row.noise.at(place + len(places), len(ids)))
+            places.append(how)
+            lefts.append(left)
             slots.append(ahead.slot)
             ahead.push(self._any(ahead.slot))
         if not places:
             return
         second, newest = (row.tokens[-2:] + row.drafts)[-2:]
         cuts = settings.top_k, settings.top_p, settings.min_p
-        drafts, before = self._refinement(trail.before[: len(lanes)], newest, second, places, settings.temperature, *cuts)
+        tokens, drawn_of, before = self._refinement(trail.before[: len(lanes)], newest, second, places, settings.temperature, *cuts)
         trail.before = list(before)
-        for each, slot, draft, offset in zip(places, slots, drafts, offsets, strict=True):
-            making = 0.0 if each.states and each.read == newest else refining
+        for left, slot, token, probabilities in zip(lefts, slots, tokens, drawn_of, strict=True):
+            draft, making, offset = Draft(token, probabilities), refining, NEARBY if left is None else CARRIED
+            if left is not None and left.read == newest:
+                draft, making = left.chosen, 0.0
             # A draft may have ended the span before its time.
-            if row.draft_states[-1].slot != slot or not row.wants(making) or not row.take_draft(Draft(draft), offset, making):
+            if row.draft_states[-1].slot != slot or not row.wants(making) or not row.take_draft(draft, offset, making):
                 return
-            newest = draft
+            newest = token
         trail.open = True
 
     def _any(self, slot: int) -> int:
@@ -223,9 +235,8 @@ class RefinedDrafter(KeepsNothing):
             tokens += [newest] * len(of_lanes)
             carried += [left is not None] * len(of_lanes)
             indices += of_lanes
-            wanted.append(
-                Choice(row, 0, state.slot, place, (of_lanes[1], 0) if len(of_lanes) > 1 else None, row.weight(state), answer=row.answer(-1))
-            )
+            guide, chosen = (of_lanes[1], 0) if len(of_lanes) > 1 else None, None if left is None else left.chosen
+            wanted.append(Choice(row, 0, state.slot, place, guide, row.weight(state), chosen, row.answer(-1)))
             offsets.append(NEARBY if left is None else CARRIED)
         chooser = self.chooser
         refined = self._refine(states, befores, reads, tokens, carried, least)

@@ -192,7 +192,7 @@ class Row(Lane):
         cancelled: whether it was told to end.
         proposals: the drafts, as they were drawn.
         offsets: at which each draft was made; ``BELOW`` from the row above it.
-        judged: the places of the last pass, each with the token that was chosen; also those behind a draft that was refused.
+        judged: the places of the last pass, each with what was chosen; also those behind a draft that was refused.
 
     Raises:
         GrammarError: the prefix breaks the grammar; names the offset.
@@ -243,7 +243,7 @@ class Row(Lane):
         self.done = limit == 0 or self.state.done
         self.cut = not self.state.done
         self.cancelled = False
-        self.judged: list[tuple[Choice, int]] = []
+        self.judged: list[tuple[Choice, Draft]] = []
         self.forget_drafts()
 
     def forget_drafts(self) -> None:

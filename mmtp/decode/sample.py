@@ -9,7 +9,14 @@ Verification by *rejection* (Leviathan et al. 2023, arXiv 2211.17192, algorithm 
 x ~ q with probability min(1, p(x) / q(x)); in place of one refused it samples from norm(max(p - q, 0)). The output is distributed as
 that of plain sampling, but it is another sample. It accepts with probability 1 - TV(p, q), the most there can be; coupling with
 somewhat less. For that to hold, nothing that leads to q may depend on the noise that judges the draft, nor on that which draws it:
-a head's cache may hold traces of drafts that were refused, so their noise is never used twice.
+a head's cache may hold traces of drafts that were refused, so no noise is ever used twice.
+
+What a pass chooses behind a refused draft is a sample of its own distribution there, kept from the draft where it could be. So a way of
+drafting by what the last pass left may go on in the same manner: :func:`redraw` turns that choice into a sample of the next q, keeping it
+with the greatest chance there is, and the next pass turns that into one of its p. A place that is drafted again and again thus changes no
+oftener than its distributions do (maximal coupling of successive drafts, as in MC-SJD, arXiv 2510.24211). It takes more of q than drawing
+anew: at each place it may depend on places before it alone, in this round and in all before, or it knows of the token that it is to have
+no part in.
 """
 
 import math
@@ -122,15 +129,32 @@ class Sampling:
 
 
 class Draft(NamedTuple):
-    """A proposed token.
+    """A token that was drawn for a place: proposed, or chosen by a pass.
 
     Attributes:
         token: vocabulary id, or id among the legal ones, as the holder has it.
-        probabilities: q, of which it is a sample, over the legal ids of its slot; None where it was the only one that could have come.
+        probabilities: of which it is a sample, over the legal ids of its slot. Only rejection asks for them; None where it was the only
+            one that could have come.
     """
 
     token: int
     probabilities: Float[Tensor, " n"] | None = None
+
+
+class Uniforms(NamedTuple):
+    """Numbers from 0 to below 1 for a place in a round, as rejection wants them.
+
+    Attributes:
+        judge: whether the draft stands.
+        replace: draws a token in its place.
+        keep: whether what the last pass chose there is drafted.
+        draft: draws a draft in its place.
+    """
+
+    judge: float
+    replace: float
+    keep: float
+    draft: float
 
 
 class Noise:
@@ -143,6 +167,7 @@ class Noise:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self._kept: dict[int, Float[Tensor, " n"]] = {}
+        self._round: tuple[int, list[Uniforms]] = (-1, [])
         self._generator = _Generator(seed)
 
     def at(self, place: int, size: int) -> Float[Tensor, " n"]:
@@ -152,19 +177,19 @@ class Noise:
             kept = self._kept[place] = _gumbel(self._generator.at(0, place), size)
         return kept
 
-    def of_draft(self, place: int, begun: int, size: int) -> Float[Tensor, " n"]:
-        """Noise of a draft that rejection will judge.
+    def uniforms(self, place: int, begun: int) -> Uniforms:
+        """What a draft is drawn and judged by.
 
         Args:
             place: that of the draft.
-            begun: length of the stream when it was made, so that a place drafted again meets other noise.
-            size: number of legal ids.
+            begun: length of the stream when it is made and judged, so that a place drafted again meets other noise.
         """
-        return _gumbel(self._generator.at(2, place, begun), size)
-
-    def uniform(self, place: int) -> float:
-        """A number from 0 to below 1 that judges the draft at a place."""
-        return self._generator.at(3, place).random()
+        ahead, (of, numbers) = place - begun, self._round
+        if of != begun or ahead >= len(numbers):
+            # As many as mostly are asked for; of more these are the first as well.
+            drawn = self._generator.at(2, begun).random((max(2 * ahead, 16), 4)).tolist()
+            self._round = begun, [Uniforms(*each) for each in drawn]
+        return self._round[1][ahead]
 
     def forget_before(self, place: int) -> None:
         """Drops what will not be asked for again."""
@@ -178,16 +203,16 @@ def gaussian(seed: int, place: int, size: int) -> Float[Tensor, " n"]:
 
 
 class _Generator:
-    """Independent streams of random numbers, by what they are for and where: ``Philox(key=seed, counter=(0, begun, use, place))``."""
+    """Independent streams of random numbers, by what they are for and where: ``Philox(key=seed, counter=(0, 0, use, place))``."""
 
     def __init__(self, seed: int) -> None:
         self._bits = np.random.Philox(key=seed)
         self._numbers = np.random.Generator(self._bits)
         self._start = self._bits.state
 
-    def at(self, use: int, place: int, begun: int = 0) -> np.random.Generator:
+    def at(self, use: int, place: int) -> np.random.Generator:
         """The beginning of a stream. It holds up to the next call: a generator made anew costs as much as a small product."""
-        self._start["state"]["counter"][:] = (0, begun, use, place)
+        self._start["state"]["counter"][:] = (0, 0, use, place)
         self._bits.state = self._start
         return self._numbers
 
@@ -224,8 +249,13 @@ def penalize(logits: Float[Tensor, "m n"], seen: Bool[Tensor, "m n"], penalty: f
 
 
 def choose(
-    logits: Float[Tensor, "m n"], sampling: Sampling, noise: Noise, places: Sequence[int], drafts: Sequence[Draft | None] | None = None
-) -> list[int]:
+    logits: Float[Tensor, "m n"],
+    sampling: Sampling,
+    noise: Noise,
+    places: Sequence[int],
+    drafts: Sequence[Draft | None] | None = None,
+    begun: int | None = None,
+) -> list[Draft]:
     """One token per row of logits, as local ids.
 
     Args:
@@ -234,39 +264,80 @@ def choose(
         noise: of the request.
         places: places in the stream, one per row.
         drafts: what was proposed there, as local ids; only rejection sampling looks at it. A token other than the draft refuses it.
+        begun: length of the stream before a pass that judges drafts. Only rejection asks: behind the first place it meets noise of this
+            pass. None where every place is settled.
     """
     scores = warp(logits.float(), sampling)
-    if sampling.rejects:
-        drafted = {i: draft for i, draft in enumerate(drafts or ()) if draft is not None}
-        if drafted:
-            uniforms = [noise.uniform(places[i]) for i in drafted]
-            at = torch.tensor(list(drafted), device=scores.device)
-            scores = scores.index_copy(0, at, judge(scores[at].softmax(1), list(drafted.values()), uniforms).log())
-    if sampling.temperature > 0:
-        scores = scores + _stacked([noise.at(place, scores.shape[1]) for place in places]).to(scores.device)
-    return _argmax(scores)
+    if not sampling.rejects:
+        if sampling.temperature > 0:
+            scores = scores + _stacked([noise.at(place, scores.shape[1]) for place in places]).to(scores.device)
+        return [Draft(x) for x in _argmax(scores)]
+    p, drafts = scores.softmax(1), drafts or [None] * len(places)
+    # Without a draft at the first place, the token is that of plain decoding.
+    plain = [i for i, (place, draft) in enumerate(zip(places, drafts, strict=True)) if draft is None and begun in (None, place)]
+    gumbel = {i: noise.at(places[i], p.shape[1]) for i in plain}
+    tokens = dict(zip(plain, _argmax(scores[plain] + _stacked(list(gumbel.values())).to(scores.device)), strict=True)) if plain else {}
+    if judged := [i for i in range(len(places)) if i not in tokens]:
+        uniforms = [noise.uniforms(places[i], places[i] if begun is None else begun) for i in judged]
+        numbers = [(each.judge, each.replace) for each in uniforms]
+        tokens |= zip(judged, redraw(p[judged] if plain else p, [drafts[i] for i in judged], numbers), strict=True)
+    return [Draft(tokens[i], each) for i, each in enumerate(p)]
 
 
-def judge(p: Float[Tensor, "m n"], drafts: Sequence[Draft], uniforms: Sequence[float]) -> Float[Tensor, "m n"]:
-    """Weights by which the tokens at drafted places are chosen: the draft alone where it is accepted, else the residual.
+def redraw(p: Float[Tensor, "m n"], drawn: Sequence[Draft | None], uniforms: Sequence[tuple[float, float]]) -> list[int]:
+    """A sample of each row of p, and as often as can be the one that was drawn of another distribution before.
 
-    Leviathan et al. 2023, algorithm 1, per place. Of a draft that was the only one that could have come, q is 1 there.
+    Leviathan et al. 2023, algorithm 1, per row: the maximal coupling of both distributions.
+
+    Args:
+        p: probabilities.
+        drawn: what was drawn before; None where nothing was. What was the only one that could have come had probability 1.
+        uniforms: two numbers per row: whether what was drawn is kept, and what else is drawn.
     """
-    x = torch.tensor([draft.token for draft in drafts], device=p.device)
-    alone = torch.nn.functional.one_hot(x, p.shape[1]).to(p.dtype)
-    q = torch.stack([one if draft.probabilities is None else draft.probabilities for one, draft in zip(alone, drafts, strict=True)])
-    accepted = torch.tensor(uniforms, device=p.device).unsqueeze(1) * (q * alone).sum(1, keepdim=True) < (p * alone).sum(1, keepdim=True)
-    return torch.where(accepted, alone, residual(p, q))
+    tokens, left = {}, list(range(len(drawn)))
+    if there := [i for i, each in enumerate(drawn) if each is not None]:
+        ids = [each.token for each in drawn if each is not None]
+        earlier = [each.probabilities[each.token].item() if each.probabilities is not None else 1.0 for each in drawn if each is not None]
+        now = p[there, ids].tolist()
+        tokens = {i: x for i, x, q, chance in zip(there, ids, earlier, now, strict=True) if uniforms[i][0] * q < chance}
+        left = [i for i in left if i not in tokens]
+    if left:
+        weights = p[left]
+        for row, i in zip(weights, left, strict=True):
+            if (each := drawn[i]) is not None:
+                row.copy_(_residual(row, each))
+        tokens |= zip(left, _sample(weights, [uniforms[i][1] for i in left]), strict=True)
+    return [tokens[i] for i in range(len(drawn))]
 
 
-def residual(p: Float[Tensor, "m n"], q: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
-    """What p has beyond q, in proportion; p itself where rounding leaves nothing, for there they are the same."""
-    beyond = (p - q).clamp(min=0)
-    return torch.where(beyond.sum(1, keepdim=True) > 0, beyond, p)
+def _residual(p: Float[Tensor, " n"], drawn: Draft) -> Float[Tensor, " n"]:
+    """What p has beyond the distribution of what was drawn, in proportion; p itself where rounding leaves nothing, for there they are the
+    same.
+    """
+    if drawn.probabilities is None:
+        beyond = p.index_fill(0, torch.tensor([drawn.token], device=p.device), 0.0)
+    else:
+        beyond = (p - drawn.probabilities).clamp(min=0)
+    return beyond if beyond.any() else p
+
+
+def _sample(weights: Float[Tensor, "m n"], uniforms: Sequence[float]) -> list[int]:
+    """One index per row, in proportion to weights, by a number from 0 to below 1 each."""
+    sums = weights.double().cumsum(1)
+    wanted = sums[:, -1:] * torch.tensor(uniforms, dtype=torch.double, device=sums.device).unsqueeze(1)
+    found = torch.searchsorted(sums, wanted, right=True).flatten()
+    # A product may round up to the sum; the last that has any weight is meant then.
+    return torch.minimum(found, (sums < sums[:, -1:]).sum(1)).tolist()
 
 
 def propose(
-    logits: Float[Tensor, "m n"], sampling: Sampling, noise: Noise, places: Sequence[int], begun: int, withheld: Sequence[int] = ()
+    logits: Float[Tensor, "m n"],
+    sampling: Sampling,
+    noise: Noise,
+    places: Sequence[int],
+    begun: int,
+    withheld: Sequence[int] = (),
+    left: Sequence[Draft | None] | None = None,
 ) -> list[Draft]:
     """One draft per row of logits, as local ids.
 
@@ -277,15 +348,17 @@ def propose(
         places: places in the stream, one per row.
         begun: length of the stream so far.
         withheld: local ids that may not be drafted. Rejection must know them beforehand; a coupled draft may be dropped for its value.
+        left: what the last pass chose there, which rejection keeps where it can. Logits have to depend on nothing behind their place then.
     """
     if not sampling.rejects:
-        return [Draft(local) for local in choose(logits, sampling, noise, places)]
+        return choose(logits, sampling, noise, places)
     logits = logits.float()
     if withheld:
         logits = logits.index_fill(1, torch.tensor(withheld, device=logits.device), float("-inf"))
-    scores = warp(logits, sampling)
-    drawn = _stacked([noise.of_draft(place, begun, scores.shape[1]) for place in places]).to(scores.device)
-    return [Draft(x, q) for x, q in zip(_argmax(scores + drawn), scores.softmax(1), strict=True)]
+    q = warp(logits, sampling).softmax(1)
+    uniforms = [noise.uniforms(place, begun) for place in places]
+    tokens = redraw(q, left or [None] * len(places), [(each.keep, each.draft) for each in uniforms])
+    return [Draft(x, each) for x, each in zip(tokens, q, strict=True)]
 
 
 def _argmax(scores: Float[Tensor, "m n"]) -> list[int]:

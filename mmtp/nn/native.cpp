@@ -22,7 +22,7 @@
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-static const int LAYOUT = 3;         // raised with whatever native.py or refinement.py has to lay out or pass otherwise; it has the same number
+static const int LAYOUT = 4;         // raised with whatever native.py or refinement.py has to lay out or pass otherwise; it has the same number
 static const int PANEL = 2 * LANES;  // outputs whose weights stand together: [outputs / PANEL, inputs, PANEL]
 
 static inline vec load(const float *p) { return *(const vec *)p; }
@@ -92,11 +92,14 @@ struct Choosing {
 // A place that is to be drafted.
 struct Place {
     const float *states[2];  // what is left for it, and what guides that; null where nothing is
-    int64_t read, chosen;    // the token that they have read before it, and what was chosen there
+    int64_t read, chosen;    // the token that they have read before it, and the index of what was chosen there
     const bfloat *logits;    // panels of the ids that may stand there
     const int64_t *ids;      // [outputs]
     int64_t outputs;
     const float *noise;      // [outputs], or null
+    const float *drawn_of;   // [outputs], probabilities of what was chosen; or null
+    float *probabilities;    // [outputs], to be written, where the draft is to be a sample of them; or null
+    float keep, draw;        // numbers from 0 to below 1 that draw it: whether what was chosen is kept, and what else comes
     float weight;            // of guidance
 };
 
@@ -320,33 +323,72 @@ static inline int64_t greatest(const float *x, int64_t n) {
     return i;
 }
 
-// Whether the cuts leave an id: as many more probable ones as there may be, of as much probability, and the first not too much more so.
-static inline bool left_by(const Choosing &how, const float *logits, int64_t n, int64_t id) {
+// Numbers that are in the order of floats; the other way round as well.
+static inline int32_t order(int32_t bits) { return bits ^ (bits >> 31 & 0x7fffffff); }
+
+// The least logit that the cuts leave: of ids above it there may be so many, of so much probability, and the first not too much more
+// probable. `chances` is room for as many numbers as there are logits.
+static inline float least_left(const Choosing &how, const float *logits, int64_t n, float *chances) {
     const float most = logits[greatest(logits, n)];
-    float all = 0, above = 0;
-    int64_t more = 0;
-    if (how.min_p > 0 && (logits[id] - most) * how.sharpness < logf(how.min_p)) return false;
-    for (int64_t i = 0; i < n; i++) more += logits[i] > logits[id];
-    if (how.top_k && more >= how.top_k) return false;
-    if (how.top_p >= 1) return true;
-    for (int64_t i = 0; i < n; i++) {
-        const float chance = expf((logits[i] - most) * how.sharpness);
-        all += chance;
-        if (logits[i] > logits[id]) above += chance;
+    float lowest = most, all = 0;
+    for (int64_t i = 0; i < n; i++) lowest = logits[i] < lowest ? logits[i] : lowest;
+    if (how.top_p < 1)
+        for (int64_t i = 0; i < n; i++) all += chances[i] = expf((logits[i] - most) * how.sharpness);
+    auto leaves = [&](float least) {
+        if (how.min_p > 0 && (least - most) * how.sharpness < logf(how.min_p)) return false;
+        int64_t above = 0;
+        float chance = 0;
+        for (int64_t i = 0; i < n; i++) above += logits[i] > least;
+        if (how.top_p < 1)
+            for (int64_t i = 0; i < n; i++) chance += logits[i] > least ? chances[i] : 0;
+        return (!how.top_k || above < how.top_k) && (how.top_p >= 1 || chance < how.top_p * all);
+    };
+    int32_t low, high;
+    memcpy(&low, &lowest, sizeof low);
+    memcpy(&high, &most, sizeof high);
+    int64_t left = order(high), out = (int64_t)order(low) - 1;
+    while (left - out > 1) {
+        const int64_t middle = (left + out) >> 1;
+        const int32_t bits = order((int32_t)middle);
+        float least;
+        memcpy(&least, &bits, sizeof least);
+        if (leaves(least)) left = middle;
+        else out = middle;
     }
-    return above < how.top_p * all;
+    const int32_t bits = order((int32_t)left);
+    float least;
+    memcpy(&least, &bits, sizeof least);
+    return least;
 }
 
-// The index of the greatest score that the cuts leave. Scores are changed.
-static inline int64_t choose(const Choosing &how, const float *logits, float *scores, int64_t n) {
-    const bool cuts = how.top_k || how.top_p < 1 || how.min_p > 0;
-    int64_t best = 0;
-    for (int64_t tried = 0; tried < n; tried++) {
-        best = greatest(scores, n);
-        if (!cuts || left_by(how, logits, n, best)) break;
-        scores[best] = -INFINITY;
+// A token by its logits, which are changed: the greatest score, or a sample of probabilities, which are kept. `room` as many numbers.
+static inline int64_t choose(const Choosing &how, const Place &p, float *logits, float *room) {
+    const int64_t n = p.outputs;
+    const float least = how.top_k || how.top_p < 1 || how.min_p > 0 ? least_left(how, logits, n, room) : -INFINITY;
+    float *scores = p.probabilities ? p.probabilities : room;
+    for (int64_t i = 0; i < n; i++)
+        scores[i] = logits[i] < least ? -INFINITY : logits[i] * how.sharpness + (p.noise ? p.noise[i] : 0);
+    if (!p.probabilities) return greatest(scores, n);
+    softmax(scores, n, 1);
+    if (p.drawn_of && p.keep * p.drawn_of[p.chosen] < scores[p.chosen]) return p.chosen;
+    // What these probabilities have beyond those, or all of them where rounding leaves nothing.
+    for (int residual = p.drawn_of != nullptr; residual >= 0; residual--) {
+        double sum = 0;
+        for (int64_t i = 0; i < n; i++) {
+            room[i] = residual ? (scores[i] > p.drawn_of[i] ? scores[i] - p.drawn_of[i] : 0) : scores[i];
+            sum += room[i];
+        }
+        if (sum == 0) continue;
+        double reached = 0;
+        int64_t last = 0;
+        for (int64_t i = 0; i < n; i++) {
+            if (room[i] > 0) last = i;
+            reached += room[i];
+            if (reached > p.draw * sum) return i;
+        }
+        return last;
     }
-    return best;
+    return p.chosen;
 }
 
 extern "C" {
@@ -481,11 +523,11 @@ void mmtp_refine(const Refiner *refiner, const Choosing *how, const Place *place
     float *told = work, *up = told + 4 * d, *state = up + 2 * z.hidden, *normed = state + d, *logits = normed + d;
     for (int64_t k = 0; k < count; k++) {
         const Place &p = places[k];
-        int64_t draft = p.chosen;
+        int64_t draft = p.chosen;  // as index, at first
         if (p.states[0] && p.read == newest) {
             for (int64_t b = 0; b < branches; b++) memcpy(before + b * d, p.states[b], d * sizeof *before);
         } else {
-            float *scores = logits + p.outputs;
+            float *guide = logits + p.outputs;
             for (int64_t b = 0; b < branches; b++) {
                 float *own = before + b * d;
                 const float *from = p.states[0] ? p.states[b] : own, *kind = z.kind + (p.states[0] ? 2 * z.hidden : 0);
@@ -509,17 +551,17 @@ void mmtp_refine(const Refiner *refiner, const Choosing *how, const Place *place
                 });
                 memcpy(own, state, d * sizeof *own);
                 norm(state, z.last_norm, normed, d, z.last_eps);
-                float *to = b ? scores : logits;
+                float *to = b ? guide : logits;
                 linear(normed, 1, d, p.logits, d, p.outputs, [&](int64_t, int64_t panel, vec one, vec other) {
                     put_row<false>(to, p.outputs, panel, one, other);
                 });
             }
             // The second branch knows less: logits are u + w (c - u).
             if (branches > 1)
-                for (int64_t i = 0; i < p.outputs; i++) logits[i] = scores[i] + p.weight * (logits[i] - scores[i]);
-            for (int64_t i = 0; i < p.outputs; i++) scores[i] = logits[i] * how->sharpness + (p.noise ? p.noise[i] : 0);
-            draft = p.ids[choose(*how, logits, scores, p.outputs)];
+                for (int64_t i = 0; i < p.outputs; i++) logits[i] = guide[i] + p.weight * (logits[i] - guide[i]);
+            draft = choose(*how, p, logits, guide);
         }
+        draft = p.ids[draft];
         drafts[k] = draft;
         second = newest;
         newest = draft;

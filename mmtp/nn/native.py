@@ -27,7 +27,7 @@ from mmtp.nn.ragged import Ragged
 from mmtp.types import MmtpError
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-LAYOUT = 3  # that of native.cpp
+LAYOUT = 4  # that of native.cpp
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
 
 

@@ -22,22 +22,27 @@ class Place(NamedTuple):
     """A place that :class:`Refinement` is to draft.
 
     Attributes:
-        states: what is left for it, and what guides that; none where nothing is.
-        read: the token that they have read before it.
-        chosen: what was chosen there.
         logits: weights of the ids that may stand there, in panels of bfloat16.
         ids: that may.
-        noise: to add to what decides; None for none.
         weight: of guidance.
+        states: what is left for it, and what guides that; none where nothing is.
+        read: the token that they have read before it.
+        chosen: what was chosen there, as index of ``ids``.
+        drawn_of: probabilities of which it was; None where nothing is left, or nobody asks.
+        noise: to add to what decides; None for none.
+        uniforms: in place of noise, two numbers from 0 to below 1, where a draft is to be a sample of its probabilities and they are asked
+            for: whether what was chosen is kept, where it may be, and what else is drawn.
     """
 
-    states: Sequence[Float[Tensor, " w"]]
-    read: int
-    chosen: int
     logits: Float[Tensor, "p w n"]
     ids: Int[Tensor, " n"]
-    noise: Float[Tensor, " n"] | None
     weight: float
+    states: Sequence[Float[Tensor, " w"]] = ()
+    read: int = 0
+    chosen: int = 0
+    drawn_of: Float[Tensor, " n"] | None = None
+    noise: Float[Tensor, " n"] | None = None
+    uniforms: tuple[float, float] | None = None
 
 
 class Refinement:
@@ -82,7 +87,7 @@ class Refinement:
         top_k: int = 0,
         top_p: float = 1.0,
         min_p: float = 0.0,
-    ) -> tuple[list[int], Float[Tensor, "b w"]]:
+    ) -> tuple[list[int], list[Float[Tensor, " n"] | None], Float[Tensor, "b w"]]:
         """Drafts places in turn.
 
         Args:
@@ -90,23 +95,26 @@ class Refinement:
             newest: the last token.
             second: the one before it.
             places: those after it.
-            temperature: 0 takes the most probable, and no noise.
+            temperature: 0 takes the most probable, and neither noise nor numbers.
             top_k: cuts as of :class:`mmtp.decode.sample.Sampling`, all of them of the whole distribution.
             top_p: likewise.
             min_p: likewise.
 
         Returns:
-            Ids, and the states that have drafted the last.
+            Ids, the probabilities of which they are samples where they are such (not of what was left and is drafted as it is), and the
+            states that have drafted the last.
         """
         states, drafts = torch.stack(list(before)).float(), torch.empty(len(places), dtype=torch.long)
         kept = [[state.float().contiguous() for state in place.states] for place in places]
+        asked = [None if place.uniforms is None else torch.empty(len(place.ids)) for place in places]
         given = (_Place * len(places))(
             *(
                 _Place(
                     (_POINTER * 2)(*(state.data_ptr() for state in own)), place.read, place.chosen, place.logits.data_ptr(),
-                    place.ids.data_ptr(), len(place.ids), None if place.noise is None else place.noise.data_ptr(), place.weight,
+                    place.ids.data_ptr(), len(place.ids), _address(place.noise), _address(place.drawn_of), _address(probabilities),
+                    *(place.uniforms or (0, 0)), place.weight,
                 )
-                for place, own in zip(places, kept, strict=True)
+                for place, own, probabilities in zip(places, kept, asked, strict=True)
             )
         )  # fmt: skip
         how = _Choosing(1 / temperature, top_p, min_p, top_k) if temperature else _Choosing(1, 1, 0, 0)
@@ -114,7 +122,11 @@ class Refinement:
         self._run(
             self._refiner, how, given, len(places), len(states), states.data_ptr(), newest, second, drafts.data_ptr(), work.data_ptr()
         )
-        return drafts.tolist(), states
+        return drafts.tolist(), asked, states
+
+
+def _address(values: Tensor | None) -> int | None:
+    return None if values is None else values.data_ptr()
 
 
 class _Refiner(ctypes.Structure):
@@ -135,8 +147,8 @@ class _Place(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("read", "chosen")),
         *((name, _POINTER) for name in ("logits", "ids")),
         ("outputs", ctypes.c_int64),
-        ("noise", _POINTER),
-        ("weight", ctypes.c_float),
+        *((name, _POINTER) for name in ("noise", "drawn_of", "probabilities")),
+        *((name, ctypes.c_float) for name in ("keep", "draw", "weight")),
     )
 
 

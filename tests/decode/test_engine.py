@@ -88,7 +88,7 @@ def reference(net: UnifiedModel, prefix: list[int], sampling: Sampling, limit: i
             torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty),
             logits,
         )
-        tokens.append(int(ids[choose(logits[None], own, noise, [len(tokens)])[0]]))
+        tokens.append(int(ids[choose(logits[None], own, noise, [len(tokens)])[0].token]))
     return tokens
 
 
@@ -267,7 +267,7 @@ def test_rejection_samples_from_the_models_distribution(
     wanted = probabilities(net, prefix, sampling, length)
     assert deviation(sampled(net, prefix, sampling, 800, length), wanted) < 1
     if place == "text":  # Where a sample of p, not of the residual, takes the place of a refused draft, it shows at once.
-        monkeypatch.setattr("mmtp.decode.sample.residual", lambda p, q: p)
+        monkeypatch.setattr("mmtp.decode.sample._residual", lambda p, drawn: p)
         assert deviation(sampled(net, prefix, sampling, 800, length), wanted) > 1.5
 
 
@@ -389,7 +389,7 @@ def written(net: UnifiedModel, prompt: PackDocument, tokens: list[int], sampling
         ids = torch.tensor([i for lo, hi in slot.generable for i in range(lo, hi)])
         with torch.no_grad():
             logits = net(packed, drafts=False)[0][0, -1] @ net.unembedding.weight[ids].T
-        tokens.append(int(ids[choose(logits[None], sampling.of(state.modality), noise, [len(tokens)])[0]]))
+        tokens.append(int(ids[choose(logits[None], sampling.of(state.modality), noise, [len(tokens)])[0].token]))
     return tokens
 
 

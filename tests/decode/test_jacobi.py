@@ -13,7 +13,7 @@ from mmtp.decode.engine import Engine
 from mmtp.decode.jacobi import JacobiDrafts
 from mmtp.decode.lookup import LookupDrafts
 from mmtp.decode.rows import Choice, Request, Row
-from mmtp.decode.sample import Sampling
+from mmtp.decode.sample import Draft, Sampling
 from mmtp.models.heads.base import CARRIED, FORCED, NEARBY
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.vocab import MediaEntry, Special
@@ -78,11 +78,12 @@ def test_codes_that_alternate_between_codebooks_are_drafted_by_those_of_their_ow
 
 
 def _row(prefix: list[int], judged: list[tuple[int, int]], verification: str = "coupling") -> Row:
-    """A row whose last pass chose tokens at some places."""
+    """A row whose last pass chose tokens at some places, each drawn of a distribution of its own where rejection judges."""
     row = Row(GRAMMAR, Request(prefix=prefix, sampling=Sampling(verification=verification), max_new_tokens=30))
     row.index = 0
     slot = GRAMMAR.begin(PICTURE).slot
-    row.judged = [(Choice(row, column, slot, place), token) for column, (place, token) in enumerate(judged)]
+    of = torch.full((40,), 1 / 40) if verification == "rejection" else None
+    row.judged = [(Choice(row, column, slot, place), Draft(token, of)) for column, (place, token) in enumerate(judged)]
     return row
 
 
@@ -94,13 +95,14 @@ def test_places_are_drafted_by_what_was_chosen_there_and_else_by_the_nearest(net
     drafter.propose([row], [row], states, [1], 0)
     assert row.drafts[:2] == [CODE + 7, CODE + 9] and row.offsets == [CARRIED, CARRIED, NEARBY, NEARBY, NEARBY]
     nearest = [Choice(row, 2, row.state.slot, end + j) for j in (3, 4, 5)]
-    assert row.drafts[2:] == chooser.pick(net.backbone.norm, states, nearest)
+    assert row.drafts[2:] == [choice.token for choice in chooser.pick(net.backbone.norm, states, nearest)]
 
     rejecting = _row([*PICTURE, CODE], [(end, CODE), (end + 1, CODE + 7), (end + 2, CODE + 9)], "rejection")
     drafter.propose([rejecting], [rejecting], states, [1], 0)
-    assert rejecting.offsets == row.offsets  # of the carried distributions, drawn anew
-    for j, draft in enumerate(rejecting.proposals[:3]):
-        logits = net.backbone.norm(states[0, min(j + 1, 2)]) @ net.unembedding.weight[CODE : CODE + 40].T
+    assert rejecting.offsets == row.offsets and rejecting.drafts[:2] == [CODE + 7, CODE + 9]
+    assert rejecting.proposals[:2] == [choice for _, choice in rejecting.judged[1:]]
+    logits = net.backbone.norm(states[0, 2]) @ net.unembedding.weight[CODE : CODE + 40].T
+    for draft in rejecting.proposals[2:]:
         torch.testing.assert_close(draft.probabilities, logits.softmax(0))
 
     last = _row([*PICTURE, *[CODE] * 11], [(end + 10, CODE), (end + 11, CODE + 3)])

@@ -11,17 +11,18 @@ from hypothesis import strategies as st
 
 from mmtp.decode.by_medium import DraftsByMedium
 from mmtp.decode.constrain import Constrainer
-from mmtp.decode.drafts import HeadDrafts
+from mmtp.decode.drafts import Drafts, HeadDrafts
 from mmtp.decode.engine import Engine
 from mmtp.decode.jacobi import JacobiDrafts
 from mmtp.decode.ngrams import NGramDrafts
 from mmtp.decode.refined import RefinedDrafts
 from mmtp.decode.rows import Choice, DecodeError, Request, Row
-from mmtp.decode.sample import Draft, Sampling
+from mmtp.decode.sample import Draft, Noise, Sampling, Uniforms
 from mmtp.models.heads.base import CARRIED, FORCED, NEARBY
 from mmtp.models.refiner import Refiner
 from mmtp.models.unified import UnifiedModel
 from mmtp.nn import native
+from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.ngrams import NGrams
 from mmtp.stream.vocab import MediaEntry, Special
 from mmtp.types import Modality
@@ -103,8 +104,9 @@ def _row(net: UnifiedModel, judged: list[tuple[int, int, int | None]], verificat
     row = Row(GRAMMAR, Request(prefix=prefix, sampling=Sampling(seed=3, verification=verification), max_new_tokens=30))
     row.index = 0
     slot = GRAMMAR.begin(PICTURE).slot
+    of = torch.full((40,), 1 / 40) if verification == "rejection" else None
     row.judged = [
-        (Choice(row, column, slot, place, draft=None if draft is None else Draft(draft)), token)
+        (Choice(row, column, slot, place, draft=None if draft is None else Draft(draft)), Draft(token, of))
         for column, (place, token, draft) in enumerate(judged)
     ]
     return row
@@ -141,11 +143,75 @@ def test_what_has_read_the_true_token_is_drafted_as_it_is(kernels: str) -> None:
     assert row.offsets == [CARRIED, CARRIED]
     if kernels == "one call":
         assert row.drafts == [CODE + 7, CODE + 9]  # the choices themselves
+    logits = net.backbone.norm(states[0, 1:]) @ net.unembedding.weight[CODE : CODE + 40].T
     rejecting = _row(net, judged, "rejection")
+    rejecting.judged[1:] = [
+        (choice, Draft(chosen.token, p)) for (choice, chosen), p in zip(rejecting.judged[1:], logits.softmax(1), strict=False)
+    ]
     drafter.propose([rejecting], [rejecting], states, [1], 4)
-    for state, draft in zip(states[0, 1:], rejecting.proposals[:1], strict=False):
-        logits = net.backbone.norm(state) @ net.unembedding.weight[CODE : CODE + 40].T
-        torch.testing.assert_close(draft.probabilities, logits.softmax(0))
+    assert rejecting.drafts == [CODE + 7, CODE + 9]
+    for draft, p in zip(rejecting.proposals, logits.softmax(1), strict=False):
+        torch.testing.assert_close(draft.probabilities, p)
+
+
+def test_rejection_makes_of_what_was_chosen_a_sample_of_what_is_refined(kernels: str) -> None:
+    """Kept with probability min(1, q / p) of both distributions there, over many rounds."""
+    net, end, kept, expected = refining(scale=0.3).requires_grad_(False), len(PICTURE), 0, 0.0
+    chooser, generator = Engine(net).chooser, torch.Generator().manual_seed(0)
+    drafter = RefinedDrafts(max_drafts=1).begin(chooser, 1, 100)
+    for seed in range(60):
+        states = torch.randn(1, 2, net.config.backbone.width, generator=generator)
+        row = _row(net, [(end, CODE, CODE + 5), (end + 1, CODE + 7, None)], "rejection")
+        row.noise = Noise(seed)
+        chosen = row.judged[1][1]
+        drafter.propose([row], [row], states, [1], 0)
+        ((draft,), embedded) = row.proposals, net.embedding.table.weight
+        state = net.refiner(states[0, 1:], embedded[[CODE + 5]], states[0, :1], embedded[[CODE]], torch.tensor([True]))[0]
+        q = (net.unembedding.weight[CODE : CODE + 40] @ net.backbone.norm(state)).softmax(0)
+        torch.testing.assert_close(draft.probabilities, q, rtol=0.02, atol=1e-4)
+        chance = min(1.0, float(q[7] / chosen.probabilities[7]))
+        assert (draft.token == CODE + 7) == (row.noise.uniforms(end + 1, end + 1).keep < chance)
+        kept, expected = kept + (draft.token == CODE + 7), expected + chance
+    assert 0 < kept < 60 and abs(kept - expected) < 12
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("drafts", "again"), [(RefinedDrafts(max_drafts=5), False), (JacobiDrafts(max_drafts=5), False), (JacobiDrafts(max_drafts=5), True)]
+)
+def test_drafts_that_are_kept_from_round_to_round_leave_the_distribution(
+    drafts: Drafts, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last three of five codes of four kinds, of many seeds, beside what the model says of all 1,024 streams. Noise that is used in a
+    second round shows.
+    """
+    layout = replace(LAYOUT, media=(MediaEntry(Modality.IMAGE, "few", codebook_sizes=(4,)),))
+    net = replace(model(depth=0).config, layout=layout, tie_embeddings=False).build().eval()
+    torch.nn.init.normal_(net.embedding.table.weight, std=1.0)
+    torch.nn.init.normal_(net.unembedding.weight, std=0.15)
+    net.refiner = random_refiner(scale=0.3)
+    code, length, count = layout.code_range(Modality.IMAGE, 0)[0], 5, 3000
+    prefix = [*PICTURE[:-2], layout.dim(3), layout.dim(4)]
+    if again:
+        monkeypatch.setattr(Noise, "uniforms", lambda self, place, begun: Uniforms(*self._generator.at(2, place).random(4).tolist()))
+    engine = Engine(net, draft_cost=0, drafts=drafts)
+    samplings = [Sampling(seed=seed, verification="rejection") for seed in range(count)]
+    rows = engine.generate_batch([prefix] * count, samplings, length, max_lanes=250)
+    assert sum((row.stats.accepted for row in rows), Counter())["image", CARRIED] > count / 10
+    streams = torch.cartesian_prod(*[torch.arange(4)] * length)
+    info = StreamGrammar(layout).analyse(torch.tensor([*prefix, *[code] * length]))
+    tokens = torch.cat([torch.tensor(prefix).expand(len(streams), -1), streams + code], 1)
+    positions = torch.from_numpy(info.positions).long().expand(len(streams), -1, -1)
+    mask = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).tril().expand(len(streams), 1, -1, -1)
+    with torch.no_grad():
+        states = net.backbone.norm(net.backbone(net.embed(tokens), positions, mask))
+        logits = states[:, len(prefix) - 1 : -1] @ net.unembedding.weight[code : code + 4].T
+    chance = logits.log_softmax(2).gather(2, streams.unsqueeze(2)).sum((1, 2)).exp()
+    places = torch.tensor([16, 4, 1])
+    wanted = torch.zeros(64).index_add(0, (streams[:, -3:] * places).sum(1), chance) * count
+    found = ((torch.tensor([row.new_tokens[-3:] for row in rows]) - code) * places).sum(1).bincount(minlength=64)
+    deviation = float(((found - wanted) ** 2 / wanted).sum())
+    assert (deviation < 103.4) != again  # 63 degrees of freedom: p < 0.001 above
 
 
 def test_a_span_ends_with_what_the_grammar_forces(net: UnifiedModel, kernels: str) -> None:

@@ -19,18 +19,31 @@ def test_noise_is_a_function_of_seed_and_place() -> None:
 
 def test_noise_is_philox_with_the_place_as_counter() -> None:
     seed, noise = 2**63 + 5, Noise(2**63 + 5)
-    for place, begun in ((7, 3), (2, 0), (7, 3)):
-        fresh = [np.random.Generator(np.random.Philox(key=seed, counter=counter)) for counter in ((0, 0, 3, place), (0, begun, 2, place))]
-        assert noise.uniform(place) == fresh[0].random()
-        wanted = -np.log(fresh[1].standard_exponential(11, dtype=np.float32))
-        assert noise.of_draft(place, begun, 11).tolist() == wanted.tolist()
+    for place, begun in ((7, 3), (2, 0), (40, 3), (7, 3)):
+        fresh = np.random.Generator(np.random.Philox(key=seed, counter=(0, 0, 0, place)))
+        assert noise.at(place, 11).tolist() == (-np.log(fresh.standard_exponential(11, dtype=np.float32))).tolist()
+        fresh = np.random.Generator(np.random.Philox(key=seed, counter=(0, 0, 2, begun)))
+        assert list(noise.uniforms(place, begun)) == fresh.random((place - begun + 1, 4))[-1].tolist()
+
+
+def test_numbers_of_a_place_are_the_same_however_many_are_asked_for() -> None:
+    one, other = Noise(3), Noise(3)
+    far = one.uniforms(60, 10)
+    near = [other.uniforms(place, 10) for place in range(10, 61)]
+    assert near[-1] == far and near[:5] == [one.uniforms(place, 10) for place in range(10, 15)]
+    assert len({number for numbers in near for number in numbers}) == 4 * len(near)
+    assert one.uniforms(60, 11) != far
+
+
+def tokens(drafts: list[Draft]) -> list[int]:
+    return [draft.token for draft in drafts]
 
 
 def test_samples_follow_the_distribution() -> None:
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5])
     draws = 4000
     places = list(range(draws))
-    picked = choose(logits.expand(draws, 5), Sampling(temperature=0.7), Noise(3), places)
+    picked = tokens(choose(logits.expand(draws, 5), Sampling(temperature=0.7), Noise(3), places))
     expected = (logits / 0.7).softmax(0) * draws
     counts = torch.bincount(torch.tensor(picked), minlength=5).float()
     chi_square = ((counts - expected) ** 2 / expected).sum()
@@ -39,6 +52,7 @@ def test_samples_follow_the_distribution() -> None:
 
 TARGET = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5, 1.5])
 DRAFTER = torch.tensor([2.0, 1.0, 0.0, 0.5, -1.0, 1.5])
+LAST = torch.tensor([-1.0, 1.0, 0.5, 2.0, 0.0, 1.0])
 
 
 def chi_square(picked: list[int], probabilities: torch.Tensor) -> float:
@@ -49,26 +63,38 @@ def chi_square(picked: list[int], probabilities: torch.Tensor) -> float:
     return float(((counts - expected) ** 2 / expected)[possible].sum())
 
 
-@pytest.mark.parametrize("drafts", ["sampled", "withheld", "certain"])
+@pytest.mark.parametrize("drafts", ["sampled", "withheld", "certain", "kept"])
 @pytest.mark.parametrize("settings_", [{}, {"temperature": 0.6, "top_k": 4}], ids=["all", "top-k"])
 def test_rejection_keeps_the_distribution(settings_: dict, drafts: str) -> None:
-    """Whatever the drafts are drawn from: another distribution, one without some of the ids, or none at all."""
+    """Whatever the drafts are drawn from: another distribution, one without some of the ids, or none at all; and where a draft was itself
+    kept from what had been drawn of a third.
+    """
     draws, sampling = 3000, Sampling(verification="rejection", seed=11, **settings_)
-    places, noise = list(range(draws)), Noise(11)
+    places, noise = list(range(2, draws + 2)), Noise(11)
+    left = None
     if drafts == "certain":
         proposed = [Draft(place % 6) for place in places]
     else:
-        proposed = propose(DRAFTER.expand(draws, 6), sampling, noise, places, 3, (0, 2) if drafts == "withheld" else ())
-        drawn = propose(DRAFTER.expand(draws, 6), sampling, noise, places, 4)
-        assert [d.token for d in drawn] != [d.token for d in proposed]  # a place that is drafted again meets other noise
+        if drafts == "kept":
+            left = choose(LAST.expand(draws, 6), sampling, noise, places, begun=0)
+        proposed = propose(DRAFTER.expand(draws, 6), sampling, noise, places, 1, (0, 2) if drafts == "withheld" else (), left)
+        drawn = propose(DRAFTER.expand(draws, 6), sampling, noise, places, 2)
+        assert tokens(drawn) != tokens(proposed)  # a place that is drafted again meets other noise
     wanted = warp(TARGET[None], sampling)[0].softmax(0)
-    picked = choose(TARGET.expand(draws, 6), sampling, noise, places, proposed)
+    chosen = choose(TARGET.expand(draws, 6), sampling, noise, places, proposed, 1)
+    picked = tokens(chosen)
+    assert all(torch.equal(each.probabilities, wanted) for each in chosen if each.probabilities is not None)
     assert chi_square(picked, wanted) < 20.5  # 5 degrees of freedom: p < 0.001 above
     stood = sum(token == draft.token for token, draft in zip(picked, proposed, strict=True)) / draws
-    if drafts == "sampled":
-        assert chi_square([d.token for d in proposed], warp(DRAFTER[None], sampling)[0].softmax(0)) < 20.5
-        overlap = torch.minimum(wanted, warp(DRAFTER[None], sampling)[0].softmax(0)).sum()
-        assert abs(stood - float(overlap)) < 0.03  # 1 - TV, the most there can be
+    if drafts in ("sampled", "kept"):
+        q = warp(DRAFTER[None], sampling)[0].softmax(0)
+        assert chi_square(tokens(proposed), q) < 20.5
+        assert abs(stood - float(torch.minimum(wanted, q).sum())) < 0.03  # 1 - TV, the most there can be
+        if left is not None:
+            last = warp(LAST[None], sampling)[0].softmax(0)
+            assert chi_square(tokens(left), last) < 20.5
+            kept = sum(one == other for one, other in zip(tokens(left), tokens(proposed), strict=True)) / draws
+            assert abs(kept - float(torch.minimum(last, q).sum())) < 0.03
     elif drafts == "certain":
         assert abs(stood - 1 / 6) < 0.03
 
@@ -77,11 +103,13 @@ def test_without_drafts_or_at_temperature_zero_rejection_is_coupling() -> None:
     logits, places = torch.randn(50, 9), list(range(50))
     for temperature in (0.0, 1.0):
         ways = [Sampling(temperature=temperature, verification=way) for way in ("coupling", "rejection")]
-        assert len({tuple(choose(logits, sampling, Noise(0), places)) for sampling in ways}) == 1
+        assert len({tuple(tokens(choose(logits, sampling, Noise(0), places))) for sampling in ways}) == 1
     drafts = propose(torch.randn(50, 9), ways[1], Noise(0), places, 0)
     greedy = Sampling(temperature=0.0, verification="rejection")
-    assert choose(logits, greedy, Noise(0), places, drafts) == logits.argmax(1).tolist()
-    assert choose(logits, ways[1], Noise(0), places, drafts) != choose(logits, ways[1], Noise(0), places)
+    assert tokens(choose(logits, greedy, Noise(0), places, drafts, 0)) == logits.argmax(1).tolist()
+    assert tokens(choose(logits, ways[1], Noise(0), places, drafts, 0)) != tokens(choose(logits, ways[1], Noise(0), places))
+    # Behind a draft that may be refused, what is chosen without one meets noise of the pass.
+    assert tokens(choose(logits, ways[1], Noise(0), places, begun=0))[1:] != tokens(choose(logits, ways[1], Noise(0), places))[1:]
 
 
 @settings(max_examples=30, deadline=None)
@@ -121,7 +149,7 @@ def test_media_have_settings_of_their_own() -> None:
 
 def test_temperature_zero_takes_the_greatest() -> None:
     logits = torch.randn(6, 9)
-    assert choose(logits, Sampling(temperature=0.0), Noise(0), list(range(6))) == logits.argmax(1).tolist()
+    assert tokens(choose(logits, Sampling(temperature=0.0), Noise(0), list(range(6)))) == logits.argmax(1).tolist()
 
 
 @pytest.mark.parametrize(

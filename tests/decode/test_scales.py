@@ -76,7 +76,7 @@ def test_every_code_is_what_the_training_path_gives_at_its_place(sampling: Sampl
     got, seen = listened(Engine(net, exact=exact), PROMPT, sampling, CELLS + 3, speculative)
     logits = wanted(net, got.tokens, sampling)
     torch.testing.assert_close(seen, logits, atol=1e-5, rtol=1e-5)
-    chosen = choose(logits, sampling, Noise(sampling.seed), range(CODES.start, CODES.stop))
+    chosen = [each.token for each in choose(logits, sampling, Noise(sampling.seed), range(CODES.start, CODES.stop))]
     assert got.tokens[CODES] == [FIRST + local for local in chosen]
     assert got.tokens[CODES.stop] == Special.EOI
     assert got.stats.per_pass[: len(SCALES)] == [n * n for n in SCALES]

@@ -38,6 +38,21 @@ def cut(scores: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
     return (above < top_p) & (p >= min_p * p.max()) & ((more < top_k) if top_k else torch.ones_like(p, dtype=torch.bool))
 
 
+def refined(weights: dict[str, Tensor], place: Place, before: Tensor, newest: int, second: int) -> tuple[Tensor, Tensor]:
+    """The state of a place, and its logits."""
+    told = (
+        torch.stack(list(place.states)) if place.states else before,
+        weights["embedding"][[place.read if place.states else second] * len(before)],
+        before,
+        weights["embedding"][[newest] * len(before)],
+    )
+    up = torch.cat([F.rms_norm(each, (WIDTH,), eps=1e-6) for each in told], 1) @ weights["told"].T
+    gate, value = (up + weights["kind"][int(bool(place.states))]).chunk(2, 1)
+    state = told[0] + (F.silu(gate) * value) @ weights["outward"].T
+    logits = F.rms_norm(state, (WIDTH,), weights["last_norm"], 1e-5) @ weights["embedding"][LOGITS.start : LOGITS.stop].T
+    return state, logits[0] if len(before) == 1 else logits[1] + place.weight * (logits[0] - logits[1])
+
+
 @pytest.mark.parametrize("branches", [1, 2])
 @pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("cuts", [{}, {"top_k": 4}, {"top_p": 0.6}, {"min_p": 0.2}, {"top_k": 6, "top_p": 0.8}], ids=str)
@@ -51,35 +66,57 @@ def test_drafts_are_those_of_one_place_after_the_other(
     for k in range(8):
         states = list(torch.randn(branches, WIDTH, generator=generator)) if k % 3 else []
         noise = torch.randn(len(LOGITS), generator=generator) if temperature else None
-        places.append(Place(states, 20 + k, 30 + k, panels(table.bfloat16()), torch.arange(LOGITS.start, LOGITS.stop), noise, 2.5))
+        ids = torch.arange(LOGITS.start, LOGITS.stop)
+        places.append(Place(panels(table.bfloat16()), ids, 2.5, states, 20 + k, 17 + k, noise=noise))
     places[5] = places[5]._replace(read=-1)  # so that one has read the token that will stand there
-    found, _ = refine(list(before), 15, 16, places, temperature, **cuts)
+    found, _, _ = refine(list(before), 15, 16, places, temperature, **cuts)
     places[5] = places[5]._replace(read=found[4])
-    found, last = refine(list(before), 15, 16, places, temperature, **cuts)
+    found, drawn_of, last = refine(list(before), 15, 16, places, temperature, **cuts)
     wanted, newest, second = [], 15, 16
     for place in places:
         if place.states and place.read == newest:
-            before, draft = torch.stack(list(place.states)), place.chosen
+            before, draft = torch.stack(list(place.states)), LOGITS.start + place.chosen
         else:
-            told = (
-                torch.stack(list(place.states)) if place.states else before,
-                weights["embedding"][[place.read if place.states else second] * branches],
-                before,
-                weights["embedding"][[newest] * branches],
-            )
-            up = torch.cat([F.rms_norm(each, (WIDTH,), eps=1e-6) for each in told], 1) @ weights["told"].T
-            gate, value = (up + weights["kind"][int(bool(place.states))]).chunk(2, 1)
-            before = told[0] + (F.silu(gate) * value) @ weights["outward"].T
-            logits = F.rms_norm(before, (WIDTH,), weights["last_norm"], 1e-5) @ table.T
-            logits = logits[0] if branches == 1 else logits[1] + place.weight * (logits[0] - logits[1])
+            before, logits = refined(weights, place, before, newest, second)
             scores = logits / (temperature or 1)
             if temperature:
                 scores = torch.where(cut(scores, **{"top_k": 0, "top_p": 1.0, "min_p": 0.0} | cuts), scores + place.noise, float("-inf"))
             draft = LOGITS.start + int(scores.argmax())
         wanted.append(draft)
         newest, second = draft, newest
-    assert found == wanted and found[5] == places[5].chosen
+    assert found == wanted and found[5] == LOGITS.start + places[5].chosen and drawn_of == [None] * len(places)
     torch.testing.assert_close(last, before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+@pytest.mark.parametrize("cuts", [{}, {"top_k": 4}, {"top_p": 0.6}, {"min_p": 0.2}, {"top_k": 6, "top_p": 0.8}], ids=str)
+def test_samples_keep_what_was_chosen_where_they_can(weights: dict[str, Tensor], branches: int, cuts: dict[str, Any]) -> None:
+    """One place, by many numbers: each draft is what the maximal coupling of both distributions makes of these numbers."""
+    generator = torch.Generator().manual_seed(2)
+    ids, table = torch.arange(LOGITS.start, LOGITS.stop), panels(weights["embedding"][LOGITS.start : LOGITS.stop].bfloat16())
+    refine, before = Refinement(**weights, eps=1e-6, last_eps=1e-5), torch.randn(branches, WIDTH, generator=generator)
+    states = list(torch.randn(branches, WIDTH, generator=generator))
+    place = Place(table, ids, 1.5, states, 20)
+    logits = refined(weights, place, before, 15, 16)[1] / 0.8
+    q = torch.where(cut(logits, **{"top_k": 0, "top_p": 1.0, "min_p": 0.0} | cuts), logits, float("-inf")).softmax(0)
+    earlier, kept, drawn = (torch.randn(len(ids), generator=generator) + logits).softmax(0), 0, 0
+    for chosen in (int(q.argmax()), int(earlier.argmax()), 0, 11):
+        for keep, draw in torch.rand(12, 2, generator=generator).tolist():
+            for of in (earlier, None):
+                asked = place._replace(chosen=chosen, drawn_of=of, uniforms=(keep, draw))
+                (found,), (probabilities,), _ = refine(list(before), 15, 16, [asked], 0.8, **cuts)
+                torch.testing.assert_close(probabilities, q, rtol=1e-4, atol=1e-6)
+                if of is not None and keep * of[chosen] < q[chosen]:
+                    wanted, kept = chosen, kept + 1
+                else:
+                    weight = q if of is None else (q - of).clamp(min=0)
+                    sums = weight.double().cumsum(0)
+                    wanted, drawn = int(torch.searchsorted(sums, draw * sums[-1], right=True)), drawn + (of is not None)
+                assert found == LOGITS.start + wanted
+    assert kept > 3 and drawn > 3
+    # Of the same distribution, whatever was chosen is kept.
+    (found,), _, _ = refine(list(before), 15, 16, [place._replace(chosen=int(q.argmax()), drawn_of=q, uniforms=(0.999, 0.5))], 0.8, **cuts)
+    assert found == LOGITS.start + int(q.argmax())
 
 
 def test_structures_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
