@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmtp import hub
-from mmtp.cli import USER_ERROR, run
+from mmtp.cli import USER_ERROR, refiner, run
 from mmtp.data.loader import ShardDataset
 from mmtp.models.unified import UnifiedModel
 from tests.models.common import BACKBONE
@@ -20,7 +20,9 @@ def shards(photos: Path, tmp_path: Path, saved: dict[str, str], capsys: pytest.C
     return out
 
 
-def test_a_refiner_is_kept_with_the_model(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_refiner_is_kept_with_the_model(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     net, folder = UnifiedModel.Config(layout=ShardDataset(shards).layout, backbone=BACKBONE).build().eval(), tmp_path / "model"
     hub.save_pretrained(net, folder)
@@ -31,11 +33,15 @@ def test_a_refiner_is_kept_with_the_model(shards: Path, tmp_path: Path, capsys: 
     assert run([*make, "--guidance", "1", "--guidance", "2", "--temperature", "1"]) == 0
     said = capsys.readouterr().out
     assert len(re.findall(r"turn \d: [\d,]+ rounds of \d+ prompts, [\d.]+ tokens per pass", said)) == 2
+    both = r"(?:text|image) 0\.\d+, (?:text|image) 0\.\d+"
+    assert len(re.findall(rf"turn \d: drafts overlap with the model, where they have learnt: {both}\n", said)) == 2
     assert re.search(r"model/refiner\.safetensors: [\d,]+ parameters, [\d,]+ bytes", said)
     made = hub.from_pretrained(folder).refiner
     assert made.outward.shape == (BACKBONE.width, 8) and made.outward.any()
     assert made.media == {"text", "image"}
-    assert run([*make, "--go-on", "--task", "draw"]) == 0
+    monkeypatch.setattr(refiner, "EVERY", 2)
+    assert run(["2" if word == "1" else word for word in make] + ["--go-on", "--task", "draw"]) == 0
+    assert re.search(r"where they have learnt: .*image 0\.\d+.*; where they have not: .*image 0\.\d+", capsys.readouterr().out)
     again = hub.from_pretrained(folder).refiner
     assert again.outward.shape == made.outward.shape and not torch.equal(again.outward, made.outward)
     capsys.readouterr()

@@ -1,5 +1,7 @@
 """Refiners learn from rounds of decoding: what is noted of them, and that drafts then stand more often."""
 
+import math
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from mmtp.decode.sample import Sampling
 from mmtp.models.refiner import Refiner
 from mmtp.models.unified import UnifiedModel
 from mmtp.stream.vocab import Special
-from mmtp.train.refine import NONE, FitConfig, RefinerLoss, Rounds, collect, fit
+from mmtp.train.refine import NONE, FitConfig, RefinerLoss, Rounds, collect, fit, overlaps
 from mmtp.types import MmtpError, Modality
 from tests.models.common import GRAMMAR, LAYOUT, model
 
@@ -126,3 +128,19 @@ def test_words_are_learnt_where_they_are_written(net: UnifiedModel) -> None:
     assert not refiner.media
     list(fit(net, refiner, rounds, 2))
     assert Modality.TEXT in refiner.media
+
+
+def test_overlap_is_measured_by_medium_and_on_what_was_not_learnt_too(net: UnifiedModel) -> None:
+    refiner = Refiner.begin(net.config.backbone.width, 32)
+    rounds, _ = collect(net, refiner, requests(12))
+    others, _ = collect(net, refiner, requests(24, first=1000))
+    before = overlaps(net, refiner, rounds), overlaps(net, refiner, others)
+    for _ in fit(net, refiner, rounds, 400, FitConfig(batch=48, lr=5e-3, precision=torch.float32)):
+        pass
+    learnt, elsewhere = overlaps(net, refiner, rounds), overlaps(net, refiner, others)
+    assert set(learnt) == {str(LAYOUT.slots[slot].modality) for slot in rounds.slots[:, 0].tolist()}
+    for medium in learnt:
+        assert before[1][medium] < elsewhere[medium] < learnt[medium] - 0.05 and before[0][medium] < learnt[medium]
+    # Of places that have read the right token nothing is refined.
+    right = Rounds(**{**vars(rounds), "left": torch.zeros_like(rounds.left), "read": rounds.tokens[:, 1:].clone()})
+    assert all(math.isnan(share) for share in overlaps(net, refiner, right, most=20).values())
