@@ -30,6 +30,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mmtp.nn import native
+from mmtp.nn.redraw import redraw as native_redraw
 from mmtp.types import MmtpError, Modality
 
 VERIFICATIONS = ("coupling", "rejection")
@@ -264,50 +266,39 @@ def choose(
         noise: of the request.
         places: places in the stream, one per row.
         drafts: what was proposed there, as local ids; only rejection sampling looks at it. A token other than the draft refuses it.
-        begun: length of the stream before a pass that judges drafts. Only rejection asks: behind the first place it meets noise of this
-            pass. None where every place is settled.
+        begun: length of the stream before the pass, where it judges drafts: rejection then draws by numbers of this pass, for behind one
+            that is refused nothing is settled. None where there are none, and every place is.
     """
     scores = warp(logits.float(), sampling)
-    if not sampling.rejects:
-        if sampling.temperature > 0:
-            scores = scores + _stacked([noise.at(place, scores.shape[1]) for place in places]).to(scores.device)
-        return [Draft(x) for x in _argmax(scores)]
-    p, drafts = scores.softmax(1), drafts or [None] * len(places)
-    # Without a draft at the first place, the token is that of plain decoding.
-    plain = [i for i, (place, draft) in enumerate(zip(places, drafts, strict=True)) if draft is None and begun in (None, place)]
-    gumbel = {i: noise.at(places[i], p.shape[1]) for i in plain}
-    tokens = dict(zip(plain, _argmax(scores[plain] + _stacked(list(gumbel.values())).to(scores.device)), strict=True)) if plain else {}
-    if judged := [i for i in range(len(places)) if i not in tokens]:
-        uniforms = [noise.uniforms(places[i], places[i] if begun is None else begun) for i in judged]
-        numbers = [(each.judge, each.replace) for each in uniforms]
-        tokens |= zip(judged, redraw(p[judged] if plain else p, [drafts[i] for i in judged], numbers), strict=True)
-    return [Draft(tokens[i], each) for i, each in enumerate(p)]
+    if sampling.rejects and begun is not None:
+        uniforms = [noise.uniforms(place, begun) for place in places]
+        return redraw(scores, drafts or [None] * len(places), [(each.judge, each.replace) for each in uniforms])
+    if sampling.temperature > 0:
+        scores = scores + _stacked([noise.at(place, scores.shape[1]) for place in places]).to(scores.device)
+    return [Draft(x) for x in _argmax(scores)]
 
 
-def redraw(p: Float[Tensor, "m n"], drawn: Sequence[Draft | None], uniforms: Sequence[tuple[float, float]]) -> list[int]:
-    """A sample of each row of p, and as often as can be the one that was drawn of another distribution before.
+def redraw(scores: Float[Tensor, "m n"], drawn: Sequence[Draft | None], numbers: Sequence[tuple[float, float]]) -> list[Draft]:
+    """A sample of the softmax of each row, and as often as can be the one that was drawn of another distribution before.
 
     Leviathan et al. 2023, algorithm 1, per row: the maximal coupling of both distributions.
 
     Args:
-        p: probabilities.
+        scores: logits, as :func:`warp` leaves them.
         drawn: what was drawn before; None where nothing was. What was the only one that could have come had probability 1.
-        uniforms: two numbers per row: whether what was drawn is kept, and what else is drawn.
+        numbers: two per row, from 0 to below 1: whether what was drawn is kept, and what else is drawn.
     """
-    tokens, left = {}, list(range(len(drawn)))
-    if there := [i for i, each in enumerate(drawn) if each is not None]:
-        ids = [each.token for each in drawn if each is not None]
-        earlier = [each.probabilities[each.token].item() if each.probabilities is not None else 1.0 for each in drawn if each is not None]
-        now = p[there, ids].tolist()
-        tokens = {i: x for i, x, q, chance in zip(there, ids, earlier, now, strict=True) if uniforms[i][0] * q < chance}
-        left = [i for i in left if i not in tokens]
-    if left:
-        weights = p[left]
-        for row, i in zip(weights, left, strict=True):
-            if (each := drawn[i]) is not None:
-                row.copy_(_residual(row, each))
-        tokens |= zip(left, _sample(weights, [uniforms[i][1] for i in left]), strict=True)
-    return [tokens[i] for i in range(len(drawn))]
+    if scores.device.type == "cpu" and native.usable():
+        tokens, p = native_redraw(scores, drawn, numbers)
+        return [Draft(x, each) for x, each in zip(tokens, p, strict=True)]
+    drafts = []
+    for each, p, (keep, draw) in zip(drawn, scores.softmax(1), numbers, strict=True):
+        of = None if each is None else each.probabilities
+        if each is not None and keep * (1.0 if of is None else float(of[each.token])) < float(p[each.token]):
+            drafts.append(Draft(each.token, p))
+        else:
+            drafts.append(Draft(_sample(p if each is None else _residual(p, each), draw), p))
+    return drafts
 
 
 def _residual(p: Float[Tensor, " n"], drawn: Draft) -> Float[Tensor, " n"]:
@@ -321,13 +312,11 @@ def _residual(p: Float[Tensor, " n"], drawn: Draft) -> Float[Tensor, " n"]:
     return beyond if beyond.any() else p
 
 
-def _sample(weights: Float[Tensor, "m n"], uniforms: Sequence[float]) -> list[int]:
-    """One index per row, in proportion to weights, by a number from 0 to below 1 each."""
-    sums = weights.double().cumsum(1)
-    wanted = sums[:, -1:] * torch.tensor(uniforms, dtype=torch.double, device=sums.device).unsqueeze(1)
-    found = torch.searchsorted(sums, wanted, right=True).flatten()
+def _sample(weights: Float[Tensor, " n"], number: float) -> int:
+    """An index in proportion to weights, by a number from 0 to below 1."""
+    sums = weights.double().cumsum(0)
     # A product may round up to the sum; the last that has any weight is meant then.
-    return torch.minimum(found, (sums < sums[:, -1:]).sum(1)).tolist()
+    return min(int(torch.searchsorted(sums, number * sums[-1], right=True)), int((sums < sums[-1]).sum()))
 
 
 def propose(
@@ -355,10 +344,8 @@ def propose(
     logits = logits.float()
     if withheld:
         logits = logits.index_fill(1, torch.tensor(withheld, device=logits.device), float("-inf"))
-    q = warp(logits, sampling).softmax(1)
     uniforms = [noise.uniforms(place, begun) for place in places]
-    tokens = redraw(q, left or [None] * len(places), [(each.keep, each.draft) for each in uniforms])
-    return [Draft(x, each) for x, each in zip(tokens, q, strict=True)]
+    return redraw(warp(logits, sampling), left or [None] * len(places), [(each.keep, each.draft) for each in uniforms])
 
 
 def _argmax(scores: Float[Tensor, "m n"]) -> list[int]:

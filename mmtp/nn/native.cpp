@@ -361,34 +361,41 @@ static inline float least_left(const Choosing &how, const float *logits, int64_t
     return least;
 }
 
-// A token by its logits, which are changed: the greatest score, or a sample of probabilities, which are kept. `room` as many numbers.
-static inline int64_t choose(const Choosing &how, const Place &p, float *logits, float *room) {
+// A sample of probabilities; what was drawn before, of `of` or as the only one that could have come, is kept as often as can be: where
+// `keep`, from 0 to below 1, is below the ratio of both. Else `draw` tells which of what these have beyond those.
+static inline int64_t redrawn(const float *p, int64_t n, int64_t drawn, const float *of, double keep, double draw) {
+    if (drawn >= 0 && keep * (of ? of[drawn] : 1) < p[drawn]) return drawn;
+    // All of them where rounding leaves nothing: there both are the same.
+    for (int beyond = drawn >= 0; beyond >= 0; beyond--) {
+        auto weight = [&](int64_t i) -> double {
+            const float less = !beyond ? 0 : of ? of[i] : i == drawn ? p[i] : 0;
+            return p[i] > less ? p[i] - less : 0;
+        };
+        double sum = 0, reached = 0;
+        for (int64_t i = 0; i < n; i++) sum += weight(i);
+        if (sum == 0) continue;
+        int64_t last = 0;
+        for (int64_t i = 0; i < n; i++) {
+            const double each = weight(i);
+            if (each > 0) last = i;
+            reached += each;
+            if (reached > draw * sum) return i;
+        }
+        return last;
+    }
+    return drawn;
+}
+
+// A token by its logits: the greatest score, or a sample of probabilities, which are kept. `scores` is room.
+static inline int64_t choose(const Choosing &how, const Place &p, const float *logits, float *scores) {
     const int64_t n = p.outputs;
-    const float least = how.top_k || how.top_p < 1 || how.min_p > 0 ? least_left(how, logits, n, room) : -INFINITY;
-    float *scores = p.probabilities ? p.probabilities : room;
+    const float least = how.top_k || how.top_p < 1 || how.min_p > 0 ? least_left(how, logits, n, scores) : -INFINITY;
+    if (p.probabilities) scores = p.probabilities;
     for (int64_t i = 0; i < n; i++)
         scores[i] = logits[i] < least ? -INFINITY : logits[i] * how.sharpness + (p.noise ? p.noise[i] : 0);
     if (!p.probabilities) return greatest(scores, n);
     softmax(scores, n, 1);
-    if (p.drawn_of && p.keep * p.drawn_of[p.chosen] < scores[p.chosen]) return p.chosen;
-    // What these probabilities have beyond those, or all of them where rounding leaves nothing.
-    for (int residual = p.drawn_of != nullptr; residual >= 0; residual--) {
-        double sum = 0;
-        for (int64_t i = 0; i < n; i++) {
-            room[i] = residual ? (scores[i] > p.drawn_of[i] ? scores[i] - p.drawn_of[i] : 0) : scores[i];
-            sum += room[i];
-        }
-        if (sum == 0) continue;
-        double reached = 0;
-        int64_t last = 0;
-        for (int64_t i = 0; i < n; i++) {
-            if (room[i] > 0) last = i;
-            reached += room[i];
-            if (reached > p.draw * sum) return i;
-        }
-        return last;
-    }
-    return p.chosen;
+    return redrawn(scores, n, p.drawn_of ? p.chosen : -1, p.drawn_of, p.keep, p.draw);
 }
 
 extern "C" {
@@ -512,6 +519,16 @@ void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const W
 #pragma omp for schedule(static)
             for (int64_t r = 0; r < n; r++) norm(x + place_of(w, r) * d, blocks[count - 1].last_norm, w.last + place_of(w, r) * d, d, z.eps);
         }
+    }
+}
+
+// Samples of rows of scores, [rows, outputs], which become their probabilities. `drawn` [rows] is what was drawn before, -1 for nothing, of
+// `of` [rows]; `numbers` [rows, 2].
+void mmtp_redraw(float *scores, int64_t rows, int64_t outputs, const int64_t *drawn, const float *const *of, const double *numbers,
+                 int64_t *tokens) {
+    for (int64_t r = 0; r < rows; r++) {
+        softmax(scores + r * outputs, outputs, 1);
+        tokens[r] = redrawn(scores + r * outputs, outputs, drawn[r], of[r], numbers[2 * r], numbers[2 * r + 1]);
     }
 }
 

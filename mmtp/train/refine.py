@@ -10,7 +10,7 @@ are the refiner's own. As what is left depends on what is drafted, rounds are ma
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -62,10 +62,23 @@ class Rounds:
     def __len__(self) -> int:
         return len(self.before)
 
-    def by_medium(self, layout: VocabLayout) -> list[Int[Tensor, " _"]]:
+    def by_medium(self, layout: VocabLayout) -> dict[str, Int[Tensor, " _"]]:
         """Indices of the rounds that begin with each medium."""
         media = torch.tensor([slot.modality.index for slot in layout.slots])[self.slots[:, 0]]
-        return [(media == medium).nonzero().flatten() for medium in media.unique()]
+        return {str(medium): found for medium in Modality if len(found := (media == medium.index).nonzero().flatten())}
+
+    def of(self, media: Collection[str], layout: VocabLayout) -> "Rounds":
+        """Those that begin with some media.
+
+        Raises:
+            MmtpError: there are none.
+        """
+        members = [found for medium, found in self.by_medium(layout).items() if medium in media]
+        if not members:
+            raise MmtpError(f"nothing of {', '.join(media)} was written; {', '.join(self.by_medium(layout))} was")
+        chosen = torch.cat(members).sort().values
+        kept = {field.name: getattr(self, field.name)[chosen] for field in fields(self) if field.name != "states"}
+        return Rounds(states=self.states, **kept)
 
     def __add__(self, other: "Rounds") -> "Rounds":
         moved = {field.name: getattr(other, field.name) for field in fields(other)}
@@ -256,14 +269,11 @@ def overlaps(model: UnifiedModel, refiner: Refiner, rounds: Rounds, most: int = 
         rounds: to measure on.
         most: rounds of a medium that are taken.
     """
-    loss, slots = RefinerLoss(model), model.config.layout.slots
-    parts = {
-        str(slots[int(rounds.slots[members[0], 0])].modality): torch.stack(
-            [loss(refiner, rounds, chosen)[1] for chosen in members[:most].split(512)]
-        )
-        for members in rounds.by_medium(model.config.layout)
-    }
-    return {medium: float(each.nanmean()) for medium, each in parts.items()}
+    loss, found = RefinerLoss(model), {}
+    for medium, members in rounds.by_medium(model.config.layout).items():
+        parts = [loss(refiner, rounds, chosen)[1] for chosen in members[:most].split(512)]
+        found[medium] = float(torch.stack(parts).nanmean())
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +315,7 @@ def fit(
     for weight in refiner.parameters:
         weight.requires_grad_(True)
     optimizer = torch.optim.AdamW(refiner.parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-    rise, groups = max(1, steps // 20), rounds.by_medium(model.config.layout)
+    rise, groups = max(1, steps // 20), list(rounds.by_medium(model.config.layout).values())
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / rise, 0.5 + 0.5 * math.cos(math.pi * max(0, step - rise) / max(1, steps - rise)))
     )

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmtp.decode.sample import Draft, Noise, Sampling, SamplingError, choose, penalize, propose, warp
+from mmtp.decode.sample import Draft, Noise, Sampling, SamplingError, choose, penalize, propose, redraw, warp
+from mmtp.nn import native
 
 
 def test_noise_is_a_function_of_seed_and_place() -> None:
@@ -33,6 +34,14 @@ def test_numbers_of_a_place_are_the_same_however_many_are_asked_for() -> None:
     assert near[-1] == far and near[:5] == [one.uniforms(place, 10) for place in range(10, 15)]
     assert len({number for numbers in near for number in numbers}) == 4 * len(near)
     assert one.uniforms(60, 11) != far
+
+
+@pytest.fixture(params=["compiled", "by calls"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    assert native.usable()
+    if request.param == "by calls":
+        monkeypatch.setattr(native, "usable", lambda: False)
+    return request.param
 
 
 def tokens(drafts: list[Draft]) -> list[int]:
@@ -65,7 +74,7 @@ def chi_square(picked: list[int], probabilities: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("drafts", ["sampled", "withheld", "certain", "kept"])
 @pytest.mark.parametrize("settings_", [{}, {"temperature": 0.6, "top_k": 4}], ids=["all", "top-k"])
-def test_rejection_keeps_the_distribution(settings_: dict, drafts: str) -> None:
+def test_rejection_keeps_the_distribution(settings_: dict, drafts: str, kernels: str) -> None:
     """Whatever the drafts are drawn from: another distribution, one without some of the ids, or none at all; and where a draft was itself
     kept from what had been drawn of a third.
     """
@@ -108,8 +117,8 @@ def test_without_drafts_or_at_temperature_zero_rejection_is_coupling() -> None:
     greedy = Sampling(temperature=0.0, verification="rejection")
     assert tokens(choose(logits, greedy, Noise(0), places, drafts, 0)) == logits.argmax(1).tolist()
     assert tokens(choose(logits, ways[1], Noise(0), places, drafts, 0)) != tokens(choose(logits, ways[1], Noise(0), places))
-    # Behind a draft that may be refused, what is chosen without one meets noise of the pass.
-    assert tokens(choose(logits, ways[1], Noise(0), places, begun=0))[1:] != tokens(choose(logits, ways[1], Noise(0), places))[1:]
+    # In a pass that judges drafts, what is chosen without one meets numbers of that pass.
+    assert tokens(choose(logits, ways[1], Noise(0), places, begun=0)) != tokens(choose(logits, ways[1], Noise(0), places))
 
 
 @settings(max_examples=30, deadline=None)
@@ -175,3 +184,24 @@ def test_temperature_zero_takes_the_greatest() -> None:
 def test_refuses_settings_out_of_range(settings_: dict, words: str) -> None:
     with pytest.raises(SamplingError, match=words):
         Sampling(**settings_)
+
+
+def test_kernels_and_calls_draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With drafts and without, such as were the only ones, and where rows have ids that cannot come."""
+    generator = torch.Generator().manual_seed(0)
+    scores, before = 2 * torch.randn(2, 400, 37, generator=generator)
+    scores[:, 30:] = float("-inf")
+    numbers = [(keep, draw) for keep, draw in torch.rand(400, 2, generator=generator).tolist()]
+    drawn: list[Draft | None] = [Draft(i % 30, p) for i, p in enumerate(before.softmax(1))]
+    drawn[::5] = [None] * 80
+    drawn[1::5] = [Draft(i % 37) for i in range(80)]
+    at_once = redraw(scores, drawn, numbers)
+    monkeypatch.setattr(native, "usable", lambda: False)
+    for one, other, p in zip(at_once, redraw(scores, drawn, numbers), scores.softmax(1), strict=True):
+        assert one.token == other.token < 30
+        torch.testing.assert_close(one.probabilities, p)
+    kept = sum(draft is not None and draft.token == each.token for draft, each in zip(drawn, at_once, strict=True))
+    assert 50 < kept < 300
+    # Of the same distribution everything is kept.
+    same = redraw(scores, [Draft(i % 30, p) for i, p in enumerate(scores.softmax(1))], numbers)
+    assert tokens(same) == [i % 30 for i in range(400)]

@@ -103,7 +103,7 @@ def test_media_are_learnt_alike_however_many_rounds_each_has(net: UnifiedModel, 
     words = [Request(prefix=[*PICTURE[:6], 42], sampling=Sampling(seed=seed), max_new_tokens=9) for seed in range(3)]
     refiner = Refiner.begin(net.config.backbone.width, 8)
     rounds, _ = collect(net, refiner, [*words, *requests(12)])
-    groups = rounds.by_medium(LAYOUT)
+    groups = list(rounds.by_medium(LAYOUT).values())
     assert sorted(torch.cat(groups).tolist()) == list(range(len(rounds)))
     text, image = (
         next(group for group in groups if LAYOUT.slots[int(rounds.slots[group[0], 0])].modality is medium)
