@@ -1,9 +1,8 @@
 """``mmtp refiner``: a small layer by which a model drafts, made from what the model writes."""
 
-from collections.abc import Collection
 from itertools import cycle, product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 EVERY = 20
 """Of so many prompts one is kept to measure by."""
@@ -15,7 +14,6 @@ def refiner(
     *,
     data: list[Path],
     task: list[str] | None = None,
-    medium: list[Literal["text", "image", "audio", "video"]] | None = None,
     prompts: int = 1000,
     turns: int = 3,
     steps: int = 4000,
@@ -39,7 +37,6 @@ def refiner(
         model: folder of a saved model.
         data: data sets of mmtp tokenize, whose prompts are taken; may be given several times.
         task: of which prompts are taken; may be given several times; without it all that the data has.
-        medium: of what is written, to be learnt; may be given several times, and each counts alike; without it all.
         prompts: of each task and turn.
         turns: of writing and learning.
         steps: of learning, per turn.
@@ -52,7 +49,7 @@ def refiner(
         seed: of weights, of what is written, and of what is drawn from it.
 
     Examples:
-        mmtp refiner runs/emoji/result --data runs/emoji-draw --medium image --guidance 1 --guidance 3
+        mmtp refiner runs/emoji/result --data runs/emoji-draw --guidance 1 --guidance 3
         mmtp refiner runs/omni/result --data runs/omni-draw --data runs/speech-words --task draw --task say
     """
     import torch
@@ -108,22 +105,20 @@ def refiner(
         learnt = [request for i, request in enumerate(requests, 1) if i % EVERY]
         with progress_bar(f"turn {turn + 1}: writing", "rows") as bar:
             seen, per_pass = collect(net, made, learnt, compile, bar)
-        if medium:
-            seen = seen.of(medium, net.config.layout)
         rounds = seen if rounds is None else rounds + seen
         print(f"turn {turn + 1}: {len(seen):,} rounds of {len(learnt):,} prompts, {per_pass:.2f} tokens per pass", flush=True)
         with progress_bar(f"turn {turn + 1}: learning", "steps") as bar:
             for step, (loss, _) in enumerate(fit(net, made, rounds, steps, seed=seed + turn), 1):
                 bar(step, steps, f"loss {loss:.3f}")
         made.save(path)
-        told = [f"where they have learnt: {_shares(overlaps(net, made, seen), medium)}"]
+        told = [f"where they have learnt: {_shares(overlaps(net, made, seen))}"]
         if kept:
             others, _ = collect(net, made, kept, compile)
-            told.append(f"where they have not: {_shares(overlaps(net, made, others), medium)}")
+            told.append(f"where they have not: {_shares(overlaps(net, made, others))}")
         print(f"turn {turn + 1}: drafts overlap with the model, {'; '.join(told)}", flush=True)
     print(f"{path}: {sum(weight.numel() for weight in made.parameters):,} parameters, {path.stat().st_size:,} bytes")
     return 0
 
 
-def _shares(found: dict[str, float], media: Collection[str] | None) -> str:
-    return ", ".join(f"{medium} {share:.3f}" for medium, share in found.items() if not media or medium in media)
+def _shares(found: dict[str, float]) -> str:
+    return ", ".join(f"{medium} {share:.3f}" for medium, share in found.items())

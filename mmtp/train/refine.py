@@ -10,7 +10,7 @@ are the refiner's own. As what is left depends on what is drafted, rounds are ma
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -66,19 +66,6 @@ class Rounds:
         """Indices of the rounds that begin with each medium."""
         media = torch.tensor([slot.modality.index for slot in layout.slots])[self.slots[:, 0]]
         return {str(medium): found for medium in Modality if len(found := (media == medium.index).nonzero().flatten())}
-
-    def of(self, media: Collection[str], layout: VocabLayout) -> "Rounds":
-        """Those that begin with some media.
-
-        Raises:
-            MmtpError: there are none.
-        """
-        members = [found for medium, found in self.by_medium(layout).items() if medium in media]
-        if not members:
-            raise MmtpError(f"nothing of {', '.join(media)} was written; {', '.join(self.by_medium(layout))} was")
-        chosen = torch.cat(members).sort().values
-        kept = {field.name: getattr(self, field.name)[chosen] for field in fields(self) if field.name != "states"}
-        return Rounds(states=self.states, **kept)
 
     def __add__(self, other: "Rounds") -> "Rounds":
         moved = {field.name: getattr(other, field.name) for field in fields(other)}

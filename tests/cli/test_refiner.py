@@ -39,13 +39,6 @@ def test_a_refiner_is_kept_with_the_model(
     made = hub.from_pretrained(folder).refiner
     assert made.outward.shape == (BACKBONE.width, 8) and made.outward.any()
     assert made.media == {"text", "image"}
-    assert run([*make, "--medium", "image"]) == 0
-    assert re.findall(r"where they have learnt: (.*)", capsys.readouterr().out)[-1].startswith("image")
-    assert hub.from_pretrained(folder).refiner.media == {"image"}
-    assert run([*make, "--medium", "audio"]) == USER_ERROR
-    assert "nothing of audio was written; " in capsys.readouterr().err
-    assert run(make) == 0
-    made = hub.from_pretrained(folder).refiner
     monkeypatch.setattr(refiner, "EVERY", 2)
     assert run(["2" if word == "1" else word for word in make] + ["--go-on", "--task", "draw"]) == 0
     assert re.search(r"where they have learnt: .*image 0\.\d+.*; where they have not: .*image 0\.\d+", capsys.readouterr().out)
