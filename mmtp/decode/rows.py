@@ -437,10 +437,10 @@ class Row(Lane):
 
     def share_pass(self, lanes: int) -> None:
         """Is one of so many lanes in the next pass, which makes drafts dearer. How many are made shows in what rejection puts out, and must
-        not hang on others there.
+        not hang on others there: then its own lanes count.
         """
-        if self.pace is not None and not self.rejects:
-            self.pace.among(lanes)
+        if self.pace is not None:
+            self.pace.among(sum(not lane.rests for lane in self.lanes) if self.rejects else lanes)
 
     def alone(self, passes: float) -> float:
         """What is done for this row alone and takes so many passes over one token, in its part of the pass that it shares."""

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtp.decode.drafts import HeadDrafts
-from mmtp.decode.engine import DecodeError, Engine
+from mmtp.decode.engine import DecodeError, Engine, Request
+from mmtp.decode.pace import Pace
+from mmtp.decode.rows import Row
 from mmtp.decode.sample import Noise, Sampling, choose, warp
 from mmtp.models.heads.base import BELOW
 from mmtp.models.heads.sequential import SequentialHead
@@ -283,6 +285,25 @@ def test_rejection_does_not_depend_on_the_batch(vertical: UnifiedModel, seed: in
         assert alone.tokens == row.tokens and alone.stats.accepted == row.stats.accepted
         if temperature == 0:
             assert row.tokens == engine.generate(prefix, Sampling(temperature=0.0, guidance=guidance), 40, speculative=False).tokens
+
+
+@pytest.mark.parametrize("verification", ["coupling", "rejection"])
+def test_drafts_are_reckoned_by_the_lanes_of_the_pass_or_where_rejection_judges_of_the_row(verification: str) -> None:
+    def wanted(guidance: float, prefix: list[int], lanes: int) -> int:
+        sampling = Sampling(guidance=guidance, verification=verification)
+        row = Row(GRAMMAR, Request(prefix=prefix, sampling=sampling, max_new_tokens=60), pace=Pace())
+        row.share_pass(lanes)
+        return row.wanted(60)
+
+    inside = [*PICTURE, *[LAYOUT.code_range(Modality.IMAGE, 0)[0]] * 2]
+    alone, together = wanted(1.0, inside, 1), wanted(1.0, inside, 8)
+    guided = wanted(2.0, inside, 2)
+    assert guided < alone  # the branch reads as many
+    if verification == "coupling":
+        assert together < guided
+    else:
+        assert together == alone and wanted(2.0, inside, 8) == guided
+        assert wanted(2.0, TEXT, 8) == wanted(1.0, TEXT, 1)  # outside of spans the branch rests
 
 
 def test_the_grammar_holds_whatever_the_model_says() -> None:
