@@ -1,6 +1,5 @@
 """Drafts from elsewhere: whoever proposes, the output is that of plain decoding."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from mmtp.decode.cache import KVCache
 from mmtp.decode.chooser import Chooser
 from mmtp.decode.draft_model import ModelDrafts
-from mmtp.decode.drafts import Drafts, HeadDrafts
+from mmtp.decode.drafts import Drafts, HeadDrafts, KeepsNothing
 from mmtp.decode.engine import DecodeError, Engine
 from mmtp.decode.jacobi import JacobiDrafts
 from mmtp.decode.lookup import LookupDrafts
@@ -100,10 +99,10 @@ def test_drafts_that_do_not_pay_are_not_made(large: UnifiedModel, drafts: Drafts
     assert [row.tokens for row in together] == [engine.generate(p, s, 40).tokens for p, s in zip(prefixes, rejecting, strict=True)]
 
 
-class Known:
+class Known(KeepsNothing):
     """Drafts by who has read the outcome, and tells it or something else. It is its own drafter."""
 
-    lookahead, making = 0, 0.3
+    making = 0.3
 
     def __init__(self, outcomes: Sequence[Sequence[int]], right: bool) -> None:
         self.outcomes, self.right = outcomes, right
@@ -122,20 +121,6 @@ class Known:
                 told = token if self.right else next((i for i in legal if i != token), None)
                 if told is None or not row.wants(self.making) or not row.take_draft(Draft(told), k + 1, self.making):
                     break
-
-    def restart(self, lane: int) -> None: ...
-
-    def focus(self, first: int, count: int) -> None: ...
-
-    def held(self, lane: int) -> int:
-        return sys.maxsize
-
-    def keeps(self, lane: int, length: int) -> bool:
-        return True
-
-    def copy(self, source: int, target: int, length: int) -> None: ...
-
-    def swap(self, one: int, other: int) -> None: ...
 
 
 @pytest.mark.parametrize("verification", ["coupling", "rejection"])
