@@ -33,7 +33,7 @@ class Costs(NamedTuple):
         several: what a pass costs more in which rows have several tokens: it runs other kernels, and a head reads what is new; in passes.
         lane: what each lane more takes, and what a row takes for its drafts however many: its choice, its place in the grammar.
         token: what each token more takes.
-        draft: what a refiner takes for a draft of a row, in passes over one token, where it makes all of the row in one call.
+        draft: what a refiner takes for a draft of a row, in passes over one token, where all are made in one call.
         draft_by_calls: where it makes them one by one.
     """
 
@@ -67,11 +67,11 @@ class Costs(NamedTuple):
         return (parameters + start) / (whole + start)
 
 
-BY_CALLS = Costs(start=1.5, several=0.15, lane=0.01, token=0.02, draft=0.015, draft_by_calls=0.12)
+BY_CALLS = Costs(start=1.5, several=0.15, lane=0.01, token=0.02, draft=0.01, draft_by_calls=0.12)
 """Of passes by torch's kernels. Steps of the heads of emoji-s, omni-s and vqa-s come to 0.27 to 0.28 passes; measured were 0.25 to 0.31,
 over four steps, and 0.33 to 0.36 for the first alone."""
 
-COMPILED = Costs(start=0.0, several=0.1, lane=0.1, token=0.18, draft=0.14, draft_by_calls=0.5)
+COMPILED = Costs(start=0.0, several=0.1, lane=0.1, token=0.18, draft=0.06, draft_by_calls=0.5)
 """Of compiled passes, whose cost is arithmetic. A step of emoji-s comes to 0.16 passes; measured were 0.13 to 0.20."""
 
 

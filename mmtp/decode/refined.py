@@ -27,7 +27,7 @@ from mmtp.decode.step import Step
 from mmtp.models.heads.base import CARRIED, FORCED, NEARBY
 from mmtp.models.refiner import Refiner
 from mmtp.nn import native
-from mmtp.nn.refinement import Place
+from mmtp.nn.refinement import Drafted, Place, Trail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +96,24 @@ class _Trail:
         branch = self.row.branch if len(self.before) > 1 else None
         return [self.row.index] if branch is None or not branch.draft_states[-1].in_span else [self.row.index, branch.index]
 
-    def left_for(self, place: int, slot: int) -> _Left | None:
-        """What the last pass has left for a place, if it had it in the same slot, and guided if it is."""
+    def left_for(self, place: int, slot: int, lanes: int) -> _Left | None:
+        """What the last pass has left for a place, if it had it in the same slot, and for as many lanes, so guided if it is."""
         left = self.left.get(place)
-        return left if left is not None and left.slot == slot and len(left.states) >= len(self.lanes) else None
+        return left if left is not None and left.slot == slot and len(left.states) >= lanes else None
+
+
+class _Plan(NamedTuple):
+    """Drafts of a row that are to be made in one call.
+
+    Attributes:
+        lefts: what the last pass has left for each place.
+        slots: of the places.
+        asked: of the kernel.
+    """
+
+    lefts: list[_Left | None]
+    slots: list[int]
+    asked: Trail
 
 
 class RefinedDrafter(KeepsNothing):
@@ -124,11 +138,10 @@ class RefinedDrafter(KeepsNothing):
 
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
         trails = [self._begin(row, hidden) for row in rows if not row.done and self._begins(row)]
-        if self.compiled:
-            for trail in [trail for trail in trails if self._at_once(trail.row)]:
-                while self._goes_on(trail):
-                    self._draft_all(trail)
-                trails.remove(trail)
+        at_once = [trail for trail in trails if self._at_once(trail.row)]
+        trails = [trail for trail in trails if trail not in at_once]
+        while at_once := [trail for trail in at_once if self._goes_on(trail)]:
+            self._draft_all(at_once)
         while trails := [trail for trail in trails if self._goes_on(trail)]:
             self._draft(trails, len(lanes), hidden, least)
 
@@ -167,41 +180,56 @@ class RefinedDrafter(KeepsNothing):
             trail.open = row.take_draft(Draft(forced), FORCED)
         return False
 
-    def _draft_all(self, trail: _Trail) -> None:
-        """As many drafts of a row as pay, in one call, up to a place about which the grammar leaves no choice."""
-        row, logits, trail.open = trail.row, self.chooser.logits, False
-        refining, modality = self._making(row), self.chooser.slots[row.draft_states[-1].slot].modality
-        ahead, place, lanes = row.draft_states[-1].copy(), len(row.tokens) + len(row.drafts), trail.lanes
-        settings = row.sampling.of(modality)
+    def _draft_all(self, trails: list[_Trail]) -> None:
+        """As many drafts of rows as pay, in one call, up to a place about which the grammar leaves no choice."""
+        plans = [(trail, plan) for trail in trails if (plan := self._plan(trail)) is not None]
+        if plans:
+            drafted = self._refinement([plan.asked for _, plan in plans], torch.get_num_threads())
+            for (trail, plan), found in zip(plans, drafted, strict=True):
+                self._take(trail, plan, found)
+
+    def _plan(self, trail: _Trail) -> _Plan | None:
+        """What is to be drafted of a row; None for nothing."""
+        row, logits, lanes, trail.open = trail.row, self.chooser.logits, trail.lanes, False
+        ahead, place = row.draft_states[-1].copy(), len(row.tokens) + len(row.drafts)
+        modality = self.chooser.slots[ahead.slot].modality
+        settings, guided = row.sampling.of(modality), len(lanes) > 1
+        slot, weights, ids = -1, torch.empty(0), torch.empty(0)
         places: list[Place] = []
         lefts: list[_Left | None] = []
         slots: list[int] = []
-        for _ in range(row.wanted(self.max_drafts - len(row.drafts), refining)):
-            if ahead.done or not self._drafted[ahead.slot] or self.chooser.slots[ahead.slot].modality is not modality:
-                break
-            left = trail.left_for(place + len(places), ahead.slot)
-            weights, ids = logits.panels(ahead.slot)
-            how = Place(weights, ids, row.weight(ahead))
+        for _ in range(row.wanted(self.max_drafts - len(row.drafts), self._making(row))):
+            if ahead.slot != slot:
+                slot = ahead.slot
+                if ahead.done or not self._drafted[slot] or self.chooser.slots[slot].modality is not modality:
+                    break
+                weights, ids = logits.pairs(slot)
+            left, states, read, chosen, drawn_of, noise, uniforms = trail.left_for(place, slot, len(lanes)), (), 0, 0, None, None, None
             if left is not None:
-                chosen = logits.local(ahead.slot, left.chosen.token)
-                how = how._replace(states=left.states[: len(lanes)], read=left.read, chosen=chosen, drawn_of=left.chosen.probabilities)
+                states, read, chosen = left.states[: len(lanes)], left.read, logits.local(slot, left.chosen.token)
+                drawn_of = left.chosen.probabilities
             if settings.rejects:
-                numbers = row.noise.uniforms(place + len(places), len(row.tokens))
-                how = how._replace(uniforms=(numbers.keep, numbers.draft))
+                numbers = row.noise.uniforms(place, len(row.tokens))
+                uniforms = numbers.keep, numbers.draft
             elif settings.temperature:
-                how = how._replace(noise=row.noise.at(place + len(places), len(ids)))
-            places.append(how)
+                noise = row.noise.at(place, len(ids))
+            places.append(Place(weights, ids, row.weight(ahead) if guided else 1.0, states, read, chosen, drawn_of, noise, uniforms))
             lefts.append(left)
-            slots.append(ahead.slot)
-            ahead.push(self._any(ahead.slot))
+            slots.append(slot)
+            ahead.push(self._any(slot))
+            place += 1
         if not places:
-            return
+            return None
         second, newest = (row.tokens[-2:] + row.drafts)[-2:]
         cuts = settings.top_k, settings.top_p, settings.min_p
-        tokens, drawn_of, before = self._refinement(trail.before[: len(lanes)], newest, second, places, settings.temperature, *cuts)
-        trail.before = list(before)
-        for left, slot, token, probabilities in zip(lefts, slots, tokens, drawn_of, strict=True):
-            draft, making, offset = Draft(token, probabilities), refining, NEARBY if left is None else CARRIED
+        return _Plan(lefts, slots, Trail(trail.before[: len(lanes)], newest, second, places, settings.temperature, *cuts))
+
+    def _take(self, trail: _Trail, plan: _Plan, found: Drafted) -> None:
+        """Adds what was drafted of a row, as far as it stands to reason."""
+        row, newest, trail.before = trail.row, plan.asked.newest, list(found.before)
+        making_any = self._making(row)
+        for left, slot, token, probabilities in zip(plan.lefts, plan.slots, found.tokens, found.probabilities, strict=True):
+            draft, making, offset = Draft(token, probabilities), making_any, NEARBY if left is None else CARRIED
             if left is not None and left.read == newest:
                 draft, making = left.chosen, 0.0
             # A draft may have ended the span before its time.
@@ -228,7 +256,7 @@ class RefinedDrafter(KeepsNothing):
             row, state, of_lanes = trail.row, trail.row.draft_states[-1], trail.lanes
             second, newest = (row.tokens[-2:] + row.drafts)[-2:]
             place = len(row.tokens) + len(row.drafts)
-            left = trail.left_for(place, state.slot)
+            left = trail.left_for(place, state.slot, len(of_lanes))
             states += (trail.before if left is None else left.states)[: len(of_lanes)]
             befores += trail.before[: len(of_lanes)]
             reads += [second if left is None else left.read] * len(of_lanes)

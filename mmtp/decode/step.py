@@ -65,8 +65,8 @@ class SlotLogits:
         self._compiled = compiled
         self._weights: list[Tensor] = []
         self._packed: list[Derived] = []
-        self._panels: list[Derived] = []
-        packed, paneled = (defaultdict[tuple[Any, ...], Derived](Derived) for _ in range(2))
+        self._pairs: list[Derived] = []
+        packed, paired = (defaultdict[tuple[Any, ...], Derived](Derived) for _ in range(2))
         self._ids: list[list[int] | int] = []
         self._index: dict[int, Tensor] = {}
         self._all_ids: dict[int, Tensor] = {}
@@ -78,7 +78,7 @@ class SlotLogits:
                 torch.cat([unembedding[lo:hi] for lo, hi in ranges]) if len(ranges) > 1 else unembedding[slice(*(ranges or ((0, 0),))[0])]
             )
             self._packed.append(packed[ranges])
-            self._panels.append(paneled[ranges])
+            self._pairs.append(paired[ranges])
             self._ids.append(ranges[0][0] if len(ranges) == 1 else [i for lo, hi in ranges for i in range(lo, hi)])
 
     def __call__(self, states: Float[Tensor, "m d"], slot: int) -> Float[Tensor, "m n"]:
@@ -87,12 +87,12 @@ class SlotLogits:
             return native.linear(states, self._packed[slot].get((weight,), lambda: native.panels(weight.detach())), len(weight))
         return packed_linear(states, self._weights[slot], self._packed[slot])
 
-    def panels(self, slot: int) -> tuple[Float[Tensor, "p d n"], Int[Tensor, " ids"]]:
+    def pairs(self, slot: int) -> tuple[Float[Tensor, "p d2 n 2"], Int[Tensor, " ids"]]:
         """The weights of a slot as :class:`mmtp.nn.refinement.Refinement` reads them, and the ids."""
         weight, ids = self._weights[slot], self._ids[slot]
         if slot not in self._all_ids:
             self._all_ids[slot] = torch.arange(ids, ids + len(weight)) if isinstance(ids, int) else torch.tensor(ids)
-        return self._panels[slot].get((weight,), lambda: native.panels(weight.detach().bfloat16())), self._all_ids[slot]
+        return self._pairs[slot].get((weight,), lambda: native.pairs(weight.detach())), self._all_ids[slot]
 
     def among(self, slot: int, legal: Bool[Tensor, " ids"]) -> Bool[Tensor, " n"]:
         """Which of a text slot's ids are legal, of all vocabulary ids up to the last of text."""

@@ -10,6 +10,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -21,23 +24,14 @@
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t pair;  // two numbers of bfloat16, the first in the lower half
+typedef pair pairs __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-static const int LAYOUT = 4;         // raised with whatever native.py or refinement.py has to lay out or pass otherwise; it has the same number
+static const int LAYOUT = 5;         // raised with whatever native.py or refinement.py has to lay out or pass otherwise; it has the same number
 static const int PANEL = 2 * LANES;  // outputs whose weights stand together: [outputs / PANEL, inputs, PANEL]
 
 static inline vec load(const float *p) { return *(const vec *)p; }
 static inline void store(float *p, vec v) { *(vec *)p = v; }
-
-// Weights of bfloat16, where reading them is what takes the time and rounding matters to nobody.
-typedef uint16_t shorts __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-typedef uint16_t bfloat;
-
-static inline vec load(const bfloat *p) {
-    const ints wide = __builtin_convertvector(*(const shorts *)p, ints) << 16;
-    vec v;
-    memcpy(&v, &wide, sizeof v);
-    return v;
-}
 
 // What the caller lays out; native.py has the same structures.
 struct Sizes {
@@ -76,9 +70,12 @@ struct Window {
 // A layer that refines states (mmtp/models/refiner.py), and what turns them into logits.
 struct Refiner {
     int64_t width, hidden;
-    const bfloat *told, *outward;  // panels [2 hidden] of [state, read, before, token], and panels [width]
-    const float *kind;             // [2, 2 hidden]
-    const float *embedding;        // [ids, width]
+    const pair *told, *outward;  // panels [2 hidden] of [state, before], and panels [width]
+    const pair *tokens[2];       // panels [2 hidden] of the token that a state has read, and of the newest
+    float *met[2];               // [ids, 2 hidden], what these make of the tokens
+    uint8_t *known[2];           // [ids], of which they have made it
+    const float *kind;           // [2, 2 hidden]
+    const float *embedding;      // [ids, width]
     const float *last_norm;
     float eps, last_eps;
 };
@@ -93,7 +90,7 @@ struct Choosing {
 struct Place {
     const float *states[2];  // what is left for it, and what guides that; null where nothing is
     int64_t read, chosen;    // the token that they have read before it, and the index of what was chosen there
-    const bfloat *logits;    // panels of the ids that may stand there
+    const pair *logits;      // panels of the ids that may stand there
     const int64_t *ids;      // [outputs]
     int64_t outputs;
     const float *noise;      // [outputs], or null
@@ -101,6 +98,16 @@ struct Place {
     float *probabilities;    // [outputs], to be written, where the draft is to be a sample of them; or null
     float keep, draw;        // numbers from 0 to below 1 that draw it: whether what was chosen is kept, and what else comes
     float weight;            // of guidance
+};
+
+// What is to be drafted of a row.
+struct Trail {
+    Choosing how;
+    const Place *places;
+    int64_t count, branches;
+    float *before;            // [branches, width]: the state that predicted `newest`; comes to be the last place's
+    int64_t newest, second;   // the last token, and the one before it
+    int64_t *drafts;          // [count], to be written
 };
 
 static inline int64_t place_of(const Window &w, int64_t r) { return w.at ? w.at[r] : r; }
@@ -142,15 +149,15 @@ static inline vec exponential(vec x) {
 }
 
 // Products of R rows with C panels, handed to `put` in vectors.
-template <int R, int C, class W, class Put>
-static inline void tile(const float *x, int64_t stride, const W *w, int64_t inputs, Put put) {
+template <int R, int C, class Put>
+static inline void tile(const float *x, int64_t stride, const float *w, int64_t inputs, Put put) {
     vec sum[R][2 * C];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < 2 * C; c++) sum[r][c] = vec{};
     for (int64_t i = 0; i < inputs; i++)
 #pragma GCC unroll 8
         for (int c = 0; c < C; c++) {
-            const W *at = w + (c * inputs + i) * PANEL;
+            const float *at = w + (c * inputs + i) * PANEL;
             const vec one = load(at), other = load(at + LANES);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
@@ -168,17 +175,17 @@ template <int C>
 constexpr int most_rows() { return (LANES == 16 ? 18 : 12) / (2 * C); }
 
 // A tile of `rows` rows, R at most.
-template <int R, int C, class W, class Put>
-static inline void tile_of(int64_t rows, const float *x, int64_t stride, const W *w, int64_t inputs, Put put) {
+template <int R, int C, class Put>
+static inline void tile_of(int64_t rows, const float *x, int64_t stride, const float *w, int64_t inputs, Put put) {
     if (rows == R) return tile<R, C>(x, stride, w, inputs, put);
     if constexpr (R > 1) tile_of<R - 1, C>(rows, x, stride, w, inputs, put);
 }
 
 // Any number of rows, some panels of a product: in tiles of about equal height, that none is left with a row or two, whose sums would
 // wait for each other. `put(row, panel, ..)`.
-template <int C, class W, class Put>
-static inline void product(const float *x, int64_t rows, int64_t stride, const W *w, int64_t inputs, int64_t panel, Put put) {
-    const W *at = w + panel * inputs * PANEL;
+template <int C, class Put>
+static inline void product(const float *x, int64_t rows, int64_t stride, const float *w, int64_t inputs, int64_t panel, Put put) {
+    const float *at = w + panel * inputs * PANEL;
     for (int64_t r = 0, tiles = (rows + most_rows<C>() - 1) / most_rows<C>(); tiles; tiles--) {
         const int64_t high = (rows - r + tiles - 1) / tiles;
         tile_of<most_rows<C>(), C>(high, x + r * stride, stride, at, inputs, [&](int row, int c, vec one, vec other) {
@@ -190,8 +197,8 @@ static inline void product(const float *x, int64_t rows, int64_t stride, const W
 
 // All outputs of a product, divided among the threads of the team; the fewer rows, the more panels at a time, so that there are sums enough
 // to go on with while one waits for the last.
-template <class W, class Put>
-static inline void linear(const float *x, int64_t rows, int64_t stride, const W *w, int64_t inputs, int64_t outputs, Put put) {
+template <class Put>
+static inline void linear(const float *x, int64_t rows, int64_t stride, const float *w, int64_t inputs, int64_t outputs, Put put) {
     const int64_t panels = (outputs + PANEL - 1) / PANEL, wide = rows == 1 ? 4 : rows <= most_rows<2>() ? 2 : 1, blocks = panels / wide;
 #pragma omp for schedule(static) nowait
     for (int64_t b = 0; b < blocks; b++) {
@@ -216,6 +223,66 @@ static inline void put_row(float *row, int64_t outputs, int64_t panel, vec one, 
         const float value = i < LANES ? one[i] : other[i - LANES];
         at[i] = ADD ? at[i] + value : value;
     }
+}
+
+// Weights of bfloat16, where reading them is what takes the time and rounding matters to nobody: [outputs / PANEL, inputs / 2, PANEL, 2].
+
+static inline uint32_t rounded(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+static inline void pack(const float *x, int64_t n, pair *to) {
+    for (int64_t i = 0; i < n / 2; i++) to[i] = rounded(x[2 * i]) | rounded(x[2 * i + 1]) << 16;
+    if (n % 2) to[n / 2] = rounded(x[n - 1]);
+}
+
+// sum + one of a pair times one of the other + both others' product.
+static inline vec add_products(vec sum, const pair *weights, pair x) {
+    const pairs w = *(const pairs *)weights;
+#ifdef __AVX512BF16__
+    __m512bh own, given;
+    const __m512i all = _mm512_set1_epi32((int)x);
+    memcpy(&own, &w, sizeof own);
+    memcpy(&given, &all, sizeof given);
+    const __m512 more = _mm512_dpbf16_ps((__m512)sum, own, given);
+    return (vec)more;
+#else
+    const pairs low = w << 16, high = w & 0xffff0000u;
+    const pair first = x << 16, second = x & 0xffff0000u;
+    vec one, other;
+    float factor, another;
+    memcpy(&one, &low, sizeof one);
+    memcpy(&other, &high, sizeof other);
+    memcpy(&factor, &first, sizeof factor);
+    memcpy(&another, &second, sizeof another);
+    return sum + one * factor + other * another;
+#endif
+}
+
+template <int C, class Put>
+static inline void narrow_tile(const pair *x, const pair *w, int64_t length, int64_t panel, Put put) {
+    vec sum[2 * C];
+    for (int c = 0; c < 2 * C; c++) sum[c] = vec{};
+    w += panel * length * PANEL;
+    for (int64_t i = 0; i < length; i++)
+#pragma GCC unroll 8
+        for (int c = 0; c < C; c++) {
+            const pair *at = w + (c * length + i) * PANEL;
+            sum[2 * c] = add_products(sum[2 * c], at, x[i]);
+            sum[2 * c + 1] = add_products(sum[2 * c + 1], at + LANES, x[i]);
+        }
+    for (int c = 0; c < C; c++) put(panel + c, sum[2 * c], sum[2 * c + 1]);
+}
+
+// All outputs of one row. `x` is packed.
+template <class Put>
+static inline void narrow(const pair *x, const pair *w, int64_t inputs, int64_t outputs, Put put) {
+    const int64_t panels = (outputs + PANEL - 1) / PANEL, length = (inputs + 1) / 2;
+    int64_t p = 0;
+    for (; p + 4 <= panels; p += 4) narrow_tile<4>(x, w, length, p, put);
+    for (; p < panels; p++) narrow_tile<1>(x, w, length, p, put);
 }
 
 // Norm and rotary position of one query or key, in place.
@@ -309,6 +376,20 @@ static inline void unit(const float *x, float *out, int64_t n, float eps) {
     for (int64_t i = 0; i < n; i++) out[i] = x[i] * scale;
 }
 
+// What a refiner makes of a token in one of its two roles, the first time that it is met. Threads that meet it at once write the same.
+static inline const float *met(const Refiner &z, int role, int64_t token, float *room, pair *packed) {
+    float *made = z.met[role] + token * 2 * z.hidden;
+    if (!__atomic_load_n(z.known[role] + token, __ATOMIC_ACQUIRE)) {
+        unit(z.embedding + token * z.width, room, z.width, z.eps);
+        pack(room, z.width, packed);
+        narrow(packed, z.tokens[role], z.width, 2 * z.hidden, [&](int64_t panel, vec one, vec other) {
+            put_row<false>(made, 2 * z.hidden, panel, one, other);
+        });
+        __atomic_store_n(z.known[role] + token, 1, __ATOMIC_RELEASE);
+    }
+    return made;
+}
+
 static inline int64_t greatest(const float *x, int64_t n) {
     vec most = vec{} - INFINITY;
     int64_t i = 0;
@@ -398,12 +479,64 @@ static inline int64_t choose(const Choosing &how, const Place &p, const float *l
     return redrawn(scores, n, p.drawn_of ? p.chosen : -1, p.drawn_of, p.keep, p.draw);
 }
 
+// Drafts of a row's places in turn.
+static inline void refine(const Refiner &z, const Trail &t, float *work) {
+    const int64_t d = z.width, wide = 2 * z.hidden, branches = t.branches;
+    int64_t newest = t.newest, second = t.second;
+    float *told = work, *up = told + 2 * d, *normed = up + wide, *logits = normed + d;
+    for (int64_t k = 0; k < t.count; k++) {
+        const Place &p = t.places[k];
+        const bool left = p.states[0];
+        int64_t draft = p.chosen;  // as index, at first
+        if (left && p.read == newest) {
+            for (int64_t b = 0; b < branches; b++) memcpy(t.before + b * d, p.states[b], d * sizeof *work);
+        } else {
+            float *guide = logits + p.outputs;
+            pair *packed = (pair *)(guide + p.outputs);
+            const float *kind = z.kind + left * wide;
+            const float *read = met(z, 0, left ? p.read : second, told, packed), *token = met(z, 1, newest, told, packed);
+            for (int64_t b = 0; b < branches; b++) {
+                float *own = t.before + b * d;
+                const float *from = left ? p.states[b] : own;
+                unit(from, told, d, z.eps);
+                unit(own, told + d, d, z.eps);
+                pack(told, 2 * d, packed);
+                for (int64_t i = 0; i < wide; i++) up[i] = kind[i] + read[i] + token[i];
+                narrow(packed, z.told, 2 * d, wide, [&](int64_t panel, vec one, vec other) { put_row<true>(up, wide, panel, one, other); });
+                int64_t i = 0;
+                for (; i + LANES <= z.hidden; i += LANES) {
+                    const vec gate = load(up + i);
+                    store(up + i, gate / (1 + exponential(-gate)) * load(up + z.hidden + i));
+                }
+                for (; i < z.hidden; i++) up[i] = up[i] / (1 + expf(-up[i])) * up[z.hidden + i];
+                pack(up, z.hidden, packed);
+                memmove(own, from, d * sizeof *own);
+                narrow(packed, z.outward, z.hidden, d, [&](int64_t panel, vec one, vec other) { put_row<true>(own, d, panel, one, other); });
+                norm(own, z.last_norm, normed, d, z.last_eps);
+                pack(normed, d, packed);
+                float *to = b ? guide : logits;
+                narrow(packed, p.logits, d, p.outputs, [&](int64_t panel, vec one, vec other) {
+                    put_row<false>(to, p.outputs, panel, one, other);
+                });
+            }
+            // The second branch knows less: logits are u + w (c - u).
+            if (branches > 1)
+                for (int64_t i = 0; i < p.outputs; i++) logits[i] = guide[i] + p.weight * (logits[i] - guide[i]);
+            draft = choose(t.how, p, logits, guide);
+        }
+        draft = p.ids[draft];
+        t.drafts[k] = draft;
+        second = newest;
+        newest = draft;
+    }
+}
+
 extern "C" {
 
 // Sizes tell of most changes by themselves.
 int64_t mmtp_layout(void) { return ((LAYOUT * 1000 + (int64_t)sizeof(Sizes)) * 1000 + sizeof(Block)) * 1000 + sizeof(Window); }
 
-int64_t mmtp_refine_layout(void) { return ((int64_t)sizeof(Refiner) * 1000 + sizeof(Choosing)) * 1000 + sizeof(Place); }
+int64_t mmtp_refine_layout(void) { return ((int64_t)sizeof(Refiner) * 1000 + sizeof(Place)) * 1000 + sizeof(Trail); }
 
 int64_t mmtp_panel(void) { return PANEL; }
 
@@ -532,56 +665,15 @@ void mmtp_redraw(float *scores, int64_t rows, int64_t outputs, const int64_t *dr
     }
 }
 
-// Drafts of places in turn. `before` [branches, width] is the state that predicted `newest`, and comes to be the last place's.
-void mmtp_refine(const Refiner *refiner, const Choosing *how, const Place *places, int64_t count, int64_t branches, float *before,
-                 int64_t newest, int64_t second, int64_t *drafts, float *work) {
-    const Refiner &z = *refiner;
-    const int64_t d = z.width;
-    float *told = work, *up = told + 4 * d, *state = up + 2 * z.hidden, *normed = state + d, *logits = normed + d;
-    for (int64_t k = 0; k < count; k++) {
-        const Place &p = places[k];
-        int64_t draft = p.chosen;  // as index, at first
-        if (p.states[0] && p.read == newest) {
-            for (int64_t b = 0; b < branches; b++) memcpy(before + b * d, p.states[b], d * sizeof *before);
-        } else {
-            float *guide = logits + p.outputs;
-            for (int64_t b = 0; b < branches; b++) {
-                float *own = before + b * d;
-                const float *from = p.states[0] ? p.states[b] : own, *kind = z.kind + (p.states[0] ? 2 * z.hidden : 0);
-                unit(from, told, d, z.eps);
-                unit(z.embedding + (p.states[0] ? p.read : second) * d, told + d, d, z.eps);
-                unit(own, told + 2 * d, d, z.eps);
-                unit(z.embedding + newest * d, told + 3 * d, d, z.eps);
-                memcpy(up, kind, 2 * z.hidden * sizeof *up);
-                linear(told, 1, 4 * d, z.told, 4 * d, 2 * z.hidden, [&](int64_t, int64_t panel, vec one, vec other) {
-                    put_row<true>(up, 2 * z.hidden, panel, one, other);
-                });
-                int64_t i = 0;
-                for (; i + LANES <= z.hidden; i += LANES) {
-                    const vec gate = load(up + i);
-                    store(up + i, gate / (1 + exponential(-gate)) * load(up + z.hidden + i));
-                }
-                for (; i < z.hidden; i++) up[i] = up[i] / (1 + expf(-up[i])) * up[z.hidden + i];
-                memcpy(state, from, d * sizeof *state);
-                linear(up, 1, z.hidden, z.outward, z.hidden, d, [&](int64_t, int64_t panel, vec one, vec other) {
-                    put_row<true>(state, d, panel, one, other);
-                });
-                memcpy(own, state, d * sizeof *own);
-                norm(state, z.last_norm, normed, d, z.last_eps);
-                float *to = b ? guide : logits;
-                linear(normed, 1, d, p.logits, d, p.outputs, [&](int64_t, int64_t panel, vec one, vec other) {
-                    put_row<false>(to, p.outputs, panel, one, other);
-                });
-            }
-            // The second branch knows less: logits are u + w (c - u).
-            if (branches > 1)
-                for (int64_t i = 0; i < p.outputs; i++) logits[i] = guide[i] + p.weight * (logits[i] - guide[i]);
-            draft = choose(*how, p, logits, guide);
-        }
-        draft = p.ids[draft];
-        drafts[k] = draft;
-        second = newest;
-        newest = draft;
+// Drafts of rows, each by one thread. `work` has `room` numbers for each thread.
+void mmtp_refine(const Refiner *refiner, const Trail *trails, int64_t count, float *work, int64_t room, int64_t threads) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < count; i++) {
+        int64_t thread = 0;
+#ifdef _OPENMP
+        thread = omp_get_thread_num();
+#endif
+        refine(*refiner, trails[i], work + thread * room);
     }
 }
 }

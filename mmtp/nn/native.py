@@ -27,7 +27,7 @@ from mmtp.nn.ragged import Ragged
 from mmtp.types import MmtpError
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-LAYOUT = 4  # that of native.cpp
+LAYOUT = 5  # that of native.cpp
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
 
 
@@ -235,6 +235,13 @@ def panels(weight: Float[Tensor, "o i"]) -> Float[Tensor, "p i n"]:
     """A weight with those of some outputs together, input by input."""
     size = library().mmtp_panel()
     return F.pad(weight, (0, 0, 0, -len(weight) % size)).unflatten(0, (-1, size)).transpose(1, 2).contiguous()
+
+
+def pairs(weight: Float[Tensor, "o i"]) -> Float[Tensor, "p i2 n 2"]:
+    """A weight in panels of bfloat16, two inputs together: what products of one row read that need no more."""
+    size = library().mmtp_panel()
+    padded = F.pad(weight.bfloat16(), (0, weight.shape[1] % 2, 0, -len(weight) % size))
+    return padded.unflatten(0, (-1, size)).unflatten(2, (-1, 2)).transpose(1, 2).contiguous()
 
 
 _POINTER = ctypes.c_void_p

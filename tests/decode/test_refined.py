@@ -168,7 +168,7 @@ def test_rejection_makes_of_what_was_chosen_a_sample_of_what_is_refined(kernels:
         ((draft,), embedded) = row.proposals, net.embedding.table.weight
         state = net.refiner(states[0, 1:], embedded[[CODE + 5]], states[0, :1], embedded[[CODE]], torch.tensor([True]))[0]
         q = (net.unembedding.weight[CODE : CODE + 40] @ net.backbone.norm(state)).softmax(0)
-        torch.testing.assert_close(draft.probabilities, q, rtol=0.02, atol=1e-4)
+        torch.testing.assert_close(draft.probabilities, q, rtol=0.05, atol=1e-4)
         chance = min(1.0, float(q[7] / chosen.probabilities[7]))
         assert (draft.token == CODE + 7) == (row.noise.uniforms(end + 1, end + 1).keep < chance)
         kept, expected = kept + (draft.token == CODE + 7), expected + chance
