@@ -304,26 +304,32 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         grads = [torch.zeros_like(f) for f in flat]
         grad_weight = torch.zeros_like(unembedding, dtype=torch.float32)
         total = torch.zeros((), device=unembedding.device)
+        weights: dict[Any, Tensor] = {}
         with torch.autocast(device, enabled=False):
             for item in plan:
                 # A frozen backbone's own loss is measured, its gradients are not needed.
                 learns_state = ctx.needs_input_grad[3:][item.offset]  # BELOW is the last
                 learns_weight = item.learns_weight and ctx.needs_input_grad[0]
-                weight = torch.cat([unembedding[low:high] for low, high in item.ranges]).to(dtype)
+                if item.ranges not in weights:  # the same at all offsets
+                    weights[item.ranges] = torch.cat([unembedding[low:high] for low, high in item.ranges]).to(dtype)
+                weight = weights[item.ranges]
                 for start in range(0, len(item.rows), chunk_rows):
                     rows = item.rows[start : start + chunk_rows]
                     target = item.targets[start : start + chunk_rows].unsqueeze(1)
                     x = flat[item.offset][rows].to(dtype)
                     logits = (x @ weight.T).float()
-                    normaliser = logits.logsumexp(1, keepdim=True)
-                    picked = logits.gather(1, target)
-                    item.correct += int((picked >= logits.amax(1, keepdim=True)).sum())
+                    top, picked = logits.amax(1, keepdim=True), logits.gather(1, target)
+                    item.correct += int((picked >= top).sum())
+                    logits.sub_(top)
+                    shares = logits.exp() if item.distill else logits.exp_()  # in proportion to probabilities
+                    sums = shares.sum(1, keepdim=True)
+                    normaliser = top + sums.log()
                     loss = (normaliser - picked).sum()
                     item.total += float(loss)
-                    logits.sub_(normaliser)
                     wanted = None
                     if item.distill:
                         wanted = (flat[0][item.next_rows[start : start + chunk_rows]].to(dtype) @ weight.T).float().log_softmax(1)
+                        logits.sub_(sums.log())
                         divergence = F.kl_div(logits, wanted, reduction="sum", log_target=True)
                         item.divergence += float(divergence)
                         item.overlap += float(torch.minimum(logits, wanted).exp_().sum())
@@ -332,7 +338,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
                     if not (learns_state or learns_weight):
                         continue
                     # d/dlogits of  w [(1 - a) (lse - x_target) + a KL] + z lse^2  =  (w + 2 z lse) softmax - w [(1 - a) onehot + a wanted]
-                    grad = logits.exp_().mul_(item.weight + 2 * item.z_weight * normaliser)
+                    grad = shares.mul_((item.weight + 2 * item.z_weight * normaliser) / sums)
                     grad.scatter_add_(1, target, torch.full_like(picked, -item.weight * (1 - item.distill)))
                     if wanted is not None:
                         grad.sub_(wanted.exp_(), alpha=item.weight * item.distill)
