@@ -30,8 +30,8 @@ class DraftsByMedium:
     Attributes:
         text: drafts where words stand, and may go on into what follows them. None takes the model's n-grams, or where it has none its
             refiner, if that has learnt words, else its head; a model without any of them drafts no words.
-        codes: drafts codes, and what the grammar leaves no choice about. None takes the model's refiner where it has learnt codes
-            and passes are not compiled, which take little longer than a refined draft; else what the pass before chose.
+        codes: drafts codes, and what the grammar leaves no choice about. None takes the model's refiner where it has learnt codes; else
+            what the pass before chose.
     """
 
     text: Drafts | None = None
@@ -42,7 +42,7 @@ class DraftsByMedium:
 
     def begin(self, chooser: Chooser, num_lanes: int, capacity: int, exact: bool = False) -> Drafter:
         of = chooser.model
-        ways = (self._text(of), self._text(of).length(of)), (self._codes(of, chooser.compiled), self._most_codes(of))
+        ways = (self._text(of), self._text(of).length(of)), (self._codes(of), self._most_codes(of))
         text, codes = (way.begin(chooser, num_lanes, capacity, exact) if most else None for way, most in ways)
         return _DrafterByMedium(chooser, text, codes)
 
@@ -53,11 +53,10 @@ class DraftsByMedium:
             return NGramDrafts()
         return RefinedDrafts() if model.refiner is not None and Modality.TEXT in model.refiner.media else HeadDrafts(rows=False)
 
-    def _codes(self, model: Step, compiled: bool = False) -> Drafts:
+    def _codes(self, model: Step) -> Drafts:
         if self.codes is not None:
             return self.codes
-        learnt = not compiled and model.refiner is not None and model.refiner.media - {Modality.TEXT}
-        return RefinedDrafts() if learnt else JacobiDrafts()
+        return RefinedDrafts() if model.refiner is not None and model.refiner.media - {Modality.TEXT} else JacobiDrafts()
 
     def _most_codes(self, model: Step) -> int:
         """Drafts of codes at most; a vocabulary without any needs no room for them."""

@@ -105,7 +105,7 @@ class NGrams:
         key, known = 0, dict[int, float]()
         for token in reversed(context):
             key = (key * _MULTIPLIER + token + 1) & _BITS
-            at = int(np.searchsorted(self.keys, np.uint64(key)))
+            at = int(self.keys.searchsorted(np.uint64(key)))
             if at == len(self.keys) or self.keys[at] != key:
                 break
             first, end = self.starts[at], self.starts[at + 1]
