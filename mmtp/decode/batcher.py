@@ -442,7 +442,8 @@ class Batcher:
                 guide = None if row.branch is None else row.branch.guide(j, last[row.branch.index] + j)
                 draft = row.proposals[j] if j < len(row.proposals) else None
                 place = len(row.tokens) + j
-                wanted.append(Choice(row, last[row.index] + j, state.slot, place, guide, row.weight(state), draft, row.answer(j)))
+                weight = 1.0 if guide is None else row.weight(state)
+                wanted.append(Choice(row, last[row.index] + j, state.slot, place, guide, weight, draft, row.answer(j)))
         chosen = self.chooser.pick(self.chooser.model.backbone.norm, hidden, wanted, self.exact)
         tokens = [choice.token for choice in chosen]
         counts, writing = [length if lane.reading else 0 for lane, length in zip(lanes, read, strict=True)], []

@@ -194,7 +194,8 @@ class RefinedDrafter(KeepsNothing):
         ahead, place = row.draft_states[-1].copy(), len(row.tokens) + len(row.drafts)
         modality = self.chooser.slots[ahead.slot].modality
         settings, guided = row.sampling.of(modality), len(lanes) > 1
-        slot, weights, ids = -1, torch.empty(0), torch.empty(0)
+        slot = any_token = -1
+        weights = ids = torch.empty(0)
         places: list[Place] = []
         lefts: list[_Left | None] = []
         slots: list[int] = []
@@ -203,7 +204,7 @@ class RefinedDrafter(KeepsNothing):
                 slot = ahead.slot
                 if ahead.done or not self._drafted[slot] or self.chooser.slots[slot].modality is not modality:
                     break
-                weights, ids = logits.pairs(slot)
+                (weights, ids), any_token = logits.pairs(slot), self._any(slot)
             left, states, read, chosen, drawn_of, noise, uniforms = trail.left_for(place, slot, len(lanes)), (), 0, 0, None, None, None
             if left is not None:
                 states, read, chosen = left.states[: len(lanes)], left.read, logits.local(slot, left.chosen.token)
@@ -212,11 +213,11 @@ class RefinedDrafter(KeepsNothing):
                 numbers = row.noise.uniforms(place, len(row.tokens))
                 uniforms = numbers.keep, numbers.draft
             elif settings.temperature:
-                noise = row.noise.at(place, len(ids))
+                noise = row.noise.at(place, ids.shape[0])
             places.append(Place(weights, ids, row.weight(ahead) if guided else 1.0, states, read, chosen, drawn_of, noise, uniforms))
             lefts.append(left)
             slots.append(slot)
-            ahead.push(self._any(slot))
+            ahead.push(any_token)
             place += 1
         if not places:
             return None

@@ -132,7 +132,7 @@ class Refinement:
         befores = [torch.stack(list(trail.before)).float() for trail in trails]
         drafts = [torch.empty(len(trail.places), dtype=torch.long) for trail in trails]
         kept = [[[_plain(state) for state in place.states] for place in trail.places] for trail in trails]
-        asked = [[None if place.uniforms is None else torch.empty(len(place.ids)) for place in trail.places] for trail in trails]
+        asked = [[None if place.uniforms is None else torch.empty(place.ids.shape[0]) for place in trail.places] for trail in trails]
         given = (_Trail * len(trails))()
         for row, trail, before, ids, states, wanted in zip(given, trails, befores, drafts, kept, asked, strict=True):
             sharpness = 1 / trail.temperature if trail.temperature else 1
@@ -141,7 +141,7 @@ class Refinement:
                 *(
                     _Place(
                         (_POINTER * 2)(*[state.data_ptr() for state in own]), place.read, place.chosen, place.logits.data_ptr(),
-                        place.ids.data_ptr(), len(place.ids), _address(place.noise), _address(place.drawn_of), _address(probabilities),
+                        place.ids.data_ptr(), place.ids.shape[0], _address(place.noise), _address(place.drawn_of), _address(probabilities),
                         *(place.uniforms or (0, 0)), place.weight,
                     )
                     for place, own, probabilities in zip(trail.places, states, wanted, strict=True)
@@ -150,7 +150,7 @@ class Refinement:
             row.__init__(
                 (sharpness, *cuts), places, len(places), len(before), before.data_ptr(), trail.newest, trail.second, ids.data_ptr()
             )
-        room = 4 * self.width + 3 * self.hidden + 2 * max((len(place.ids) for trail in trails for place in trail.places), default=0) + 1
+        room = 4 * self.width + 3 * self.hidden + 2 * max((place.ids.shape[0] for trail in trails for place in trail.places), default=0) + 1
         threads = min(threads, len(trails))
         work = torch.empty(max(1, threads) * room)
         self._run(self._refiner, given, len(trails), work.data_ptr(), room, threads)

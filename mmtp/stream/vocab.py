@@ -148,12 +148,12 @@ class Slot:
     generable: tuple[Range, ...]
     expected: str
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of legal ids."""
         return sum(hi - lo for lo, hi in self.ranges)
 
-    @property
+    @cached_property
     def forced(self) -> int | None:
         """The one legal id where there is only one, else None."""
         return self.ranges[0][0] if self.size == 1 else None
