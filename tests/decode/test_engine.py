@@ -267,11 +267,11 @@ def test_rejection_samples_from_the_models_distribution(
     # Drafts of the row above follow two others: cooler, so that these stand often enough.
     sampling = replace(REJECTION, guidance=guidance, temperature=5.0 if place == "text" else 2.5)
     wanted = probabilities(net, prefix, sampling, length)
-    assert deviation(sampled(net, prefix, sampling, 800, length), wanted) < 1
+    assert deviation(sampled(net, prefix, sampling, 400, length), wanted) < 1
     if place == "text":  # Where a sample of p, not of the residual, takes the place of a refused draft, it shows at once.
         monkeypatch.setattr("mmtp.nn.native.usable", lambda: False)
         monkeypatch.setattr("mmtp.decode.sample._residual", lambda p, drawn: p)
-        assert deviation(sampled(net, prefix, sampling, 800, length), wanted) > 1.5
+        assert deviation(sampled(net, prefix, sampling, 400, length), wanted) > 1.5
 
 
 @settings(max_examples=3, deadline=None)
