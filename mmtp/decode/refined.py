@@ -74,7 +74,7 @@ class _Left(NamedTuple):
     states: list[Float[Tensor, " d"]]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Trail:
     """Where the drafts of a row stand.
 
