@@ -205,16 +205,16 @@ class RefinedDrafter(KeepsNothing):
                 if ahead.done or not self._drafted[slot] or self.chooser.slots[slot].modality is not modality:
                     break
                 (weights, ids), any_token = logits.pairs(slot), self._any(slot)
-            left, states, read, chosen, drawn_of, noise, uniforms = trail.left_for(place, slot, len(lanes)), (), 0, 0, None, None, None
+            how, left = Place(weights, ids, row.weight(ahead) if guided else 1.0), trail.left_for(place, slot, len(lanes))
             if left is not None:
-                states, read, chosen = left.states[: len(lanes)], left.read, logits.local(slot, left.chosen.token)
-                drawn_of = left.chosen.probabilities
+                chosen = logits.local(slot, left.chosen.token)
+                how = how._replace(states=left.states[: len(lanes)], read=left.read, chosen=chosen, drawn_of=left.chosen.probabilities)
             if settings.rejects:
                 numbers = row.noise.uniforms(place, len(row.tokens))
-                uniforms = numbers.keep, numbers.draft
+                how = how._replace(uniforms=(numbers.keep, numbers.draft))
             elif settings.temperature:
-                noise = row.noise.at(place, ids.shape[0])
-            places.append(Place(weights, ids, row.weight(ahead) if guided else 1.0, states, read, chosen, drawn_of, noise, uniforms))
+                how = how._replace(noise=row.noise.at(place, ids.shape[0]))
+            places.append(how)
             lefts.append(left)
             slots.append(slot)
             ahead.push(any_token)
@@ -226,7 +226,7 @@ class RefinedDrafter(KeepsNothing):
         return _Plan(lefts, slots, Trail(trail.before[: len(lanes)], newest, second, places, settings.temperature, *cuts))
 
     def _take(self, trail: _Trail, plan: _Plan, found: Drafted) -> None:
-        """Adds what was drafted of a row, as far as it stands to reason."""
+        """Adds what was drafted of a row, as far as it fits behind what stands by then, and still pays."""
         row, newest, trail.before = trail.row, plan.asked.newest, list(found.before)
         making_any = self._making(row)
         for left, slot, token, probabilities in zip(plan.lefts, plan.slots, found.tokens, found.probabilities, strict=True):

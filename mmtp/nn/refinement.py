@@ -134,7 +134,7 @@ class Refinement:
         kept = [[[_plain(state) for state in place.states] for place in trail.places] for trail in trails]
         asked = [[None if place.uniforms is None else torch.empty(place.ids.shape[0]) for place in trail.places] for trail in trails]
         given = (_Trail * len(trails))()
-        for row, trail, before, ids, states, wanted in zip(given, trails, befores, drafts, kept, asked, strict=True):
+        for i, (trail, before, ids, states, wanted) in enumerate(zip(trails, befores, drafts, kept, asked, strict=True)):
             sharpness = 1 / trail.temperature if trail.temperature else 1
             cuts = (trail.top_p, trail.min_p, trail.top_k) if trail.temperature else (1, 0, 0)
             places = (_Place * len(trail.places))(
@@ -147,8 +147,8 @@ class Refinement:
                     for place, own, probabilities in zip(trail.places, states, wanted, strict=True)
                 )
             )  # fmt: skip
-            row.__init__(
-                (sharpness, *cuts), places, len(places), len(before), before.data_ptr(), trail.newest, trail.second, ids.data_ptr()
+            given[i] = _Trail(
+                _Choosing(sharpness, *cuts), places, len(places), len(before), before.data_ptr(), trail.newest, trail.second, ids.data_ptr()
             )
         room = 4 * self.width + 3 * self.hidden + 2 * max((place.ids.shape[0] for trail in trails for place in trail.places), default=0) + 1
         threads = min(threads, len(trails))

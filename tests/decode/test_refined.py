@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -242,9 +243,9 @@ def test_codes_of_several_codebooks_are_drafted_each_by_its_own(kernels: str) ->
 
 def test_codes_are_refined_by_default_where_there_is_a_refiner(net: UnifiedModel) -> None:
     bare = model(depth=0).eval()
-    for each, way in ((net, RefinedDrafts()), (bare, JacobiDrafts())):
-        named = Engine(each, draft_cost=0, drafts=DraftsByMedium(codes=way)).generate(PICTURE, Sampling(), 14)
-        default = Engine(each, draft_cost=0).generate(PICTURE, Sampling(), 14)
+    for (each, way), compiled in product(((net, RefinedDrafts()), (bare, JacobiDrafts())), (False, True)):
+        named = Engine(each, draft_cost=0, drafts=DraftsByMedium(codes=way), compile=compiled).generate(PICTURE, Sampling(), 14)
+        default = Engine(each, draft_cost=0, compile=compiled).generate(PICTURE, Sampling(), 14)
         assert default.stats.drafted == named.stats.drafted and default.stats.drafted.total()
     with pytest.raises(DecodeError, match=r"drafts by a refiner: the model has none; make one with mmtp refiner"):
         Engine(bare, drafts=RefinedDrafts())
