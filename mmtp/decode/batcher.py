@@ -1,11 +1,11 @@
 """Continuous batching: requests join a running batch when there is room, and leave it when they are done (Yu et al. 2022, Orca).
 
-Rows take the first lanes of the cache, a guided row two. What joins reads its prompt in chunks, in passes that all rows that read take
-together, and then takes part in the common one, which runs between chunks: so nobody waits for a long prompt (Agrawal et al. 2024,
-Sarathi-Serve, arXiv 2403.02310, section 4.2, with two passes in the place of a hybrid one, whose rows would be padded to the chunk).
-What leaves gives its lane to the last row, so that a pass is always of just the lanes in use. What a lane held stays behind it
-until the lane is needed, and with it the keys and values of prompts that others may begin with: a row that joins copies what it has in
-common with one that is there, or was lately, and reads the rest. Whatever comes and goes, a row's output is that of its solo run.
+Rows take the first lanes of the cache, a guided row two. What joins reads its prompt in chunks, each in a pass of all that read and of the
+rows that run: so nobody waits for a long prompt (Agrawal et al. 2024, Sarathi-Serve, arXiv 2403.02310, section 4.2). Where a pass would
+pad all lanes to the chunk, those that read have one for themselves, and the rows that run take turns with it. What leaves gives its lane
+to the last row, so that a pass is always of just the lanes in use. What a lane held stays behind it until the lane is needed, and with it
+the keys and values of prompts that others may begin with: a row that joins copies what it has in common with one that is there, or was
+lately, and reads the rest. Whatever comes and goes, a row's output is that of its solo run.
 """
 
 import time
@@ -104,6 +104,7 @@ class Batcher:
         self.cache = chooser.new_cache(model.config.backbone.num_caches, lanes, capacity, exact)
         self.drafter = drafts.begin(chooser, lanes, capacity, exact) if drafts and window > 1 else None
         self._keepers: list[KVCache | Drafter] = [self.cache, *([self.drafter] if self.drafter is not None else [])]
+        self._hybrid = chooser.leaves_out_padding(exact) and (self.drafter is None or not self.drafter.pads)
         self.prompt_tokens = self.copied_tokens = 0
         self._number = 0
         self._experiences = WeakValueDictionary[Sampling, Experience]()
@@ -160,16 +161,14 @@ class Batcher:
 
     @torch.inference_mode()
     def step(self) -> list[Row]:
-        """Lets rows join, reads a chunk of the prompts of those that have, and runs one pass of all whose prompts are read.
+        """Lets rows join, reads a chunk of the prompts of those that have, and makes choices for all whose prompts are read.
 
         Returns:
             The rows that have ended since the last step, cancelled ones left out.
         """
         if self._waiting:
             self._admit()
-        if self._reading:
-            self._read()
-        if self._rows:
+        if not (self._reading and self._read()) and self._rows:
             self._pass(self._rows, self._lanes[: self._running])
             self._release()
         ended, self._ended = self._ended, []
@@ -231,14 +230,33 @@ class Batcher:
                 self._lanes.append(lane)
             self._reading.append(row)
 
-    def _read(self) -> None:
-        """A pass over the next chunks of prompts, the first of all, and of those after it as many as fit beside it."""
-        first = self._running
-        lanes = self._lanes[first:]
-        most = max(self.chunk // len(lanes), 1)
+    def _read(self) -> bool:
+        """A pass over the next chunks of prompts. Returns whether the rows that run took part."""
+        running = self._lanes[: self._running] if self._hybrid else []
+        rows, ends = self._chunks(running)
+        if running and not rows:  # the cache has no room for both at once
+            running = []
+            rows, ends = self._chunks(running)
+        first, count = self._running - len(running), len(running) + len(ends)
+        lanes = self._lanes[first : first + count]
+        for lane in lanes:
+            lane.index -= first
+        self._focus(first, count)
+        self._pass([*self._rows, *rows] if running else rows, lanes, [len(lane.tokens) for lane in running] + ends)
+        for lane in lanes:
+            lane.index += first
+        self._release()
+        return bool(running)
+
+    def _chunks(self, running: list[Lane]) -> tuple[list[Row], list[int]]:
+        """The first of the rows that read, and of those after it as many as fit beside it and what runs; and how far each of their lanes is
+        to be read. Alone, the first always fits.
+        """
+        most = max(self.chunk // (len(self._lanes) - self._running), 1)
         rows: list[Row] = []
         ends: list[int] = []
-        begin = widest = 0
+        begin = max((self.cache.held(lane.index) for lane in running), default=0)
+        widest = max(self._width, 2 + self._most_forced) if running else 0
         for row in self._reading:
             starts = [self.cache.held(lane.index) for lane in row.lanes]
             stops = [start if lane.rests else lane.chunk_end(start, most) for lane, start in zip(row.lanes, starts, strict=True)]
@@ -247,20 +265,13 @@ class Batcher:
                 # The last tokens of row and branch are read together: they predict what comes next.
                 stops = [a if b == len(lane.tokens) else b for lane, a, b in zip(row.lanes, starts, stops, strict=True)]
             begin, widest = max(begin, *starts), max(widest, *(b - a for a, b in zip(starts, stops, strict=True)))
-            if rows and begin + exact_width(widest) + self._ahead > self.cache.limit:
+            if (rows or running) and begin + exact_width(widest) + self._ahead > self.cache.limit:
                 break
             for lane in row.lanes:
                 lane.reading = reading
             rows.append(row)
             ends += stops
-        lanes = lanes[: len(ends)]
-        for lane in lanes:
-            lane.index -= first
-        self._focus(first, len(lanes))
-        self._pass(rows, lanes, ends)
-        for lane in lanes:
-            lane.index += first
-        self._release()
+        return rows, ends
 
     def _source(self, row: Row) -> tuple[Row | None, int]:
         """The row that has most in common with one that waits, and how many tokens of it are worth a copy."""

@@ -74,6 +74,10 @@ class _DrafterByMedium:
     def lookahead(self) -> int:
         return max((drafter.lookahead for drafter in self.both), default=0)
 
+    @property
+    def pads(self) -> bool:
+        return any(drafter.pads for drafter in self.both)
+
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
         words = [row for row in rows if not row.done and self._in_words(row)]
         codes = [row for row in rows if not row.done and not self._in_words(row)]

@@ -77,16 +77,18 @@ class Chooser:
         shape = (layers, lanes, backbone.num_kv_heads, backbone.head_dim, capacity)
         return KVCache(*shape, self.device, self.dtype, block, self.cache, self.compiled, backbone.window, spare)
 
-    def widths(self, windows: Sequence[Sequence[int]], exact: bool) -> list[int] | None:
-        """Tokens of the lanes of a pass, where the model can leave out the padding behind them.
+    def leaves_out_padding(self, exact: bool) -> bool:
+        """Whether passes compute nothing for the padding behind lanes.
 
         Args:
-            windows: tokens of every lane.
             exact: whether states are to be the same bits in every pass, for which those of torch have to be as wide.
         """
         backbone = self.model.backbone
-        leaves_out = self.compiled or not (exact or backbone.num_experts or backbone.cross)
-        return [len(window) for window in windows] if leaves_out else None
+        return self.compiled or not (exact or backbone.num_experts or backbone.cross)
+
+    def widths(self, windows: Sequence[Sequence[int]], exact: bool) -> list[int] | None:
+        """Tokens of the lanes of a pass, where the padding behind them is left out."""
+        return [len(window) for window in windows] if self.leaves_out_padding(exact) else None
 
     def pick(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[Draft]:
         """Chooses a token at every wanted place.

@@ -59,7 +59,7 @@ class _ModelDrafter:
     lookahead = 0
 
     def __init__(self, chooser: Chooser, max_drafts: int, num_lanes: int, capacity: int, exact: bool, making: float) -> None:
-        self.chooser, self.max_drafts, self.making = chooser, max_drafts, making
+        self.chooser, self.max_drafts, self.making, self.pads = chooser, max_drafts, making, not chooser.leaves_out_padding(exact)
         # A pass is as wide as the longest unread end, and begins behind the longest lane.
         layers = chooser.model.config.backbone.num_caches
         self.cache = chooser.new_cache(layers, num_lanes, 2 * (capacity + exact_width(max_drafts + 1)), exact, max_drafts)

@@ -30,6 +30,11 @@ class Drafter(Protocol):
         """How many tokens behind a place what is kept of the place may hang on."""
         ...
 
+    @property
+    def pads(self) -> bool:
+        """Whether a lane that reads a prompt makes the passes of its own as wide for all others in focus."""
+        ...
+
     def propose(self, rows: list[Row], lanes: list[Lane], hidden: Float[Tensor, "b s d"], counts: list[int], least: int) -> None:
         """Adds drafts to rows that go on, by :meth:`mmtp.decode.rows.Row.take_draft`, as long as they want them at what making one takes.
         Where a row wants none it does no work for it.
@@ -74,7 +79,7 @@ class Drafter(Protocol):
 class KeepsNothing:
     """What a :class:`Drafter` does by lanes if it keeps nothing between passes: nothing."""
 
-    lookahead = 0
+    lookahead, pads = 0, False
 
     def restart(self, lane: int) -> None: ...
 
@@ -177,6 +182,10 @@ class HeadDrafter:
     @property
     def lookahead(self) -> int:
         return self.depth if self.chooser.model.head.num_caches else 0
+
+    @property
+    def pads(self) -> bool:
+        return self.chooser.model.head.num_caches > 0 and not self.chooser.compiled
 
     def restart(self, lane: int) -> None:
         self.cache.lengths[lane] = 0

@@ -63,6 +63,10 @@ class _JacobiDrafter:
     def lookahead(self) -> int:
         return 0 if self.first is None else self.first.lookahead
 
+    @property
+    def pads(self) -> bool:
+        return self.first is not None and self.first.pads
+
     def restart(self, lane: int) -> None:
         if self.first is not None:
             self.first.restart(lane)

@@ -63,7 +63,7 @@ class _Index:
 class _LookupDrafter:
     """An index of each row."""
 
-    lookahead = 0
+    lookahead, pads = 0, False
 
     def __init__(self, source: LookupDrafts, slots: Sequence[Slot], num_lanes: int) -> None:
         self.source, self.slots = source, slots

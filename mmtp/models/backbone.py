@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 import mmtp.config
-from mmtp.nn.attention import LayerCache, fold_mask
+from mmtp.nn.attention import LayerCache, Masks, fold_mask
 from mmtp.nn.block import Block
 from mmtp.nn.cross import CrossBlock
 from mmtp.nn.experts import ExpertBlock, Routes
@@ -197,17 +197,22 @@ class Backbone(nn.Module):
             assert routes is None and context is None
             x, positions = ragged.pack(x), ragged.pack(positions)
         angles = self.rope(positions)
+        may: Masks = mask
         if caches is not None and isinstance(mask, Tensor):
-            mask = fold_mask(mask, self.config.num_heads // self.config.num_kv_heads, x.dtype)
+            groups = self.config.num_heads // self.config.num_kv_heads
+            if ragged is None:
+                may = fold_mask(mask, groups, x.dtype)
+            else:
+                may = [fold_mask(mask[band.lanes, :, : band.ragged.width], groups, x.dtype) for band in ragged.bands]
         elif isinstance(mask, Windows):
-            mask = mask.biased(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype)
+            may = mask.biased(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype)
         own = () if routes is None else (routes,)
         every, (vectors, seen) = self.config.cross_attention_every, (None, None) if context is None else (context.vectors, context.mask)
         for i, block in enumerate(self.blocks):
             if every and (i + 1) % every == 0:
                 n = i // every
                 x = self.cross[n](x, vectors, seen, None if caches is None else caches[len(self.blocks) + n])
-            x = block(x, angles, mask, None if caches is None else caches[i], *own)
+            x = block(x, angles, may, None if caches is None else caches[i], *own)
         return x if ragged is None else ragged.spread(x)
 
     def _compiled(self) -> Program:

@@ -21,11 +21,13 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from mmtp.nn.linear import Derived, Linear
 from mmtp.nn.native import Held
 from mmtp.nn.norm import RMSNorm
-from mmtp.nn.ragged import Ragged
+from mmtp.nn.ragged import Band, Ragged
 from mmtp.nn.rope import Angles, rotate
 from mmtp.nn.windows import Windows, additive
 
 Mask = Bool[Tensor, "lanes #h asking t"] | Float[Tensor, "lanes #h gs t"] | BlockMask | Windows | None
+Masks = Mask | list[Float[Tensor, "_ #h _ t"]]
+"""Of a pass of decoding whose padding is left out, one for each band."""
 
 LONGEST = 512
 """Keys up to which scores are multiplied out in training on a CPU in bfloat16."""
@@ -88,7 +90,7 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "b s d"],
         angles: Angles,
-        mask: Mask,
+        mask: Masks,
         cache: LayerCache | None = None,
         *routes: Any,
         anchors: Int[Tensor, "b n"] | None = None,
@@ -98,13 +100,15 @@ class Attention(nn.Module):
         Args:
             x: normalised input.
             angles: rotary cosines and sines of the positions.
-            mask: True where a position may look; or, in decoding, what :func:`fold_mask` makes of that.
+            mask: True where a position may look; or, in decoding, what :func:`fold_mask` makes of that, of each band where padding is left
+                out.
             cache: None in training, where positions attend to this pass alone.
             routes: what the projections are told beside their input, where there are several of each (:mod:`mmtp.nn.experts`).
             anchors: positions that alone attend, to all; ``mask`` is theirs. None for all.
         """
         if cache is not None and not routes:
             return self._extend(x, angles, mask, cache)
+        assert not isinstance(mask, list)
         h, k = self.num_heads, self.num_kv_heads
         asking = angles
         if anchors is None:
@@ -122,7 +126,7 @@ class Attention(nn.Module):
             key, value = cache.update(key, value)
         return self.out(rearrange(attend(q, key, value, mask), "b h s hd -> b s (h hd)"), *routes)
 
-    def _extend(self, x: Float[Tensor, "b s d"], angles: Angles, mask: Mask, cache: LayerCache) -> Float[Tensor, "b s d"]:
+    def _extend(self, x: Float[Tensor, "b s d"], angles: Angles, mask: Masks, cache: LayerCache) -> Float[Tensor, "b s d"]:
         """The same for the few positions of a pass of decoding, in as few calls as there can be: queries and keys as one."""
         h, k, hd = self.num_heads, self.num_kv_heads, self.head_dim
         b, s, _ = x.shape
@@ -134,12 +138,18 @@ class Attention(nn.Module):
             heads = torch.rms_norm(heads, (hd,), None, self.eps).mul_(gains)
         q, key = rotate(heads, angles).to(joined.dtype).transpose(1, 2).split((h, k), dim=1)
         keys, values = cache.update(key, joined.narrow(2, h + k, k).transpose(1, 2))
-        if (ragged := cache.ragged) is not None:
-            q = ragged.spread(q.transpose(1, 2)).transpose(1, 2)
-        read = attend(q, keys, values, mask).transpose(1, 2)
-        if ragged is not None:
-            read = ragged.pack(read)
+        if isinstance(mask, list):
+            assert cache.ragged is not None
+            read = torch.cat([self._band(band, q, keys, values, own) for band, own in zip(cache.ragged.bands, mask, strict=True)], 1)
+        else:
+            read = attend(q, keys, values, mask).transpose(1, 2)
         return self.out(read.reshape(b, s, h * hd))
+
+    @staticmethod
+    def _band(band: Band, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Float[Tensor, "1 n h hd"]:
+        """What the tokens of some lanes read."""
+        asking = band.ragged.spread(q[:, :, band.tokens].transpose(1, 2)).transpose(1, 2)
+        return band.ragged.pack(attend(asking, keys[band.lanes], values[band.lanes], mask).transpose(1, 2))
 
     def _join(self, q: Float[Tensor, " hd"], k: Float[Tensor, " hd"]) -> Float[Tensor, "n hd"]:
         """Gains of every query and key head."""

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmtp.nn.attention import Attention, LayerCache, Mask, gather
+from mmtp.nn.attention import Attention, LayerCache, Masks, gather
 from mmtp.nn.mlp import SwiGLU
 from mmtp.nn.native import Weights
 from mmtp.nn.norm import RMSNorm
@@ -70,7 +70,7 @@ class Block(Layer):
         self,
         x: Float[Tensor, "b s d"],
         angles: Angles,
-        mask: Mask,
+        mask: Masks,
         cache: LayerCache | None = None,
         *,
         anchors: Int[Tensor, "b n"] | None = None,

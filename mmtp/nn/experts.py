@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmtp.nn.attention import Attention, LayerCache, Mask
+from mmtp.nn.attention import Attention, LayerCache, Masks
 from mmtp.nn.block import Block
 from mmtp.nn.linear import Linear
 from mmtp.nn.mlp import SwiGLU
@@ -140,7 +140,7 @@ class ExpertBlock(Block):
         self,
         x: Float[Tensor, "b s d"],
         angles: Angles,
-        mask: Mask,
+        mask: Masks,
         cache: LayerCache | None = None,
         routes: Routes | None = None,
         *,

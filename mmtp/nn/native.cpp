@@ -2,7 +2,7 @@
 //
 // Every number is computed by the same operations in the same order whatever stands beside it: a position gets the same bits in a pass of
 // one and of many, alone and in a batch. So sums run over inputs one by one, in vectors across outputs; what reduces a row does so in the
-// fixed lanes of `dot`; and keys that a mask hides are left out, or add exact zeros.
+// fixed lanes of `dot` or `match`; and keys that a mask hides add exact zeros.
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -10,6 +10,8 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+
+#include <utility>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
@@ -296,10 +298,22 @@ static inline void place(float *head, const float *gain, const float *cos, const
     }
 }
 
-// Softmax over scores [first, last), in place; entries with `hidden` are 0 afterwards.
+static inline float highest(const float *x, int64_t n) {
+    vec most = vec{} - INFINITY;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        const vec each = load(x + i);
+        most = each > most ? each : most;
+    }
+    float top = -INFINITY;
+    for (int j = 0; j < LANES; j++) top = most[j] > top ? most[j] : top;
+    for (; i < n; i++) top = x[i] > top ? x[i] : top;
+    return top;
+}
+
+// Softmax over scores, in place; those of -inf become 0.
 static inline void softmax(float *scores, int64_t count, float factor) {
-    float most = -INFINITY;
-    for (int64_t t = 0; t < count; t++) most = scores[t] > most ? scores[t] : most;
+    const float most = highest(scores, count);
     vec sums = {};
     int64_t t = 0;
     for (; t + LANES <= count; t += LANES) {
@@ -336,6 +350,84 @@ static inline void softmaxes(float *scores, float *one, int64_t count, const int
     memcpy(scores, one + count, count * sizeof *scores);
 }
 
+// Of two vectors, sums of lanes that lie STEP apart: of the first where a lane's number lacks that bit, of the other where it has it.
+template <int STEP, int... L>
+static inline vec joined(vec a, vec b, std::integer_sequence<int, L...>) {
+#ifdef __clang__
+    return __builtin_shufflevector(a, b, (L & STEP ? LANES + L : L)...) +
+           __builtin_shufflevector(a, b, (L & STEP ? LANES + (L ^ STEP) : L ^ STEP)...);
+#else
+    const ints own = {(L & STEP ? LANES + L : L)...}, other = {(L & STEP ? LANES + (L ^ STEP) : L ^ STEP)...};
+    return __builtin_shuffle(a, b, own) + __builtin_shuffle(a, b, other);
+#endif
+}
+
+// The sum of each of LANES vectors, in its lane.
+template <int STEP = LANES / 2>
+static inline vec sums(vec *each) {
+#pragma GCC unroll 16
+    for (int j = 0; j < STEP; j++) each[j] = joined<STEP>(each[j], each[j + STEP], std::make_integer_sequence<int, LANES>{});
+    if constexpr (STEP > 1) return sums<STEP / 2>(each);
+    return each[0];
+}
+
+// Products of a query with as many keys as there are lanes; with the last of fewer in place of those that are missing.
+template <bool MISSING>
+static inline vec match(const float *query, const float *keys, int64_t hd, int64_t count) {
+    auto key = [&](int64_t j) { return keys + (MISSING && j >= count ? count - 1 : j) * hd; };
+    vec each[LANES];
+#pragma GCC unroll 16
+    for (int j = 0; j < LANES; j++) each[j] = vec{};
+    int64_t i = 0;
+    for (; i + LANES <= hd; i += LANES) {
+        const vec q = load(query + i);
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; j++) each[j] += q * load(key(j) + i);
+    }
+    if (i < hd)
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; j++) {
+            vec rest = {};
+            for (int64_t k = i; k < hd; k++) rest[k - i] = query[k] * key(j)[k];
+            each[j] += rest;
+        }
+    return sums(each);
+}
+
+// What G queries read of C vectors of the values, each key in turn. Scores of a query stand `stride` behind those of the one before it, and
+// what it reads `hd`.
+template <int G, int C>
+static inline void gather(const float *scores, int64_t stride, const float *values, int64_t count, int64_t hd, float *read) {
+    vec sum[G][C];
+    for (int g = 0; g < G; g++)
+        for (int c = 0; c < C; c++) sum[g][c] = vec{};
+    for (int64_t t = 0; t < count; t++)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; c++) {
+            const vec value = load(values + t * hd + c * LANES);
+#pragma GCC unroll 4
+            for (int g = 0; g < G; g++) sum[g][c] += value * scores[g * stride + t];
+        }
+    for (int g = 0; g < G; g++)
+        for (int c = 0; c < C; c++) store(read + g * hd + c * LANES, sum[g][c]);
+}
+
+template <int G>
+static inline void read_values(const float *scores, int64_t stride, const float *values, int64_t count, int64_t hd, float *read) {
+    constexpr int wide = LANES == 16 ? 4 : 2;
+    int64_t i = 0;
+    for (; i + wide * LANES <= hd; i += wide * LANES) gather<G, wide>(scores, stride, values + i, count, hd, read + i);
+    for (; i + 2 * LANES <= hd; i += 2 * LANES) gather<G, 2>(scores, stride, values + i, count, hd, read + i);
+    for (; i + LANES <= hd; i += LANES) gather<G, 1>(scores, stride, values + i, count, hd, read + i);
+    for (; i < hd; i++)
+        for (int g = 0; g < G; g++) {
+            float sum = 0;
+            for (int64_t t = 0; t < count; t++) sum += values[t * hd + i] * scores[g * stride + t];
+            read[g * hd + i] = sum;
+        }
+}
+
+// What the queries of a row read that share a key head. `scores` is room for those of each, and twice as much.
 static inline void attend(const Sizes &z, const Window &w, int64_t at, int64_t kv, const float *query, float *out, const float *keys,
                           const float *values, float *scores) {
     const int64_t hd = z.head_dim, groups = z.heads / z.kv_heads, lane = at / w.rows;
@@ -344,30 +436,27 @@ static inline void attend(const Sizes &z, const Window &w, int64_t at, int64_t k
     int64_t count = w.extent;
     while (count > 1 && !mask[count - 1]) count--;
     const float factor = 1 / sqrtf((float)hd);
+    float *room = scores + groups * w.extent;
+    query += kv * groups * hd;
+    out += kv * groups * hd;
     for (int64_t g = 0; g < groups; g++) {
-        const float *q = query + (kv * groups + g) * hd;
-        float *read = out + (kv * groups + g) * hd;
-        for (int64_t t = 0; t < count; t++) scores[t] = mask[t] ? dot(q, key + t * hd, hd) * factor : -INFINITY;
-        if (z.num_banks)
-            softmaxes(scores, scores + w.extent, count, w.banks + lane * w.extent, z.num_banks, z.exchange + w.own[at] * z.num_banks);
-        else
-            softmax(scores, count, 1);
-        int64_t i = 0;
-        for (; i + PANEL <= hd; i += PANEL) {
-            vec one = {}, other = {};
-            for (int64_t t = 0; t < count; t++) {
-                one += load(value + t * hd + i) * scores[t];
-                other += load(value + t * hd + i + LANES) * scores[t];
-            }
-            store(read + i, one);
-            store(read + i + LANES, other);
+        float *own = scores + g * w.extent;
+        for (int64_t t = 0; t < count; t += LANES) {
+            const int64_t there = count - t;
+            const float *q = query + g * hd, *k = key + t * hd;
+            const vec found = (there < LANES ? match<true>(q, k, hd, there) : match<false>(q, k, hd, there)) * factor;
+            if (there >= LANES && !memchr(mask + t, 0, LANES)) store(own + t, found);
+            else
+                for (int64_t j = 0; j < there && j < LANES; j++) own[t + j] = mask[t + j] ? found[j] : -INFINITY;
         }
-        for (; i < hd; i++) {
-            float sum = 0;
-            for (int64_t t = 0; t < count; t++) sum += value[t * hd + i] * scores[t];
-            read[i] = sum;
-        }
+        if (z.num_banks) softmaxes(own, room, count, w.banks + lane * w.extent, z.num_banks, z.exchange + w.own[at] * z.num_banks);
+        else softmax(own, count, 1);
     }
+    int64_t g = 0;
+    for (; g + 4 <= groups; g += 4) read_values<4>(scores + g * w.extent, w.extent, value, count, hd, out + g * hd);
+    for (; g + 3 <= groups; g += 3) read_values<3>(scores + g * w.extent, w.extent, value, count, hd, out + g * hd);
+    for (; g + 2 <= groups; g += 2) read_values<2>(scores + g * w.extent, w.extent, value, count, hd, out + g * hd);
+    for (; g < groups; g++) read_values<1>(scores + g * w.extent, w.extent, value, count, hd, out + g * hd);
 }
 
 // Of unit root mean square.
@@ -391,16 +480,9 @@ static inline const float *met(const Refiner &z, int role, int64_t token, float 
 }
 
 static inline int64_t greatest(const float *x, int64_t n) {
-    vec most = vec{} - INFINITY;
+    const float top = highest(x, n);
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        const vec each = load(x + i);
-        most = each > most ? each : most;
-    }
-    float top = -INFINITY;
-    for (int j = 0; j < LANES; j++) top = most[j] > top ? most[j] : top;
-    for (; i < n; i++) top = x[i] > top ? x[i] : top;
-    for (i = 0; i < n - 1 && x[i] < top; i++) {}
+    for (; i < n - 1 && x[i] < top; i++) {}
     return i;
 }
 
@@ -544,7 +626,7 @@ int64_t mmtp_panel(void) { return PANEL; }
 int64_t mmtp_work(const Sizes *sizes, int64_t rows, int64_t extent, int64_t threads) {
     const Sizes &z = *sizes;
     const int64_t joined = (z.heads + 2 * z.kv_heads) * z.head_dim;
-    return rows * (2 * z.width + joined + z.heads * z.head_dim + z.mlp_width + z.head_dim) + 3 * threads * extent;
+    return rows * (2 * z.width + joined + z.heads * z.head_dim + z.mlp_width + z.head_dim) + (z.heads / z.kv_heads + 2) * threads * extent;
 }
 
 void mmtp_linear(const float *x, int64_t rows, int64_t inputs, const float *w, int64_t outputs, float *y, int64_t threads) {
@@ -569,7 +651,7 @@ void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const W
 #ifdef _OPENMP
         thread = omp_get_thread_num();
 #endif
-        float *own = scores + 3 * thread * w.extent;
+        float *own = scores + (z.heads / z.kv_heads + 2) * thread * w.extent;
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < n * hd / 2; i++) {
             const float angle = (float)w.positions[place_of(w, i / (hd / 2)) * 3 + z.axis[i % (hd / 2)]] * z.frequencies[i % (hd / 2)];
@@ -641,8 +723,13 @@ void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const W
                         put_row<false>(row, z.mlp_width, p, one / (1 + exponential(-one)), other / (1 + exponential(-other)));
                         return;
                     }
-                    for (int64_t j = 0; j < PANEL && p * PANEL + j < z.mlp_width; j++)
-                        row[p * PANEL + j] *= j < LANES ? one[j] : other[j - LANES];
+                    float *at = row + p * PANEL;
+                    if ((p + 1) * PANEL <= z.mlp_width) {
+                        store(at, load(at) * one);
+                        store(at + LANES, load(at + LANES) * other);
+                        return;
+                    }
+                    for (int64_t j = 0; p * PANEL + j < z.mlp_width; j++) at[j] *= j < LANES ? one[j] : other[j - LANES];
                 });
             linear(hidden, n, z.mlp_width, block.down, z.mlp_width, d, [&](int64_t r, int64_t p, vec one, vec other) {
                 put_row<true>(x + place_of(w, r) * d, d, p, one, other);

@@ -4,6 +4,7 @@ import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mmtp.decode.cache import KVCache
 from mmtp.decode.draft_model import ModelDrafts
 from mmtp.decode.drafts import HeadDrafts
 from mmtp.decode.engine import DecodeError, Engine
+from mmtp.decode.jacobi import JacobiDrafts
 from mmtp.decode.rows import Request
 from mmtp.decode.sample import Sampling, SamplingError
 from mmtp.models.heads.next import NextHead
@@ -341,6 +343,56 @@ def test_passes_are_no_wider_than_a_chunk_and_nobody_waits(net: UnifiedModel, mo
     run(batcher)
     for row, one in ((early, request(WORDS[:20], 60, seed=1, temperature=0.0)), (long, request(LONG, 10)), (late, request(WORDS[:9], 4))):
         assert row.tokens == Engine(net, chunk=WHOLE).generate(one.prefix, one.sampling, one.max_new_tokens).tokens
+
+
+@pytest.mark.parametrize(
+    ("changes", "hybrid"), [({"compile": True}, True), ({"drafts": JacobiDrafts()}, True), ({}, False), ({"exact": True}, False)]
+)
+def test_prompts_are_read_in_the_passes_of_rows_that_run(
+    net: UnifiedModel, changes: dict[str, Any], hybrid: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no pass pads rows to a chunk: one of the head does in torch, one that is exact too."""
+    engine = Engine(net, chunk=24, **changes)
+    batcher, seen, begin = engine.batcher(max_lanes=4, context=400), [], KVCache.begin
+
+    def listen(cache: KVCache, width: int, *more: Sequence[int] | None) -> torch.Tensor:
+        seen.extend([len(cache.lengths)] if cache is batcher.cache else [])
+        return begin(cache, width, *more)
+
+    monkeypatch.setattr(KVCache, "begin", listen)
+    asked = [request(WORDS[:20], 200, temperature=0.0), request(LONG, 9, seed=1), request(PICTURE, 30, seed=2, guidance=2.0)]
+    rows = [batcher.submit(asked[0])]
+    batcher.step()
+    rows += [batcher.submit(one) for one in asked[1:]]
+    seen.clear()
+    passes = []
+    while any(len(row.tokens) == row.prompt_length for row in rows):
+        before = len(rows[0].tokens)
+        batcher.step()
+        passes.append(len(seen))
+        assert len(rows[0].tokens) > before
+        seen.clear()
+    assert len(passes) > 5 and set(passes) == {1 if hybrid else 2}
+    run(batcher)
+    for row, one in zip(rows, asked, strict=True):
+        assert row.tokens == engine.generate(one.prefix, one.sampling, one.max_new_tokens).tokens
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_chunk_that_does_not_fit_behind_the_longest_row_is_read_by_itself(net: UnifiedModel, exact: bool) -> None:
+    engine, taken = Engine(net, compile=True, exact=exact), set()
+    batcher = engine.batcher(max_lanes=2, context=300)
+    asked = [request(LONG[:270], 30, temperature=0.0), request([*WORDS, *range(41, 80)], 9, seed=1)]
+    rows = [batcher.submit(asked[0])]
+    while len(rows[0].tokens) < 285:
+        batcher.step()
+    rows.append(batcher.submit(asked[1]))
+    focus = batcher.cache.focus
+    batcher.cache.focus = lambda first, count: (taken.add((first, count)), focus(first, count))[1]
+    run(batcher)
+    assert (1, 1) in taken
+    for row, one in zip(rows, asked, strict=True):
+        assert row.tokens == engine.generate(one.prefix, one.sampling, one.max_new_tokens).tokens
 
 
 def test_rows_that_sample_alike_learn_together_how_many_drafts_pay(net: UnifiedModel) -> None:

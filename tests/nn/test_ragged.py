@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from mmtp.decode.cache import KVCache
 from mmtp.models.backbone import Backbone
-from mmtp.nn.ragged import MOST, Ragged
+from mmtp.nn.ragged import APART, MOST, Ragged
 from tests.nn.test_native import START, backbone
 
-WIDTHS = [5, 0, 1, 3]
+WIDTHS = [[5, 0, 1, 3], [2, 1, 3, 0, 40], [0, 33]]
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(0, 3))
@@ -24,9 +24,15 @@ def test_what_is_packed_comes_back_to_its_place(widths: list[int], more: int) ->
     packed, inside = ragged.pack(x), torch.arange(width) < torch.tensor(widths)[:, None]
     assert torch.equal(packed, x[inside].unsqueeze(0))
     assert torch.equal(ragged.spread(packed), x * inside[..., None, None])
+    bands = [(x[band.lanes, : band.ragged.width], packed[:, band.tokens], band.ragged) for band in ragged.bands]
+    assert torch.equal(torch.cat([part.pack(own) for own, _, part in bands], 1), packed)
+    assert torch.equal(torch.cat([mine for _, mine, _ in bands], 1), packed)
+    assert [lane for band in ragged.bands for lane in range(*band.lanes.indices(len(widths)))] == list(range(len(widths)))
+    area = sum(own.shape[0] * own.shape[1] for own, _, _ in bands)
+    assert len(bands) == 1 or area <= APART * len(widths) * width
 
 
-def run(net: Backbone, widths: list[int] | None, compiled: bool, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+def run(net: Backbone, widths: list[int], compiled: bool, x: torch.Tensor, leave_out: bool) -> tuple[list[torch.Tensor], torch.Tensor]:
     """States of the tokens of every lane, and what the cache then holds."""
     c, lanes = net.config, len(x)
     cache = KVCache(c.depth, lanes, c.num_kv_heads, c.head_dim, 2 * START, compiled=compiled)
@@ -34,19 +40,20 @@ def run(net: Backbone, widths: list[int] | None, compiled: bool, x: torch.Tensor
     cache.lengths = [START - 9 * lane for lane in range(lanes)]
     positions = torch.tensor([[(length + i, i, 2 * i) for i in range(x.shape[1])] for length in cache.lengths])
     with torch.inference_mode():
-        states = net(x, positions, cache.begin(x.shape[1], widths), cache.layers)
-    assert (cache.ragged is None) == (widths is None)
-    for lane, count in enumerate(WIDTHS):  # what a pass writes behind its tokens nobody reads
+        states = net(x, positions, cache.begin(x.shape[1], widths if leave_out else None), cache.layers)
+    assert (cache.ragged is not None) == leave_out
+    for lane, count in enumerate(widths):  # what a pass writes behind its tokens nobody reads
         cache.storage[:, :, lane, :, cache.lengths[lane] + count :] = 0
-    return [state[:count] for state, count in zip(states, WIDTHS, strict=True)], cache.storage
+    return [state[:count] for state, count in zip(states, widths, strict=True)], cache.storage
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("size", ["qwen", "llama"])
-def test_tokens_get_what_they_get_beside_padding(size: str, compiled: bool) -> None:
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_tokens_get_what_they_get_beside_padding(widths: list[int], size: str, compiled: bool) -> None:
     net = backbone(size)
-    x = torch.randn(len(WIDTHS), max(WIDTHS), net.config.width, generator=torch.Generator().manual_seed(2))
-    (found, held), (wanted, kept) = (run(net, widths, compiled, x) for widths in (WIDTHS, None))
+    x = torch.randn(len(widths), max(widths), net.config.width, generator=torch.Generator().manual_seed(2))
+    (found, held), (wanted, kept) = (run(net, widths, compiled, x, leave_out) for leave_out in (True, False))
     if compiled:
         assert torch.equal(held, kept) and all(map(torch.equal, found, wanted))
     else:
