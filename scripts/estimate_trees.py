@@ -1,12 +1,11 @@
-"""Whether trees of drafts could pay: ``python scripts/estimate_trees.py --model vqa-s --prompts 20 --threads 1``.
+"""Whether trees of drafts could pay: ``python scripts/estimate_trees.py --model emoji-s --data runs/emoji-val --prompts 20 --threads 1``.
 
 A pass that verifies a tree reads several drafts for one place, each seeing only those that lead to it. The least tree, and the one that
-costs the head nothing, has beside each draft of the head the one it held for second best: with coupling the second greatest of
-log q + G. Where the first draft that does not stand is one whose second would have, such a tree yields one token more than the chain.
+costs the drafter nothing, has beside each draft the one that was held for second best: with coupling the second greatest of log q + G.
+Where the first draft that does not stand is one whose second would have, such a tree yields one token more than the chain.
 
-The script decodes with chains and counts how often that is. The gain in tokens per pass is to be compared with what a pass of 1 + 2 D in
-place of 1 + D tokens costs, which it times in turn, and with what the same places yield when the chain goes on by Jacobi drafts
-(``mmtp bench decode MODEL --drafts head+jacobi``).
+The script decodes with chains, by the model's refiner or its head, and counts how often that is. The gain in tokens per pass is to be
+compared with what a pass of 1 + 2 D in place of 1 + D tokens costs, for D drafts, which it times in turn.
 """
 
 import argparse
@@ -19,12 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmtp.data.loader import ShardDataset
 from mmtp.decode.chooser import Chooser
-from mmtp.decode.drafts import HeadDrafts
+from mmtp.decode.drafts import Drafter, HeadDrafts
 from mmtp.decode.engine import Engine
+from mmtp.decode.refined import RefinedDrafts
 from mmtp.decode.rows import Choice
 from mmtp.decode.sample import Draft, Sampling, warp
-from mmtp.eval.decoding import easy_vqa_prompts
+from mmtp.eval.decoding import easy_vqa_prompts, held_out_prompts
 from mmtp.hub import from_pretrained
 from mmtp.pipeline import Pipeline
 from mmtp.types import Modality
@@ -49,6 +50,15 @@ class Watching(Chooser):
         return drafts
 
 
+class OneByOne(RefinedDrafts):
+    """Drafts by the refiner that a chooser proposes, and so can watch."""
+
+    def begin(self, chooser: Chooser, num_lanes: int, capacity: int, exact: bool = False) -> Drafter:
+        drafter = super().begin(chooser, num_lanes, capacity, exact)
+        drafter.compiled = False
+        return drafter
+
+
 def width_costs(net: Any, widths: Sequence[int], context: int = 60, rounds: int = 60) -> list[float]:
     """Median seconds of passes of some widths, taken in turn."""
     cache = Chooser(net).new_cache(net.config.backbone.num_caches, 1, context + max(widths))
@@ -68,24 +78,27 @@ def width_costs(net: Any, widths: Sequence[int], context: int = 60, rounds: int 
     return [statistics.median(times[width]) for width in widths]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line, decodes and counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vqa-s")
-    parser.add_argument("--prompts", type=int, default=20, help="half ask for pictures, half for answers")
-    parser.add_argument(
-        "--text", action="store_true", help="let the model write 32 words where it would stop, so that text is measured at all"
-    )
+    parser.add_argument("--data", nargs="+", help="data sets whose documents begin with the prompts; the default asks as easy-VQA does")
+    parser.add_argument("--prompts", type=int, default=20, help="of each task")
+    parser.add_argument("--drafts", choices=["refined", "head"], default="refined")
+    parser.add_argument("--draft-cost", type=float, default=0.04, help="in passes, which says how many are made")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     net = from_pretrained(given.model).eval()
-    engine = Engine(net, draft_cost=0, drafts=HeadDrafts())
+    engine = Engine(net, draft_cost=given.draft_cost, drafts=OneByOne() if given.drafts == "refined" else HeadDrafts())
     watching = engine.chooser = Watching(net)
-    depth = net.head.mtp_depth
     rounds, rescued, reached, second_at = (Counter[Any]() for _ in range(4))
-    tokens = Counter[Any]()
-    for i, prompt in enumerate(easy_vqa_prompts(Pipeline.from_pretrained(given.model), given.prompts)):
+    tokens, made = Counter[Any](), Counter[Any]()
+    if given.data:
+        prompts = held_out_prompts([ShardDataset(folder) for folder in given.data], given.prompts)
+    else:
+        prompts = easy_vqa_prompts(Pipeline.from_pretrained(given.model), 2 * given.prompts)
+    for i, prompt in enumerate(prompts):
         for temperature in (0.0, 1.0):
             watching.seconds = {}
             row = engine.generate(prompt.tokens, Sampling(temperature=temperature, seed=i), prompt.max_new_tokens, stop=prompt.stop)
@@ -96,6 +109,7 @@ def main() -> None:
             for length, places in by_round.items():
                 rounds[key] += 1
                 tokens[key] += 1
+                made[key] += len(places)
                 for place in places:
                     if place >= len(row.tokens):
                         break
@@ -108,14 +122,17 @@ def main() -> None:
                     second_at[*key, offset] += truth == second
                     rescued[key] += truth == second
                     break
-    one, narrow, wide = width_costs(net, (1, 1 + depth, 1 + 2 * depth))
-    print(f"passes of {1 + depth} and {1 + 2 * depth} tokens cost {narrow / one:.2f} and {wide / one:.2f} times one of a token\n")
-    print("| decodes | temperature | rounds | tokens per pass, chain | with seconds | gain | second right, by offset |")
-    print("|---|---|---|---|---|---|---|")
+    print("| decodes | temperature | rounds with drafts | drafts | tokens per pass, chain | with seconds | gain | a pass costs more |")
+    print("|---|---|---|---|---|---|---|---|")
     for key, count in rounds.items():
-        chain, tree = tokens[key] / count, (tokens[key] + rescued[key]) / count
-        shares = ", ".join(f"{100 * second_at[*key, k] / max(1, reached[*key, k]):.0f} %" for k in range(1, depth + 1))
-        print(f"| {key[0]} | {key[1]:g} | {count} | {chain:.2f} | {tree:.2f} | {100 * (tree / chain - 1):.0f} % | {shares} |")
+        chain, tree, drafts = tokens[key] / count, (tokens[key] + rescued[key]) / count, round(made[key] / count)
+        narrow, wide = width_costs(net, (1 + drafts, 1 + 2 * drafts))
+        cells = [*key, count, f"{made[key] / count:.1f}", f"{chain:.2f}", f"{tree:.2f}"]
+        print("|", " | ".join(map(str, cells)), f"| {100 * (tree / chain - 1):.0f} % | {100 * (wide / narrow - 1):.0f} % |")
+    print("\nseconds that are right where the first is reached, by offset:")
+    for key in rounds:
+        offsets = sorted(k[2] for k in reached if k[:2] == key)
+        print(f"{key[0]}, {key[1]:g}:", ", ".join(f"{100 * second_at[*key, k] / reached[*key, k]:.0f} %" for k in offsets))
 
 
 if __name__ == "__main__":
