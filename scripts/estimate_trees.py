@@ -22,7 +22,7 @@ from mmtp.data.loader import ShardDataset
 from mmtp.decode.chooser import Chooser
 from mmtp.decode.drafts import Drafter, HeadDrafts
 from mmtp.decode.engine import Engine
-from mmtp.decode.refined import RefinedDrafts
+from mmtp.decode.refined import RefinedDrafter, RefinedDrafts
 from mmtp.decode.rows import Choice
 from mmtp.decode.sample import Draft, Sampling, warp
 from mmtp.eval.decoding import easy_vqa_prompts, held_out_prompts
@@ -55,6 +55,7 @@ class OneByOne(RefinedDrafts):
 
     def begin(self, chooser: Chooser, num_lanes: int, capacity: int, exact: bool = False) -> Drafter:
         drafter = super().begin(chooser, num_lanes, capacity, exact)
+        assert isinstance(drafter, RefinedDrafter)
         drafter.compiled = False
         return drafter
 

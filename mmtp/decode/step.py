@@ -84,7 +84,7 @@ class SlotLogits:
     def __call__(self, states: Float[Tensor, "m d"], slot: int) -> Float[Tensor, "m n"]:
         weight = self._weights[slot]
         if self._compiled:
-            return native.linear(states, self._packed[slot].get((weight,), lambda: native.panels(weight.detach())), len(weight))
+            return native.linear(states, self._packed[slot].get((weight,), lambda: native.laid_out(weight.detach())), len(weight))
         return packed_linear(states, self._weights[slot], self._packed[slot])
 
     def pairs(self, slot: int) -> tuple[Float[Tensor, "p d2 n 2"], Int[Tensor, " ids"]]:

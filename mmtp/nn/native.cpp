@@ -29,7 +29,7 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 typedef uint32_t pair;  // two numbers of bfloat16, the first in the lower half
 typedef pair pairs __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-static const int LAYOUT = 5;         // raised with whatever native.py or refinement.py has to lay out or pass otherwise; it has the same number
+static const int LAYOUT = 6;         // raised with whatever native.py or refinement.py has to lay out or pass otherwise; it has the same number
 static const int PANEL = 2 * LANES;  // outputs whose weights stand together: [outputs / PANEL, inputs, PANEL]
 
 static inline vec load(const float *p) { return *(const vec *)p; }
@@ -40,6 +40,7 @@ struct Sizes {
     int64_t width, heads, kv_heads, head_dim, mlp_width;
     int64_t written;           // key heads of the positions themselves: kv_heads, or 0 where queries read what else is held
     int64_t num_banks;         // kinds of keys; 0 where all are alike
+    int64_t paired;            // whether weights are pairs
     const float *exchange;     // [num_banks, num_banks]: what a row of one bank has of each
     const float *frequencies;  // [head_dim / 2], rotary
     const int64_t *axis;       // [head_dim / 2], of three, that each belongs to
@@ -47,10 +48,12 @@ struct Sizes {
 };
 
 struct Block {
-    const float *embedding_norm, *state_norm, *project;  // of a head's step: u = project [norm(embedded); norm(x)] + added; or null
-    const float *memory_norm, *memory;                   // keys and values of states that are remembered beforehand; or null
+    const float *embedding_norm, *state_norm;  // of a head's step: u = project [norm(embedded); norm(x)] + added; or null
+    const void *project;
+    const float *memory_norm;  // keys and values of states that are remembered beforehand; or null
+    const void *memory;
     const float *attention_norm, *q_norm, *k_norm, *mlp_norm, *last_norm;  // gains; of q, k and the last null where there is none
-    const float *qkv, *out, *gate_up, *down;                               // in panels; qkv of queries alone where none are written
+    const void *qkv, *out, *gate_up, *down;                                // in panels; qkv of queries alone where none are written
 };
 
 struct Window {
@@ -150,9 +153,9 @@ static inline vec exponential(vec x) {
     return low ? vec{} : p * scale;
 }
 
-// Products of R rows with C panels, handed to `put` in vectors.
-template <int R, int C, class Put>
-static inline void tile(const float *x, int64_t stride, const float *w, int64_t inputs, Put put) {
+// Products of R rows with C panels: of each row all panels, of each panel two vectors.
+template <int R, int C>
+static void tile(const float *x, int64_t stride, const float *w, int64_t inputs, vec *out) {
     vec sum[R][2 * C];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < 2 * C; c++) sum[r][c] = vec{};
@@ -161,46 +164,78 @@ static inline void tile(const float *x, int64_t stride, const float *w, int64_t 
         for (int c = 0; c < C; c++) {
             const float *at = w + (c * inputs + i) * PANEL;
             const vec one = load(at), other = load(at + LANES);
-#pragma GCC unroll 8
+#pragma GCC unroll 9
             for (int r = 0; r < R; r++) {
                 const float factor = x[r * stride + i];
                 sum[r][2 * c] += one * factor;
                 sum[r][2 * c + 1] += other * factor;
             }
         }
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) put(r, c, sum[r][2 * c], sum[r][2 * c + 1]);
+    memcpy(out, sum, sizeof sum);
 }
+
+// The same by weights that bfloat16 can hold, those of two inputs together: half as much to read, and the same sums.
+template <int R, int C>
+static void tile(const float *x, int64_t stride, const pair *w, int64_t inputs, vec *out) {
+    const int64_t length = (inputs + 1) / 2;
+    vec sum[R][2 * C];
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < 2 * C; c++) sum[r][c] = vec{};
+    auto add = [&](int64_t i, bool two) {
+        vec one[2 * C], other[2 * C];
+#pragma GCC unroll 8
+        for (int c = 0; c < 2 * C; c++) {
+            const pairs both = *(const pairs *)(w + (c / 2 * length + i) * PANEL + c % 2 * LANES), low = both << 16, high = both & 0xffff0000u;
+            memcpy(&one[c], &low, sizeof low);
+            memcpy(&other[c], &high, sizeof high);
+        }
+#pragma GCC unroll 9
+        for (int r = 0; r < R; r++) {
+            const float factor = x[r * stride + 2 * i], second = two ? x[r * stride + 2 * i + 1] : 0;
+#pragma GCC unroll 8
+            for (int c = 0; c < 2 * C; c++) {
+                sum[r][c] += one[c] * factor;
+                if (two) sum[r][c] += other[c] * second;
+            }
+        }
+    };
+    for (int64_t i = 0; i < inputs / 2; i++) add(i, true);
+    if (inputs % 2) add(length - 1, false);
+    memcpy(out, sum, sizeof sum);
+}
+
+static inline const float *panel_of(const float *w, int64_t panel, int64_t inputs) { return w + panel * inputs * PANEL; }
+static inline const pair *panel_of(const pair *w, int64_t panel, int64_t inputs) { return w + panel * ((inputs + 1) / 2) * PANEL; }
 
 // As many rows at a time as sums fit in registers beside a row's factor and the weights: of C panels.
 template <int C>
 constexpr int most_rows() { return (LANES == 16 ? 18 : 12) / (2 * C); }
 
 // A tile of `rows` rows, R at most.
-template <int R, int C, class Put>
-static inline void tile_of(int64_t rows, const float *x, int64_t stride, const float *w, int64_t inputs, Put put) {
-    if (rows == R) return tile<R, C>(x, stride, w, inputs, put);
-    if constexpr (R > 1) tile_of<R - 1, C>(rows, x, stride, w, inputs, put);
+template <int R, int C, class W>
+static inline void tile_of(int64_t rows, const float *x, int64_t stride, const W *w, int64_t inputs, vec *out) {
+    if (rows == R) return tile<R, C>(x, stride, w, inputs, out);
+    if constexpr (R > 1) tile_of<R - 1, C>(rows, x, stride, w, inputs, out);
 }
 
 // Any number of rows, some panels of a product: in tiles of about equal height, that none is left with a row or two, whose sums would
 // wait for each other. `put(row, panel, ..)`.
-template <int C, class Put>
-static inline void product(const float *x, int64_t rows, int64_t stride, const float *w, int64_t inputs, int64_t panel, Put put) {
-    const float *at = w + panel * inputs * PANEL;
+template <int C, class W, class Put>
+static inline void product(const float *x, int64_t rows, int64_t stride, const W *w, int64_t inputs, int64_t panel, Put put) {
+    const W *at = panel_of(w, panel, inputs);
+    vec sums[most_rows<C>() * 2 * C];
     for (int64_t r = 0, tiles = (rows + most_rows<C>() - 1) / most_rows<C>(); tiles; tiles--) {
         const int64_t high = (rows - r + tiles - 1) / tiles;
-        tile_of<most_rows<C>(), C>(high, x + r * stride, stride, at, inputs, [&](int row, int c, vec one, vec other) {
-            put(r + row, panel + c, one, other);
-        });
+        tile_of<most_rows<C>(), C>(high, x + r * stride, stride, at, inputs, sums);
+        for (int64_t i = 0; i < high * C; i++) put(r + i / C, panel + i % C, sums[2 * i], sums[2 * i + 1]);
         r += high;
     }
 }
 
 // All outputs of a product, divided among the threads of the team; the fewer rows, the more panels at a time, so that there are sums enough
 // to go on with while one waits for the last.
-template <class Put>
-static inline void linear(const float *x, int64_t rows, int64_t stride, const float *w, int64_t inputs, int64_t outputs, Put put) {
+template <class W, class Put>
+static inline void linear(const float *x, int64_t rows, int64_t stride, const W *w, int64_t inputs, int64_t outputs, Put put) {
     const int64_t panels = (outputs + PANEL - 1) / PANEL, wide = rows == 1 ? 4 : rows <= most_rows<2>() ? 2 : 1, blocks = panels / wide;
 #pragma omp for schedule(static) nowait
     for (int64_t b = 0; b < blocks; b++) {
@@ -613,32 +648,10 @@ static inline void refine(const Refiner &z, const Trail &t, float *work) {
     }
 }
 
-extern "C" {
-
-// Sizes tell of most changes by themselves.
-int64_t mmtp_layout(void) { return ((LAYOUT * 1000 + (int64_t)sizeof(Sizes)) * 1000 + sizeof(Block)) * 1000 + sizeof(Window); }
-
-int64_t mmtp_refine_layout(void) { return ((int64_t)sizeof(Refiner) * 1000 + sizeof(Place)) * 1000 + sizeof(Trail); }
-
-int64_t mmtp_panel(void) { return PANEL; }
-
-// Numbers of room that a pass needs.
-int64_t mmtp_work(const Sizes *sizes, int64_t rows, int64_t extent, int64_t threads) {
-    const Sizes &z = *sizes;
-    const int64_t joined = (z.heads + 2 * z.kv_heads) * z.head_dim;
-    return rows * (2 * z.width + joined + z.heads * z.head_dim + z.mlp_width + z.head_dim) + (z.heads / z.kv_heads + 2) * threads * extent;
-}
-
-void mmtp_linear(const float *x, int64_t rows, int64_t inputs, const float *w, int64_t outputs, float *y, int64_t threads) {
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    linear(x, rows, inputs, w, inputs, outputs, [&](int64_t r, int64_t p, vec one, vec other) {
-        put_row<false>(y + r * outputs, outputs, p, one, other);
-    });
-}
-
 // Blocks one after the other; `x` [lanes * rows, width] is changed in place, where rows are computed. Between the two everything stands
 // without gaps, row r being the one at `place_of(w, r)`.
-void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const Window *window, float *x, int64_t threads) {
+template <class W>
+static inline void run_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const Window *window, float *x, int64_t threads) {
     const Sizes &z = *sizes;
     const Window &w = *window;
     const int64_t d = z.width, hd = z.head_dim, n = w.count, half = (z.mlp_width + PANEL - 1) / PANEL;
@@ -671,7 +684,7 @@ void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const W
             if (w.remember) {
 #pragma omp for schedule(static)
                 for (int64_t r = 0; r < n; r++) norm(x + place_of(w, r) * d, block.memory_norm, normed + r * d, d, z.eps);
-                linear(normed, n, d, block.memory, d, held_wide, [&](int64_t r, int64_t p, vec one, vec other) {
+                linear(normed, n, d, (const W *)block.memory, d, held_wide, [&](int64_t r, int64_t p, vec one, vec other) {
                     put_row<false>(joined + r * held_wide, held_wide, p, one, other);
                 });
 #pragma omp for schedule(static)
@@ -690,13 +703,13 @@ void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const W
                     if (w.added) memcpy(x + at, w.added + at, d * sizeof *x);
                     else memset(x + at, 0, d * sizeof *x);
                 }
-                linear(normed, n, 2 * d, block.project, 2 * d, d, [&](int64_t r, int64_t p, vec one, vec other) {
+                linear(normed, n, 2 * d, (const W *)block.project, 2 * d, d, [&](int64_t r, int64_t p, vec one, vec other) {
                     put_row<true>(x + place_of(w, r) * d, d, p, one, other);
                 });
             }
 #pragma omp for schedule(static)
             for (int64_t r = 0; r < n; r++) norm(x + place_of(w, r) * d, block.attention_norm, normed + r * d, d, z.eps);
-            linear(normed, n, d, block.qkv, d, wide, [&](int64_t r, int64_t p, vec one, vec other) {
+            linear(normed, n, d, (const W *)block.qkv, d, wide, [&](int64_t r, int64_t p, vec one, vec other) {
                 put_row<false>(joined + r * wide, wide, p, one, other);
             });
 #pragma omp for schedule(static)
@@ -709,7 +722,7 @@ void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const W
                 const int64_t r = i / z.kv_heads;
                 attend(z, w, place_of(w, r), i % z.kv_heads, joined + r * wide, read + r * read_wide, keys, values, own);
             }
-            linear(read, n, read_wide, block.out, read_wide, d, [&](int64_t r, int64_t p, vec one, vec other) {
+            linear(read, n, read_wide, (const W *)block.out, read_wide, d, [&](int64_t r, int64_t p, vec one, vec other) {
                 put_row<true>(x + place_of(w, r) * d, d, p, one, other);
             });
 #pragma omp for schedule(static)
@@ -717,7 +730,7 @@ void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const W
             // Panels of the gate and of what it lets through take turns.
 #pragma omp for schedule(static)
             for (int64_t p = 0; p < half; p++)
-                product<2>(normed, n, d, block.gate_up, d, 2 * p, [&](int64_t r, int64_t panel, vec one, vec other) {
+                product<2>(normed, n, d, (const W *)block.gate_up, d, 2 * p, [&](int64_t r, int64_t panel, vec one, vec other) {
                     float *row = hidden + r * z.mlp_width;
                     if (panel % 2 == 0) {
                         put_row<false>(row, z.mlp_width, p, one / (1 + exponential(-one)), other / (1 + exponential(-other)));
@@ -731,7 +744,7 @@ void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const W
                     }
                     for (int64_t j = 0; p * PANEL + j < z.mlp_width; j++) at[j] *= j < LANES ? one[j] : other[j - LANES];
                 });
-            linear(hidden, n, z.mlp_width, block.down, z.mlp_width, d, [&](int64_t r, int64_t p, vec one, vec other) {
+            linear(hidden, n, z.mlp_width, (const W *)block.down, z.mlp_width, d, [&](int64_t r, int64_t p, vec one, vec other) {
                 put_row<true>(x + place_of(w, r) * d, d, p, one, other);
             });
         }
@@ -740,6 +753,36 @@ void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const W
             for (int64_t r = 0; r < n; r++) norm(x + place_of(w, r) * d, blocks[count - 1].last_norm, w.last + place_of(w, r) * d, d, z.eps);
         }
     }
+}
+
+extern "C" {
+
+// Sizes tell of most changes by themselves.
+int64_t mmtp_layout(void) { return ((LAYOUT * 1000 + (int64_t)sizeof(Sizes)) * 1000 + sizeof(Block)) * 1000 + sizeof(Window); }
+
+int64_t mmtp_refine_layout(void) { return ((int64_t)sizeof(Refiner) * 1000 + sizeof(Place)) * 1000 + sizeof(Trail); }
+
+int64_t mmtp_panel(void) { return PANEL; }
+
+// Numbers of room that a pass needs.
+int64_t mmtp_work(const Sizes *sizes, int64_t rows, int64_t extent, int64_t threads) {
+    const Sizes &z = *sizes;
+    const int64_t joined = (z.heads + 2 * z.kv_heads) * z.head_dim;
+    return rows * (2 * z.width + joined + z.heads * z.head_dim + z.mlp_width + z.head_dim) + (z.heads / z.kv_heads + 2) * threads * extent;
+}
+
+void mmtp_linear(const float *x, int64_t rows, int64_t inputs, const void *w, int64_t paired, int64_t outputs, float *y, int64_t threads) {
+    auto put = [&](int64_t r, int64_t p, vec one, vec other) { put_row<false>(y + r * outputs, outputs, p, one, other); };
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        if (paired) linear(x, rows, inputs, (const pair *)w, inputs, outputs, put);
+        else linear(x, rows, inputs, (const float *)w, inputs, outputs, put);
+    }
+}
+
+void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const Window *window, float *x, int64_t threads) {
+    if (sizes->paired) run_blocks<pair>(sizes, blocks, count, window, x, threads);
+    else run_blocks<float>(sizes, blocks, count, window, x, threads);
 }
 
 // Samples of rows of scores, [rows, outputs], which become their probabilities. `drawn` [rows] is what was drawn before, -1 for nothing, of

@@ -27,7 +27,7 @@ from mmtp.nn.ragged import Ragged
 from mmtp.types import MmtpError
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-LAYOUT = 5  # that of native.cpp
+LAYOUT = 6  # that of native.cpp
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
 
 
@@ -86,6 +86,11 @@ class Weights:
     memory: tuple[Float[Tensor, " d"], Float[Tensor, "kv d"]] | None = None
 
     @property
+    def matrices(self) -> list[Tensor]:
+        joined = (self.join[2:] if self.join else ()) + (self.memory[1:] if self.memory else ())
+        return [self.qkv, self.out, self.gate_up, self.down, *joined]
+
+    @property
     def all(self) -> list[Tensor]:
         own = (self.attention_norm, self.qkv, self.q_norm, self.k_norm, self.out, self.mlp_norm, self.gate_up, self.down, self.last_norm)
         return [weight for weight in (*own, *(self.join or ()), *(self.memory or ())) if weight is not None]
@@ -133,11 +138,12 @@ class Program:
         exchange: Float[Tensor, "banks banks"] | None = None,
     ) -> None:
         self._library = library()
+        self._paired = all(exact(weight) for each in weights for weight in each.matrices)
         width, mlp_width = weights[0].down.shape
         self._kept: list[Tensor] = []
         self._sizes = _Sizes(
             width, num_heads, num_kv_heads, head_dim, mlp_width, 0 if weights[0].memory else num_kv_heads,
-            0 if exchange is None else len(exchange), *(self._keep(each) for each in (exchange, frequencies, axis)), eps,
+            0 if exchange is None else len(exchange), self._paired, *(self._keep(each) for each in (exchange, frequencies, axis)), eps,
         )  # fmt: skip
         self._blocks = (_Block * len(weights))(*(self._block(each) for each in weights))
 
@@ -201,7 +207,7 @@ class Program:
     def _block(self, weights: Weights) -> "_Block":
         embedding_norm, state_norm, project = weights.join or (None, None, None)
         memory_norm, memory = weights.memory or (None, None)
-        gate, up = (panels(half) for half in weights.gate_up.detach().chunk(2))
+        gate, up = (self._laid_out(half) for half in weights.gate_up.chunk(2))
         return _Block(
             *(self._keep(gain) for gain in (embedding_norm, state_norm)),
             self._pack(project),
@@ -214,7 +220,10 @@ class Program:
         )
 
     def _pack(self, weight: Tensor | None) -> int | None:
-        return None if weight is None else self._keep(panels(weight.detach()))
+        return None if weight is None else self._keep(self._laid_out(weight))
+
+    def _laid_out(self, weight: Tensor) -> Tensor:
+        return (pairs if self._paired else panels)(weight.detach())
 
     def _keep(self, weight: Tensor | None) -> int | None:
         """Address of a weight that lives as long as this does."""
@@ -224,11 +233,21 @@ class Program:
         return self._kept[-1].data_ptr()
 
 
-def linear(x: Float[Tensor, "m i"], packed: Float[Tensor, "p i n"], outputs: int) -> Float[Tensor, "m o"]:
-    """``x @ weight.T`` by a weight in panels; a row gets the same bits beside any others."""
-    x, y = x.contiguous(), x.new_empty(x.shape[0], outputs)
-    library().mmtp_linear(x.data_ptr(), *x.shape, packed.data_ptr(), outputs, y.data_ptr(), torch.get_num_threads())
+def linear(x: Float[Tensor, "m i"], packed: Float[Tensor, "p _ n"] | Float[Tensor, "p i2 n 2"], outputs: int) -> Float[Tensor, "m o"]:
+    """``x @ weight.T`` by a weight in panels or pairs; a row gets the same bits beside any others, and by either."""
+    x, y, paired = x.contiguous(), x.new_empty(x.shape[0], outputs), packed.dtype == torch.bfloat16
+    library().mmtp_linear(x.data_ptr(), *x.shape, packed.data_ptr(), paired, outputs, y.data_ptr(), torch.get_num_threads())
     return y
+
+
+def exact(weight: Float[Tensor, "o i"]) -> bool:
+    """Whether bfloat16 can hold all numbers of a weight, as it can where that was saved so."""
+    return torch.equal(weight, weight.bfloat16().to(weight.dtype))
+
+
+def laid_out(weight: Float[Tensor, "o i"]) -> Float[Tensor, "p _ n"] | Float[Tensor, "p i2 n 2"]:
+    """A weight for :func:`linear`: in pairs where they hold the same numbers, half of what is to be read, else in panels."""
+    return pairs(weight) if exact(weight) else panels(weight)
 
 
 def panels(weight: Float[Tensor, "o i"]) -> Float[Tensor, "p i n"]:
@@ -238,7 +257,7 @@ def panels(weight: Float[Tensor, "o i"]) -> Float[Tensor, "p i n"]:
 
 
 def pairs(weight: Float[Tensor, "o i"]) -> Float[Tensor, "p i2 n 2"]:
-    """A weight in panels of bfloat16, two inputs together: what products of one row read that need no more."""
+    """A weight in panels of bfloat16, two inputs together: what products read that need no more, or whose weight has no more."""
     size = library().mmtp_panel()
     padded = F.pad(weight.bfloat16(), (0, weight.shape[1] % 2, 0, -len(weight) % size))
     return padded.unflatten(0, (-1, size)).unflatten(2, (-1, 2)).transpose(1, 2).contiguous()
@@ -249,7 +268,7 @@ _POINTER = ctypes.c_void_p
 
 class _Sizes(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("width", "heads", "kv_heads", "head_dim", "mlp_width", "written", "num_banks")),
+        *((name, ctypes.c_int64) for name in ("width", "heads", "kv_heads", "head_dim", "mlp_width", "written", "num_banks", "paired")),
         *((name, _POINTER) for name in ("exchange", "frequencies", "axis")),
         ("eps", ctypes.c_float),
     )
@@ -316,7 +335,7 @@ def library() -> Any:
         raise stale()
     found.mmtp_panel.restype, found.mmtp_panel.argtypes = number, ()
     found.mmtp_work.restype, found.mmtp_work.argtypes = number, (ctypes.POINTER(_Sizes), number, number, number)
-    found.mmtp_linear.restype, found.mmtp_linear.argtypes = None, (pointer, number, number, pointer, number, pointer, number)
+    found.mmtp_linear.restype, found.mmtp_linear.argtypes = None, (pointer, number, number, pointer, number, number, pointer, number)
     found.mmtp_blocks.restype = None
     found.mmtp_blocks.argtypes = (ctypes.POINTER(_Sizes), ctypes.POINTER(_Block), number, ctypes.POINTER(_Window), pointer, number)
     return found

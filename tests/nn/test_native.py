@@ -1,5 +1,6 @@
 """Compiled passes beside those of torch."""
 
+import copy
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,24 @@ def test_a_position_gets_the_same_bits_in_every_pass(size: str, width: int, firs
     first = min(first, width - 1)
     alone, _ = run(net, x[:1, : first + 1], True, [START], block)
     assert torch.equal(together[0, : first + 1], alone[0])
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("width", [1, 4, 13])
+def test_weights_that_bfloat16_can_hold_are_held_so_and_change_no_bit(size: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = backbone(size)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.copy_(weight.bfloat16())
+    x = torch.randn(2, width, net.config.width, generator=torch.Generator().manual_seed(7))
+    linear = net.blocks[0].get_parameter("mlp.gate_up.weight").detach()
+    packed = native.laid_out(linear)
+    found, product = run(net, x, True, [START, 11])[0], native.linear(x[0], packed, len(linear))
+    monkeypatch.setattr(native, "exact", lambda weight: False)
+    whole = native.laid_out(linear)
+    assert packed.dtype == torch.bfloat16 and whole.dtype == torch.float32
+    assert torch.equal(product, native.linear(x[0], whole, len(linear)))
+    assert torch.equal(found, run(copy.deepcopy(net), x, True, [START, 11])[0])
 
 
 def test_threads_change_no_bit() -> None:
