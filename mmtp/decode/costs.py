@@ -71,7 +71,7 @@ BY_CALLS = Costs(start=1.5, several=0.15, lane=0.01, token=0.02, draft=0.01, dra
 """Of passes by torch's kernels. Steps of the heads of emoji-s, omni-s and vqa-s come to 0.27 to 0.28 passes; measured were 0.25 to 0.31,
 over four steps, and 0.33 to 0.36 for the first alone."""
 
-COMPILED = Costs(start=0.0, several=0.1, lane=0.1, token=0.15, draft=0.04, draft_by_calls=0.5)
+COMPILED = Costs(start=0.0, several=0.3, lane=0.12, token=0.2, draft=0.06, draft_by_calls=0.6)
 """Of compiled passes, whose cost is arithmetic. A step of emoji-s comes to 0.16 passes; measured were 0.13 to 0.20."""
 
 

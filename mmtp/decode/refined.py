@@ -157,8 +157,14 @@ class RefinedDrafter(KeepsNothing):
 
     def _begins(self, row: Row) -> bool:
         """Whether there is something to draft, and a state to draft from: a pass that ends in a whole scale has chosen nothing."""
+        if not row.judged or not row.wants():
+            return False
         index = row.state.slot
-        return bool(row.judged) and (self._drafted[index] or self.chooser.slots[index].forced is not None) and row.wants()
+        return self.chooser.slots[index].forced is not None or self._pays(row, index)
+
+    def _pays(self, row: Row, slot: int) -> bool:
+        """Whether the next draft of a row, which is of a slot, is worth its making."""
+        return self._drafted[slot] and row.wants(self._making(row))
 
     def _begin(self, row: Row, hidden: Float[Tensor, "b s d"]) -> _Trail:
         """Finds what the last pass has left."""
@@ -176,7 +182,7 @@ class RefinedDrafter(KeepsNothing):
         while trail.open and len(row.drafts) < self.max_drafts and row.wants():
             index = row.draft_states[-1].slot
             if (forced := slots[index].forced) is None:
-                return self._drafted[index] and (self._at_once(row) or row.wants(self._making(row)))
+                return self._pays(row, index)
             trail.open = row.take_draft(Draft(forced), FORCED)
         return False
 
