@@ -256,6 +256,7 @@ class Batcher:
         rows: list[Row] = []
         ends: list[int] = []
         begin = max((self.cache.held(lane.index) for lane in running), default=0)
+        # Of what runs: the newest token, or two where a branch has just begun, and drafts.
         widest = max(self._width, 2 + self._most_forced) if running else 0
         for row in self._reading:
             starts = [self.cache.held(lane.index) for lane in row.lanes]

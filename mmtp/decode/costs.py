@@ -72,7 +72,8 @@ BY_CALLS = Costs(start=1.5, several=0.15, lane=0.01, token=0.02, draft=0.01, dra
 over four steps, and 0.33 to 0.36 for the first alone."""
 
 COMPILED = Costs(start=0.0, several=0.3, lane=0.12, token=0.2, draft=0.06, draft_by_calls=0.6)
-"""Of compiled passes, whose cost is arithmetic. A step of emoji-s comes to 0.16 passes; measured were 0.13 to 0.20."""
+"""Of compiled passes, whose cost is arithmetic, by weights that bfloat16 can hold; by others a plain pass is dearer, and drafts cost less
+of it. A step of emoji-s comes to 0.16 passes; 0.13 to 0.20 were measured before weights were read so."""
 
 
 def _parameters(module: Any) -> int:

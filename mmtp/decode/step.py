@@ -84,15 +84,22 @@ class SlotLogits:
     def __call__(self, states: Float[Tensor, "m d"], slot: int) -> Float[Tensor, "m n"]:
         weight = self._weights[slot]
         if self._compiled:
-            return native.linear(states, self._packed[slot].get((weight,), lambda: native.laid_out(weight.detach())), len(weight))
-        return packed_linear(states, self._weights[slot], self._packed[slot])
+            return native.linear(states, self._laid_out(slot), len(weight))
+        return packed_linear(states, weight, self._packed[slot])
 
     def pairs(self, slot: int) -> tuple[Float[Tensor, "p d2 n 2"], Int[Tensor, " ids"]]:
         """The weights of a slot as :class:`mmtp.nn.refinement.Refinement` reads them, and the ids."""
         weight, ids = self._weights[slot], self._ids[slot]
         if slot not in self._all_ids:
             self._all_ids[slot] = torch.arange(ids, ids + len(weight)) if isinstance(ids, int) else torch.tensor(ids)
+        if self._compiled and (own := self._laid_out(slot)).dtype == torch.bfloat16:
+            return own, self._all_ids[slot]
         return self._pairs[slot].get((weight,), lambda: native.pairs(weight.detach())), self._all_ids[slot]
+
+    def _laid_out(self, slot: int) -> Tensor:
+        """The weights of a slot as compiled passes multiply by them."""
+        weight = self._weights[slot]
+        return self._packed[slot].get((weight,), lambda: native.laid_out(weight.detach()))
 
     def among(self, slot: int, legal: Bool[Tensor, " ids"]) -> Bool[Tensor, " n"]:
         """Which of a text slot's ids are legal, of all vocabulary ids up to the last of text."""

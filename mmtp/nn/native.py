@@ -223,6 +223,7 @@ class Program:
         return None if weight is None else self._keep(self._laid_out(weight))
 
     def _laid_out(self, weight: Tensor) -> Tensor:
+        """A weight in pairs where all can be, for the kernels read a program's weights one way."""
         return (pairs if self._paired else panels)(weight.detach())
 
     def _keep(self, weight: Tensor | None) -> int | None:
