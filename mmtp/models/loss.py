@@ -194,6 +194,10 @@ def unified_loss(
     )
 
 
+TOLD = ("total", "correct", "divergence", "overlap", "grad_square")
+"""Fields of :class:`Targets` that the loss fills in."""
+
+
 @dataclass
 class Targets:
     """Targets of one offset that stand in one slot: which rows predict them, which rows predict them as the next token, and which local
@@ -211,7 +215,7 @@ class Targets:
     learns_weight: bool = True
     distill: float = 0.0
     total: float = 0.0
-    correct: int = 0
+    correct: float = 0.0
     divergence: float = 0.0
     overlap: float = 0.0
     grad_square: float = 0.0
@@ -305,8 +309,10 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(unembedding, dtype=torch.float32)
         total = torch.zeros((), device=unembedding.device)
         weights: dict[Any, Tensor] = {}
+        # Fields of every item. They stay where they are computed until the end, for whoever asks waits for the device.
+        told = torch.zeros(len(plan), len(TOLD), dtype=torch.float64, device=unembedding.device)
         with torch.autocast(device, enabled=False):
-            for item in plan:
+            for item, numbers in zip(plan, told, strict=True):
                 # A frozen backbone's own loss is measured, its gradients are not needed.
                 learns_state = ctx.needs_input_grad[3:][item.offset]  # BELOW is the last
                 learns_weight = item.learns_weight and ctx.needs_input_grad[0]
@@ -319,39 +325,43 @@ class _SlicedCrossEntropy(torch.autograd.Function):
                     x = flat[item.offset][rows].to(dtype)
                     logits = (x @ weight.T).float()
                     top, picked = logits.amax(1, keepdim=True), logits.gather(1, target)
-                    item.correct += int((picked >= top).sum())
+                    correct = (picked >= top).sum()
                     logits.sub_(top)
                     shares = logits.exp() if item.distill else logits.exp_()  # in proportion to probabilities
                     sums = shares.sum(1, keepdim=True)
                     normaliser = top + sums.log()
-                    loss = (normaliser - picked).sum()
-                    item.total += float(loss)
-                    wanted = None
+                    entropy = loss = (normaliser - picked).sum()
+                    wanted = divergence = overlap = grad_square = None
                     if item.distill:
                         wanted = (flat[0][item.next_rows[start : start + chunk_rows]].to(dtype) @ weight.T).float().log_softmax(1)
                         logits.sub_(sums.log())
                         divergence = F.kl_div(logits, wanted, reduction="sum", log_target=True)
-                        item.divergence += float(divergence)
-                        item.overlap += float(torch.minimum(logits, wanted).exp_().sum())
+                        overlap = torch.minimum(logits, wanted).exp_().sum()
                         loss = (1 - item.distill) * loss + item.distill * divergence
                     total += item.weight * loss + item.z_weight * normaliser.square().sum()
-                    if not (learns_state or learns_weight):
-                        continue
-                    # d/dlogits of  w [(1 - a) (lse - x_target) + a KL] + z lse^2  =  (w + 2 z lse) softmax - w [(1 - a) onehot + a wanted]
-                    grad = shares.mul_((item.weight + 2 * item.z_weight * normaliser) / sums)
-                    grad.scatter_add_(1, target, torch.full_like(picked, -item.weight * (1 - item.distill)))
-                    if wanted is not None:
-                        grad.sub_(wanted.exp_(), alpha=item.weight * item.distill)
-                    grad = grad.to(dtype)
-                    into_state = grad @ weight
-                    # A row has one target per offset, so squares of modalities add up to those of the whole gradient.
-                    item.grad_square += float(into_state.float().square().sum()) if learns_state else 0.0
-                    grads[item.offset].index_add_(0, rows, into_state.to(grads[item.offset].dtype))
-                    if learns_weight:
-                        step, base = grad.T @ x, 0
-                        for low, high in item.ranges:
-                            grad_weight[low:high] += step[base : base + high - low]
-                            base += high - low
+                    if learns_state or learns_weight:
+                        # d/dlogits of  w [(1 - a) (lse - x_target) + a KL] + z lse^2
+                        #            =  (w + 2 z lse) softmax - w [(1 - a) onehot + a wanted]
+                        grad = shares.mul_((item.weight + 2 * item.z_weight * normaliser) / sums)
+                        grad.scatter_add_(1, target, torch.full_like(picked, -item.weight * (1 - item.distill)))
+                        if wanted is not None:
+                            grad.sub_(wanted.exp_(), alpha=item.weight * item.distill)
+                        grad = grad.to(dtype)
+                        into_state = grad @ weight
+                        # A row has one target per offset, so squares of modalities add up to those of the whole gradient.
+                        grad_square = into_state.float().square().sum() if learns_state else None
+                        grads[item.offset].index_add_(0, rows, into_state.to(grads[item.offset].dtype))
+                        if learns_weight:
+                            step, base = grad.T @ x, 0
+                            for low, high in item.ranges:
+                                grad_weight[low:high] += step[base : base + high - low]
+                                base += high - low
+                    for place, number in enumerate((entropy, correct, divergence, overlap, grad_square)):
+                        if number is not None:
+                            numbers[place] += number
+        for item, numbers in zip(plan, told.tolist(), strict=True):
+            for name, number in zip(TOLD, numbers, strict=True):
+                setattr(item, name, number)
         ctx.grads = [g.view_as(s) for g, s in zip(grads, states, strict=True)]
         ctx.grad_weight = grad_weight.to(unembedding.dtype)
         return total
