@@ -58,6 +58,7 @@ class Pipeline(Translator):
         draft_cost: what a draft costs, which says how many are made; likewise.
         cache: what keys and values are held in; likewise.
         compile: runs passes by compiled kernels; likewise.
+        device: where the model runs, as torch names it; None leaves it where it is. Tokenizers stay where they are.
 
     Raises:
         VocabMismatch: a tokenizer is not the one the model was trained with.
@@ -73,8 +74,9 @@ class Pipeline(Translator):
         draft_cost: float | None = None,
         cache: str | None = None,
         compile: bool = False,
+        device: torch.device | str | None = None,
     ) -> None:
-        self.model = model.eval()
+        self.model = model.eval() if device is None else model.eval().to(device)
         super().__init__(model.config.layout, tokenizers, model.config.connector)
         self.engine = Engine(model, exact=exact, drafts=drafts, draft_cost=draft_cost, cache=cache, compile=compile)
 
@@ -89,6 +91,7 @@ class Pipeline(Translator):
         draft_cost: float | None = None,
         cache: str | None = None,
         compile: bool = False,
+        device: torch.device | str | None = None,
     ) -> "Pipeline":
         """Loads a model and the tokenizers that it names.
 
@@ -101,6 +104,7 @@ class Pipeline(Translator):
             draft_cost: likewise.
             cache: likewise.
             compile: likewise.
+            device: likewise.
 
         Raises:
             HubError: something is not found.
@@ -117,7 +121,7 @@ class Pipeline(Translator):
             raise PipelineError(f"tokenizer {stranger}: {what}; {name} was trained with {wanted}")
         built = {entry.name: loaded(name, entry.name, given.get(entry.name)) for entry in entries}
         try:
-            return cls(model, built, exact=exact, drafts=drafts, draft_cost=draft_cost, cache=cache, compile=compile)
+            return cls(model, built, exact=exact, drafts=drafts, draft_cost=draft_cost, cache=cache, compile=compile, device=device)
         except VocabMismatch as error:
             raise VocabMismatch(f"{name}: {error}; the model needs the tokenizers it was trained with") from error
 

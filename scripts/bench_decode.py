@@ -6,6 +6,12 @@ weights and follow each other in turn (A B C ... A B C ...), so that what else t
 - ``mmtp``: :class:`mmtp.decode.engine.Engine`, plain; ``compiled``: the same with compiled passes;
 - ``dynamic``, ``static``: ``generate`` of transformers' Qwen3ForCausalLM with its two kinds of cache, greedy.
 
+The last column is the time that memory alone would take for what a token of each row has to read (weights of all blocks and of the words'
+logits, keys and values half way), over the median: at its data sheet's rate, or at that of one large sum. Of models that fit into a cache
+it says little. On a GPU, with weights that take some milliseconds to be read::
+
+    python scripts/bench_decode.py --model 8b --precision bfloat16 --batch 1 --tokens 256 --alone
+
 The second table says what bounds speculative decoding: a pass over a few tokens is what verifies drafts, and its cost is to be compared
 with that of a pass over one. What drafts cost, how many stand and what is gained, ``mmtp bench decode`` measures for a trained model.
 """
@@ -31,6 +37,7 @@ from mmtp.hub import from_pretrained
 from mmtp.models.backbone import BackboneConfig
 from mmtp.models.qwen3 import to_qwen3
 from mmtp.models.unified import UnifiedModel
+from mmtp.nn.peaks import peak_bandwidth, synchronize
 from mmtp.stream.vocab import MediaEntry, Special, TextEntry, VocabLayout
 from mmtp.types import Modality
 
@@ -38,6 +45,8 @@ SIZES = {
     "tiny": BackboneConfig(width=64, depth=2, num_heads=2, num_kv_heads=1, head_dim=32, mlp_width=128),
     "small": BackboneConfig(width=256, depth=10, num_heads=4, num_kv_heads=2, head_dim=64, mlp_width=704),
     "medium": BackboneConfig(width=384, depth=10, num_heads=6, num_kv_heads=2, head_dim=64, mlp_width=1024),
+    "1b": BackboneConfig(width=2048, depth=20, num_heads=16, num_kv_heads=8, head_dim=128, mlp_width=6144),
+    "8b": BackboneConfig(width=4096, depth=36, num_heads=32, num_kv_heads=8, head_dim=128, mlp_width=12288),
 }
 LAYOUT = VocabLayout(TextEntry("words", 4096), (MediaEntry(Modality.IMAGE, "pictures", codebook_sizes=(4096,)),), 64)
 PROMPT = 32
@@ -54,6 +63,7 @@ class Cost:
         median: seconds per token of a row, or per pass.
         least: seconds in the fastest round.
         ratio: median against the first way of the same batch.
+        bandwidth: share of the device's that it reaches; of passes by their width 0.
     """
 
     way: str
@@ -61,13 +71,26 @@ class Cost:
     median: float
     least: float
     ratio: float
+    bandwidth: float = 0.0
 
 
-def build(model: str, precision: str) -> UnifiedModel:
+def build(model: str, precision: str, device: str = "cpu") -> UnifiedModel:
     """A model of the zoo, or one of random weights of a named size."""
     torch.manual_seed(0)
-    net = UnifiedModel.Config(layout=LAYOUT, backbone=SIZES[model]).build() if model in SIZES else from_pretrained(model)
-    return net.eval().to(getattr(torch, precision))
+    if model in SIZES:
+        with torch.device(device):
+            net = UnifiedModel.Config(layout=LAYOUT, backbone=SIZES[model]).build()
+    else:
+        net = from_pretrained(model)
+    return net.eval().to(device, getattr(torch, precision))
+
+
+def read_per_token(net: UnifiedModel, batch: int, new_tokens: int) -> int:
+    """Bytes of weights, keys and values that a pass over a token of each row has to read, half way."""
+    size, layout = net.config.backbone, net.config.layout
+    words = max(sum(high - low for low, high in slot.generable) for slot in layout.slots if slot.modality is Modality.TEXT)
+    held = batch * (PROMPT + 1 + new_tokens // 2) * size.depth * 2 * size.num_kv_heads * size.head_dim
+    return (sum(weight.numel() for weight in net.backbone.parameters()) + words * size.width + held) * net.unembedding.weight.element_size()
 
 
 def exported(net: UnifiedModel) -> Any:
@@ -86,12 +109,13 @@ def exported(net: UnifiedModel) -> Any:
         tie_word_embeddings=False, **settings,
     )  # fmt: skip
     other: Any = Qwen3ForCausalLM(config).eval()
-    other = other.to(net.unembedding.weight.dtype)
+    weight = net.unembedding.weight
+    other = other.to(weight.device, weight.dtype)
     other.load_state_dict(to_qwen3(net.backbone.state_dict(), size, net.embedding.table.weight, net.unembedding.weight))
-    tokens = torch.tensor([prompts(net, 1)[0]])
+    tokens = torch.tensor([prompts(net, 1)[0]], device=weight.device)
     with torch.inference_mode():
-        places = torch.arange(tokens.shape[1])[None, :, None].expand(1, -1, 3)
-        mask = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).tril()[None, None]
+        places = torch.arange(tokens.shape[1], device=weight.device)[None, :, None].expand(1, -1, 3)
+        mask = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=weight.device).tril()[None, None]
         ours = net.backbone.norm(net.backbone(net.embed(tokens), places, mask)) @ net.unembedding.weight.T
         theirs = other(tokens).logits
     if (ours - theirs).abs().max() > (1e-3 if ours.dtype == torch.float32 else 0.1) * theirs.abs().max():
@@ -121,7 +145,7 @@ def ways_of(net: UnifiedModel, batch: int, new_tokens: int, compared: bool) -> d
 
     ways: dict[str, Callable[[], int]] = {way: partial(ours, engine) for way, engine in engines_of(net).items()}
     if compared:
-        other, tokens = exported(net), torch.tensor(given)
+        other, tokens = exported(net), torch.tensor(given, device=net.unembedding.weight.device)
         for cache in ("dynamic", "static"):
 
             def theirs(cache: str = cache) -> int:
@@ -139,21 +163,23 @@ def passes_of(net: UnifiedModel, batch: int, context: int) -> dict[str, Callable
     caches = {
         way: engine.chooser.new_cache(net.config.backbone.depth, batch, context + max(WIDTHS)) for way, engine in engines_of(net).items()
     }
+    device = net.unembedding.weight.device
     text = next(i for i, slot in enumerate(net.config.layout.slots) if slot.modality is Modality.TEXT)
 
     def run(cache: KVCache, width: int) -> int:
         cache.lengths = [context] * batch
-        tokens = torch.zeros(batch, width, dtype=torch.long)
-        positions = torch.arange(context, context + width)[None, :, None].expand(batch, width, 3)
+        tokens = torch.zeros(batch, width, dtype=torch.long, device=device)
+        positions = torch.arange(context, context + width, device=device)[None, :, None].expand(batch, width, 3)
         with torch.inference_mode():
             net.extend(net.embed(tokens), positions, cache.begin(width), cache.layers, [[text] * width] * batch)
+        synchronize(device)
         return 1
 
     return {f"{width}, {way}": partial(run, cache, width) for way, cache in caches.items() for width in WIDTHS}
 
 
-def timed(ways: dict[str, Callable[[], int]], batch: int, rounds: int) -> list[Cost]:
-    """Times all ways in turn."""
+def timed(ways: dict[str, Callable[[], int]], batch: int, rounds: int, least: float = 0.0) -> list[Cost]:
+    """Times all ways in turn; ``least`` is what a token takes where nothing but memory holds it up, in seconds."""
     times: dict[str, list[float]] = {way: [] for way in ways}
     for round_ in range(1 + rounds):
         for way, call in ways.items():
@@ -166,15 +192,19 @@ def timed(ways: dict[str, Callable[[], int]], batch: int, rounds: int) -> list[C
     medians = {way: statistics.median(each) for way, each in times.items()}
     base = next(iter(medians.values()))
     return [
-        Cost(way=way, batch=batch, median=medians[way], least=min(each), ratio=medians[way] / base)
+        Cost(way=way, batch=batch, median=medians[way], least=min(each), ratio=medians[way] / base, bandwidth=least / medians[way])
         for way, each in times.items()
     ]  # fmt: skip
 
 
 def markdown(costs: Sequence[Cost], names: tuple[str, str]) -> str:
     """A table; ``names`` are those of the ways and of what is timed."""
-    lines = [f"| {names[0]} | batch | {names[1]} | fastest | against the first |", "|---|---|---|---|---|"]
-    lines += [f"| {c.way} | {c.batch} | {1000 * c.median:.2f} ms | {1000 * c.least:.2f} ms | {c.ratio:.2f} × |" for c in costs]
+    shares = any(c.bandwidth for c in costs)
+    head, line = f"| {names[0]} | batch | {names[1]} | fastest | against the first |", "|---|---|---|---|---|"
+    lines = [f"{head} bandwidth |", f"{line}---|"] if shares else [head, line]
+    for c in costs:
+        row = f"| {c.way} | {c.batch} | {1000 * c.median:.2f} ms | {1000 * c.least:.2f} ms | {c.ratio:.2f} × |"
+        lines.append(f"{row} {100 * c.bandwidth:.0f} % |" if shares else row)
     return "\n".join(lines)
 
 
@@ -188,17 +218,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default cuda where there is one")
     parser.add_argument("--alone", action="store_true", help="without transformers")
     parser.add_argument("--json", type=Path, help="file for all figures")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    net = build(given.model, given.precision)
+    net = build(given.model, given.precision, given.device)
+    device = net.unembedding.weight.device
+    peak = peak_bandwidth(device)
     decoding, passes = [], []
     for batch in given.batch:
-        decoding += timed(ways_of(net, batch, given.tokens, not given.alone), batch, given.rounds)
+        least = read_per_token(net, batch, given.tokens) / peak.rate
+        decoding += timed(ways_of(net, batch, given.tokens, not given.alone), batch, given.rounds, least)
         passes += timed(passes_of(net, batch, given.context), batch, 10 * given.rounds)
-    print(f"torch {torch.__version__}, {platform.machine()}, {given.threads} threads, {given.precision}, {given.model}: ", end="")
+    machine = f"{platform.machine()}, {given.threads} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    print(f"torch {torch.__version__}, {machine}, {given.precision}, {given.model}: ", end="")
     print(f"{net.num_parameters() / 1e6:.1f} M parameters\n\n{markdown(decoding, ('decodes', 'a token of each row'))}\n")
+    print(f"Bandwidth is of {peak.rate / 1e9:,.0f} GB/s ({peak.source}).\n")
     print(markdown(passes, ("tokens in a pass", "pass")))
     if given.json:
         figures = {"decoding": [asdict(cost) for cost in decoding], "passes": [asdict(cost) for cost in passes]}

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from mmtp.cli.sampling import drafts_of
+from mmtp.cli.sampling import device_of, drafts_of
 from mmtp.cli.tables import progress_bar
 from mmtp.data.loader import ShardDataset
 from mmtp.decode.batcher import SHARED
@@ -158,17 +158,19 @@ class Check:
 
     @torch.no_grad()
     def _read(self, prompts: Sequence[Prompt]) -> list[Any]:
-        return [None if p.features is None else self.model.embedding.connect(p.features, p.feature_grids) for p in prompts]
+        device = self.model.unembedding.weight.device
+        return [None if p.features is None else self.model.embedding.connect(p.features.to(device), p.feature_grids) for p in prompts]
 
     @property
     def key(self) -> str:
         """Digest of weights, prompts, seeds and kernels."""
         digest = hashlib.sha256(repr(self.model.config).encode())
         for tensor in self.model.state_dict().values():
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
         for some in self.tasks.values():
             digest.update(repr([(p.kind, list(p.tokens), p.max_new_tokens, tuple(p.stop)) for p in some]).encode())
-        return digest.hexdigest()[:16] + f"-{self.seed}" + ("-compiled" if self.compile else "")
+        device = self.model.unembedding.weight.device.type
+        return digest.hexdigest()[:16] + f"-{self.seed}" + "-compiled" * self.compile + f"-{device}" * (device != "cpu")
 
     def decode(self, setting: Setting, drafts: str, batch: int) -> list[Row]:
         """Goes on from all prompts of a task."""
@@ -268,7 +270,7 @@ def run(
 
 def load(given: argparse.Namespace) -> tuple[UnifiedModel, list[Prompt]]:
     """The model and its prompts."""
-    model = from_pretrained(given.model).eval().float()
+    model = from_pretrained(given.model).eval().float().to(device_of(given.device))
     if not given.data:
         return model, easy_vqa_prompts(Pipeline.from_pretrained(given.model), 2 * given.prompts)
     datasets = [ShardDataset(path).over(model.config.layout) for path in given.data]
@@ -292,6 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="run passes by compiled kernels (see mmtp generate --compile)")
+    parser.add_argument("--device", default="cpu", help="where the model runs: cpu, cuda, cuda:N")
     parser.add_argument("--journal", type=Path, help="file that keeps what was found")
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)

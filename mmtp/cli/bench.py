@@ -19,6 +19,7 @@ def bench(
     draft_cost: float | None = None,
     cache: Literal["bfloat16", "int8"] | None = None,
     compile: bool = False,
+    device: str = "cpu",
     precision: Literal["float32", "bfloat16"] = "float32",
     repeats: int = 1,
     batch: int = 1,
@@ -56,7 +57,9 @@ def bench(
         draft_cost: what one more draft costs, in passes of the model; without it that is reckoned from the model. As many are made as pay,
             with 0 all.
         cache: hold keys and values in bfloat16 or int8 instead of what the model computes in: half or a quarter of the memory, more time.
-        compile: run the blocks of both ways' passes by kernels compiled for this machine, in one call; needs a C++ compiler.
+        compile: run the blocks of both ways' passes in one call: on the CPU by kernels compiled for this machine, which needs a C++
+            compiler, on an accelerator by kernels that torch.compile has fused, recorded once per shape.
+        device: where the model runs: cpu, cuda, cuda:N.
         precision: of weights and activations.
         repeats: timings of each way per prompt; the median counts.
         batch: prompts of a kind that are decoded together, three times as many in turn; speeds are then those of all of them together.
@@ -83,7 +86,7 @@ def bench(
 
     from mmtp.cli import CHECK_FAILED
     from mmtp.cli.eval import write_json
-    from mmtp.cli.sampling import drafts_of
+    from mmtp.cli.sampling import device_of, drafts_of
     from mmtp.cli.tables import progress_bar, show
     from mmtp.data.loader import ShardDataset
     from mmtp.decode.engine import Engine
@@ -99,7 +102,7 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     clock = time.process_time if cpu_time else time.perf_counter
-    net = from_pretrained(model).eval().to(getattr(torch, precision))
+    net = from_pretrained(model).eval().to(device_of(device), getattr(torch, precision))
     engine = Engine(net, exact=exact, drafts=drafts_of(drafts), draft_cost=draft_cost, cache=cache, compile=compile, clock=clock)
     with progress_bar("decoding both ways", "prompts") as bar:
         if data:

@@ -39,6 +39,7 @@ def generate(
     draft_cost: float | None = None,
     cache: Literal["bfloat16", "int8"] | None = None,
     compile: bool = False,
+    device: str = "cpu",
     plain: bool = False,
     exact: bool = False,
     report: bool = False,
@@ -78,7 +79,9 @@ def generate(
         draft_cost: what one more draft costs, in passes of the model; without it that is reckoned from the model. As many are made as pay,
             with 0 all.
         cache: hold keys and values in bfloat16 or int8 instead of what the model computes in: half or a quarter of the memory, more time.
-        compile: run the blocks of a pass by kernels compiled for this machine, in one call; needs a C++ compiler.
+        compile: run the blocks of a pass in one call: on the CPU by kernels compiled for this machine, which needs a C++ compiler, on an
+            accelerator by kernels that torch.compile has fused, recorded once per shape.
+        device: where the model runs: cpu, cuda, cuda:N.
         plain: one token per pass, without drafts; the output is the same, with rejection its distribution.
         exact: run plain and speculative decoding on equal shapes, so that they agree bit for bit.
         report: print tokens per pass and the share of drafts accepted, by medium and offset.
@@ -99,7 +102,7 @@ def generate(
     import torch
 
     from mmtp.cli import CHECK_FAILED
-    from mmtp.cli.sampling import drafts_of, sampling_settings
+    from mmtp.cli.sampling import device_of, drafts_of, sampling_settings
     from mmtp.cli.tokenize import parse_size
     from mmtp.data.media import contact_sheet, encode_png, read_image, read_sound, write_wav
     from mmtp.decode.constrain import Form
@@ -116,10 +119,10 @@ def generate(
     base = Sampling(repetition_penalty=repetition_penalty, verification=verification, **given)
     bounds = parse_size(size) if size is not None else None
     pictures = [read_image(path, size=bounds) for path in image or []]
-    drafting = drafts_of(drafts)
     pipeline = Pipeline.from_pretrained(
-        model, tokenizers=tokenizer, exact=exact, drafts=drafting, draft_cost=draft_cost, cache=cache, compile=compile
-    )
+        model, tokenizers=tokenizer, exact=exact, drafts=drafts_of(drafts), draft_cost=draft_cost, cache=cache, compile=compile,
+        device=device_of(device),
+    )  # fmt: skip
     rate = int(pipeline.tokenizer(Modality.AUDIO).spec.sample_rate or 0) if audio or (out and out.suffix.lower() == ".wav") else 0
     sounds = [read_sound(path, sample_rate=rate)[0] for path in audio or []]
     form = Form()

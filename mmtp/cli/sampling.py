@@ -1,4 +1,4 @@
-"""Settings of decoding on the command line: of drafts, and of sampling, one for all media or for each (``--temperature image=1``)."""
+"""Settings of decoding on the command line: device, drafts, and sampling, one for all media or for each (``--temperature image=1``)."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,6 +7,8 @@ from mmtp.decode.sample import SamplingError
 from mmtp.types import MmtpError
 
 if TYPE_CHECKING:
+    import torch
+
     from mmtp.decode.drafts import Drafts
 
 
@@ -26,6 +28,22 @@ def sampling_settings(**flags: Sequence[str] | None) -> dict[str, Any]:
             modality, value = words.rpartition("=")[::2]
             (per_modality.setdefault(modality, {}) if modality else common).update(_parse(name, value))
     return {**common, "per_modality": per_modality}
+
+
+def device_of(name: str) -> "torch.device":
+    """A device by torch's name.
+
+    Raises:
+        MmtpError: there is none of that name here.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MmtpError(f"--device {name}: cannot be used here ({str(error).splitlines()[0]}); cpu, cuda or cuda:N is wanted") from None
+    return device
 
 
 def drafts_of(words: str) -> "Drafts":

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
+from mmtp.nn.graphs import WIDTHS, Graphs, padded_width
 from mmtp.nn.native import Held
 from mmtp.nn.ragged import Ragged
 from mmtp.types import MmtpError
@@ -53,6 +54,7 @@ class KVCache:
         block: passes attend to whole blocks of so many slots.
         stored: in which keys and values are kept: ``torch.bfloat16`` or ``torch.int8``; None keeps them as they are.
         compiled: whether passes are those of :mod:`mmtp.nn.native`.
+        recorded: whether they are those of :mod:`mmtp.nn.graphs`, for which all room is made at once and stays where it is.
         window: how many tokens a position attends to at most, itself included; 0 for all.
         spare: by how many tokens a lane may be shortened between passes and still have its window.
 
@@ -76,14 +78,18 @@ class KVCache:
         compiled: bool = False,
         window: int = 0,
         spare: int = 0,
+        recorded: bool = False,
     ) -> None:
         self.dtype, self.compiled = dtype, compiled
+        self.graphs = Graphs() if recorded else None
         self.window, self.spare = window, spare
         self.programs: dict[Any, Any] = {}
         if stored == torch.int8:
             head_dim += SCALE_BYTES
         self.limit, self.block = capacity, block
-        self.capacity = min(-(-capacity // block) * block, max(block, FIRST_CAPACITY))
+        most = capacity + WIDTHS[-1] if recorded else capacity  # a pass may be padded beyond the last token
+        most = -(-most // block) * block
+        self.capacity = most if recorded else min(most, max(block, FIRST_CAPACITY))
         shape = (num_layers, 2, batch_size, num_kv_heads, self.capacity, head_dim)
         self.storage = torch.zeros(shape, device=device, dtype=stored or dtype)
         self.lengths = [0] * batch_size
@@ -92,7 +98,7 @@ class KVCache:
         self._held = [0] * batch_size  # lengths of all lanes; those in focus are written back when the focus moves
         self._oldest = [0] * batch_size
         self.layers = [_Layer(self, i) for i in range(num_layers)]
-        self._places = torch.arange(-(-capacity // block) * block, device=device)
+        self._places = torch.arange(most, device=device)
         self._lanes = torch.arange(batch_size, device=device).unsqueeze(1)
         self._fresh = self._lanes, self._lanes
         self.extent = 0
@@ -116,12 +122,16 @@ class KVCache:
         if self.window:
             self._drop(width)
         self.starts = [length - self._oldest[self.first + i] for i, length in enumerate(self.lengths)]
-        self.extent = -(-(max(self.starts) + width) // self.block) * self.block
+        self.extent = self._extent(max(self.starts) + (width if self.graphs is None else padded_width(width)))
         self._width, self._views = width, None
         self.ragged = None if widths is None else Ragged.of(widths, width, self.storage.device)
         if self.extent > self.capacity:
             self._grow()
         seen = self._places[: self.extent]
+        if self.graphs is not None:
+            slots = torch.tensor(self.starts, device=self.storage.device).unsqueeze(1) + self._places[: padded_width(width)]
+            self.graphs.begin(self.first, slots)
+            return self._sees(slots[:, :width].unsqueeze(2), seen).unsqueeze(1)
         if len(self.lengths) == 1:
             own = self._places[self.starts[0] : self.starts[0] + width].unsqueeze(1)
             return self._sees(own, seen)[None, None]
@@ -130,6 +140,12 @@ class KVCache:
         if self.ragged is not None:
             self._fresh = self.ragged.at // width, slots.flatten()[self.ragged.at]
         return self._sees(slots.unsqueeze(2), seen).unsqueeze(1)
+
+    def _extent(self, needed: int) -> int:
+        """Slots that a pass attends to, so many at least, in whole blocks; where passes are recorded, powers of two."""
+        if self.graphs is None:
+            return -(-needed // self.block) * self.block
+        return min(self.capacity, max(self.block, FIRST_CAPACITY, 1 << (needed - 1).bit_length()))
 
     def _sees(self, own: Int[Tensor, "*b s 1"], places: Int[Tensor, " t"]) -> Bool[Tensor, "*b s t"]:
         """Whether a position sees a place."""
@@ -154,7 +170,7 @@ class KVCache:
         if self._views is None:
             lanes = self.storage.narrow(2, self.first, len(self.lengths))
             seen = lanes.narrow(4, 0, self.extent).flatten(0, 1).unbind(0)
-            alone = len(self.lengths) == 1
+            alone = len(self.lengths) == 1 and self.graphs is None
             self._views = seen, lanes.narrow(4, self.starts[0], self._width).flatten(0, 1).unbind(0) if alone else ()
         return self._views
 
@@ -229,6 +245,10 @@ class _Layer:
         return Held(cache.storage, self.index, cache.first, cache.starts, cache.ragged, cache.programs) if cache.compiled else None
 
     @property
+    def graphs(self) -> Graphs | None:
+        return self.cache.graphs
+
+    @property
     def ragged(self) -> Ragged | None:
         return self.cache.ragged
 
@@ -243,7 +263,7 @@ class _Layer:
             fresh[i].copy_(keys)
             fresh[i + 1].copy_(values)
         else:
-            lanes, slots = cache._fresh
+            lanes, slots = cache._fresh if cache.graphs is None else (cache._lanes[: len(keys)], cache.graphs.slots)
             for held, x in ((seen[i], keys), (seen[i + 1], values)):
                 held[lanes, :, slots] = x.transpose(1, 2) if cache.ragged is None else x[0].transpose(0, 1)
         return self.read()

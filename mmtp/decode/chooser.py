@@ -28,6 +28,11 @@ def exact_width(width: int) -> int:
     return -(-width // MIN_EXACT_WIDTH) * MIN_EXACT_WIDTH
 
 
+def _records(device: torch.device) -> bool:
+    """Whether compiled passes on a device are recorded ones."""
+    return device.type != "cpu"
+
+
 CACHES = {None: None, "bfloat16": torch.bfloat16, "int8": torch.int8}
 """What :class:`KVCache` may hold keys and values in; None: as they are computed."""
 
@@ -38,7 +43,7 @@ class Chooser:
     Args:
         model: in evaluation mode.
         cache: what caches hold keys and values in, by its name in ``CACHES``.
-        compiled: whether passes are those of :mod:`mmtp.nn.native`.
+        compiled: whether passes are compiled: on CPUs to those of :mod:`mmtp.nn.native`, on accelerators to :mod:`mmtp.nn.graphs`.
 
     Raises:
         DecodeError: there is no such cache, or passes of this model cannot be compiled.
@@ -48,22 +53,25 @@ class Chooser:
     def __init__(self, model: Step, cache: str | None = None, compiled: bool = False) -> None:
         if cache not in CACHES:
             raise DecodeError(f"cache {cache!r}: one of {', '.join(str(name) for name in CACHES)} is wanted")
+        recorded = compiled and _records(model.unembedding.weight.device)
         if compiled:
             if lacking := model.backbone.uncompiled:
                 raise DecodeError(f"compile: passes of a model with {lacking} are not compiled; leave it out")
-            if cache is not None:
+            if cache is not None and not recorded:
                 raise DecodeError(f"compile: compiled passes hold keys and values in full, not in {cache}; leave one of the two out")
-            library()
-        self.model, self.cache, self.compiled = model, CACHES[cache], compiled
-        self.costs = COMPILED if compiled else BY_CALLS
+            if not recorded:
+                library()
+        self.model, self.cache = model, CACHES[cache]
+        self.compiled, self.recorded = compiled and not recorded, recorded
+        self.costs = COMPILED if self.compiled else BY_CALLS
         self.grammar = StreamGrammar(model.config.layout)
-        self.logits = SlotLogits(model.config.layout, model.unembedding.weight, compiled)
+        self.logits = SlotLogits(model.config.layout, model.unembedding.weight, self.compiled)
         self.slots = model.config.layout.slots
         if isinstance(model, torch.nn.Module):
             pack_linears(model)
         self.device, self.dtype = model.unembedding.weight.device, model.unembedding.weight.dtype
 
-    def new_cache(self, layers: int, lanes: int, capacity: int, exact: bool = False, spare: int = 0) -> KVCache:
+    def new_cache(self, layers: int, lanes: int, capacity: int, exact: bool = False, spare: int = 0, backbone: bool = True) -> KVCache:
         """A cache for so many layers with keys and values of the backbone's shape and window.
 
         Args:
@@ -72,10 +80,12 @@ class Chooser:
             capacity: tokens per lane at most.
             exact: whether sums are to be the same bits in every pass.
             spare: by how many tokens a lane may be shortened between passes.
+            backbone: whether passes are the backbone's, which alone are recorded, and not a head's.
         """
-        backbone, block = self.model.config.backbone, EXACT_BLOCK if exact else BLOCK
-        shape = (layers, lanes, backbone.num_kv_heads, backbone.head_dim, capacity)
-        return KVCache(*shape, self.device, self.dtype, block, self.cache, self.compiled, backbone.window, spare)
+        sizes, block = self.model.config.backbone, EXACT_BLOCK if exact else BLOCK
+        shape = (layers, lanes, sizes.num_kv_heads, sizes.head_dim, capacity)
+        recorded = self.recorded and backbone
+        return KVCache(*shape, self.device, self.dtype, block, self.cache, self.compiled, sizes.window, spare, recorded)
 
     def leaves_out_padding(self, exact: bool) -> bool:
         """Whether passes compute nothing for the padding behind lanes.
@@ -84,7 +94,7 @@ class Chooser:
             exact: whether states are to be the same bits in every pass, for which those of torch have to be as wide.
         """
         backbone = self.model.backbone
-        return self.compiled or not (exact or backbone.num_experts or backbone.cross)
+        return self.compiled or not (exact or self.recorded or backbone.num_experts or backbone.cross)
 
     def widths(self, windows: Sequence[Sequence[int]], exact: bool) -> list[int] | None:
         """Tokens of the lanes of a pass, where the padding behind them is left out."""

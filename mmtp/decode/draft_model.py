@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from itertools import takewhile
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -36,7 +37,11 @@ class ModelDrafts:
 
     def begin(self, chooser: Chooser, num_lanes: int, capacity: int, exact: bool = False) -> "_ModelDrafter":
         own = self.chooser
-        if chooser.compiled and not own.compiled and not own.model.backbone.uncompiled:
+        if own.device != chooser.device:
+            model: Any = own.model
+            own = self.chooser = Chooser(model.to(chooser.device))
+        compiled = chooser.compiled or chooser.recorded
+        if compiled and not (own.compiled or own.recorded) and not own.model.backbone.uncompiled:
             own = self.chooser = Chooser(own.model, compiled=True)
         return _ModelDrafter(own, self.max_drafts, num_lanes, capacity, exact, chooser.costs.passes_of(own.model, chooser.model))
 

@@ -136,7 +136,7 @@ class HeadDrafts:
     def begin(self, chooser: Chooser, num_lanes: int, capacity: int, exact: bool = False) -> Drafter:
         head = chooser.model.head
         # Of anchors that have waited the newest join the next pass, which is so much wider.
-        cache = chooser.new_cache(head.num_caches, num_lanes, capacity + exact_width(head.mtp_depth), exact)
+        cache = chooser.new_cache(head.num_caches, num_lanes, capacity + exact_width(head.mtp_depth), exact, backbone=False)
         return HeadDrafter(chooser, cache, head.mtp_depth, self._vertical(chooser.model), exact)
 
     def _vertical(self, model: Step) -> int:

@@ -6,6 +6,7 @@ to (Mixture-of-Transformers; Liang et al., arXiv 2411.04996, section 2.2 and alg
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -167,7 +168,7 @@ class Backbone(nn.Module):
         if self.cross:
             return "cross-attention"
         weight = self.norm.weight
-        return "" if (weight.device.type, weight.dtype) == ("cpu", torch.float32) else f"weights in {weight.dtype} on {weight.device}"
+        return "" if weight.device.type != "cpu" or weight.dtype == torch.float32 else f"weights in {weight.dtype} on the CPU"
 
     def forward(
         self,
@@ -192,6 +193,21 @@ class Backbone(nn.Module):
             assert isinstance(mask, Tensor)
             program = held.programs.get(self) or held.programs.setdefault(self, self._compiled())
             return program(x, positions, mask, held)[0]
+        if caches and (graphs := caches[0].graphs) is not None:
+            assert isinstance(mask, Tensor)
+            return graphs(partial(self._blocks, caches=caches), x, positions, mask)
+        return self._blocks(x, positions, mask, caches, routes, context)
+
+    def _blocks(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        mask: Tensor | BlockMask | Windows | None,
+        caches: Sequence[LayerCache] | None = None,
+        routes: Routes | None = None,
+        context: Context | None = None,
+    ) -> Tensor:
+        """The same, kernel by kernel."""
         ragged = caches[0].ragged if caches else None
         if ragged is not None:
             assert routes is None and context is None

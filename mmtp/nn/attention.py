@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from mmtp.nn.graphs import Graphs
 from mmtp.nn.linear import Derived, Linear
 from mmtp.nn.native import Held
 from mmtp.nn.norm import RMSNorm
@@ -39,7 +40,12 @@ class LayerCache(Protocol):
 
     @property
     def held(self) -> Held | None:
-        """Where they are, for passes that are compiled; None where passes are not."""
+        """Where they are, for passes that are compiled for a CPU; None where passes are not."""
+        ...
+
+    @property
+    def graphs(self) -> Graphs | None:
+        """What records passes on an accelerator; None where they are not recorded."""
         ...
 
     @property
@@ -128,22 +134,31 @@ class Attention(nn.Module):
 
     def _extend(self, x: Float[Tensor, "b s d"], angles: Angles, mask: Masks, cache: LayerCache) -> Float[Tensor, "b s d"]:
         """The same for the few positions of a pass of decoding, in as few calls as there can be: queries and keys as one."""
-        h, k, hd = self.num_heads, self.num_kv_heads, self.head_dim
-        b, s, _ = x.shape
-        joined = self.qkv(x).view(b, s, h + 2 * k, hd)
-        heads = joined.narrow(2, 0, h + k).float()
-        if self.qk_norm:
-            q_norm, k_norm = cast(RMSNorm, self.q_norm), cast(RMSNorm, self.k_norm)
-            gains = self._gains.get((q_norm.weight, k_norm.weight), lambda: self._join(q_norm.weight, k_norm.weight))
-            heads = torch.rms_norm(heads, (hd,), None, self.eps).mul_(gains)
-        q, key = rotate(heads, angles).to(joined.dtype).transpose(1, 2).split((h, k), dim=1)
-        keys, values = cache.update(key, joined.narrow(2, h + k, k).transpose(1, 2))
+        q, key, value = self.project(x, angles)
+        keys, values = cache.update(key, value)
         if isinstance(mask, list):
             assert cache.ragged is not None
             read = torch.cat([self._band(band, q, keys, values, own) for band, own in zip(cache.ragged.bands, mask, strict=True)], 1)
         else:
             read = attend(q, keys, values, mask).transpose(1, 2)
-        return self.out(read.reshape(b, s, h * hd))
+        return self.out(read.flatten(2))
+
+    def project(
+        self, x: Float[Tensor, "b s d"], angles: Angles
+    ) -> tuple[Float[Tensor, "b h s hd"], Float[Tensor, "b k s hd"], Float[Tensor, "b k s hd"]]:
+        """Queries, keys and values of a pass of decoding; arguments are those of the call."""
+        h, k, hd = self.num_heads, self.num_kv_heads, self.head_dim
+        joined = self.qkv(x).unflatten(2, (h + 2 * k, hd))
+        heads = joined.narrow(2, 0, h + k).float()
+        if self.qk_norm:
+            q_norm, k_norm = cast(RMSNorm, self.q_norm), cast(RMSNorm, self.k_norm)
+            if torch.compiler.is_compiling():  # what is compiled cannot watch weights change
+                gains = self._join(q_norm.weight, k_norm.weight)
+            else:
+                gains = self._gains.get((q_norm.weight, k_norm.weight), lambda: self._join(q_norm.weight, k_norm.weight))
+            heads = torch.rms_norm(heads, (hd,), None, self.eps).mul_(gains)
+        q, key = rotate(heads, angles).to(joined.dtype).transpose(1, 2).split((h, k), dim=1)
+        return q, key, joined.narrow(2, h + k, k).transpose(1, 2)
 
     @staticmethod
     def _band(band: Band, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Float[Tensor, "1 n h hd"]:

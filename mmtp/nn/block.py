@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmtp.nn.attention import Attention, LayerCache, Masks, gather
+from mmtp.nn.attention import Attention, LayerCache, Masks, attend, gather
+from mmtp.nn.graphs import fused
 from mmtp.nn.mlp import SwiGLU
 from mmtp.nn.native import Weights
 from mmtp.nn.norm import RMSNorm
@@ -84,12 +85,26 @@ class Block(Layer):
             cache: of decoding.
             anchors: positions of which alone states are wanted, in training; ``mask`` is theirs. None wants all.
         """
+        if cache is not None and cache.graphs is not None:
+            assert not isinstance(mask, list)
+            q, key, value = fused(Block._ask)(self, x, angles)
+            read = attend(q, *cache.update(key, value), mask).transpose(1, 2).flatten(2)
+            return fused(Block._answer)(self, x, read)
         if cache is not None:
             x = self.attention(self.attention_norm(x), angles, mask, cache).add_(x)
             return self.mlp(self.mlp_norm(x)).add_(x)
         attended = self.attention(self.attention_norm(x), angles, mask, cache, anchors=anchors)
         x = gather(x, anchors) + self._dropped(attended)
         return x + self._dropped(self.mlp(self.mlp_norm(x)))
+
+    def _ask(self, x: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+        """What comes before attention."""
+        return self.attention.project(self.attention_norm(x), angles)
+
+    def _answer(self, x: Tensor, read: Tensor) -> Tensor:
+        """What comes behind it."""
+        x = x + self.attention.out(read)
+        return x + self.mlp(self.mlp_norm(x))
 
 
 def init_weights(module: nn.Module, depth: int, std: float = 0.02) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from mmtp import hub
-from mmtp.cli.sampling import drafts_of, sampling_settings
+from mmtp.cli.sampling import device_of, drafts_of, sampling_settings
 from mmtp.decode.by_medium import DraftsByMedium
 from mmtp.decode.draft_model import ModelDrafts
 from mmtp.decode.drafts import HeadDrafts
@@ -50,3 +50,10 @@ def test_drafts_come_from_where_the_words_say(tmp_path, saved) -> None:
     assert drafts_of("lookup+jacobi") == JacobiDrafts(first=LookupDrafts())
     with pytest.raises(MmtpError, match="is a TextTokenizer, not a unified model; auto, .*, jacobi, refined or a model is wanted"):
         drafts_of(saved["text"])
+
+
+@pytest.mark.parametrize("name", ["nowhere", "cuda:99", "cuda:x"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    assert device_of("cpu").type == "cpu"
+    with pytest.raises(MmtpError, match=f"--device {name}: cannot be used here .*; cpu, cuda or cuda:N is wanted$"):
+        device_of(name)
