@@ -73,7 +73,7 @@ class Pipeline(Translator):
         drafts: Drafts | None = None,
         draft_cost: float | None = None,
         cache: str | None = None,
-        compile: bool = False,
+        compile: bool | None = False,
         device: torch.device | str | None = None,
     ) -> None:
         self.model = model.eval() if device is None else model.eval().to(device)
@@ -90,7 +90,7 @@ class Pipeline(Translator):
         drafts: Drafts | None = None,
         draft_cost: float | None = None,
         cache: str | None = None,
-        compile: bool = False,
+        compile: bool | None = False,
         device: torch.device | str | None = None,
     ) -> "Pipeline":
         """Loads a model and the tokenizers that it names.

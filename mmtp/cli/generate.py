@@ -38,7 +38,7 @@ def generate(
     drafts: str = "auto",
     draft_cost: float | None = None,
     cache: Literal["bfloat16", "int8"] | None = None,
-    compile: bool = False,
+    compile: bool | None = None,
     device: str = "cpu",
     plain: bool = False,
     exact: bool = False,
@@ -79,8 +79,9 @@ def generate(
         draft_cost: what one more draft costs, in passes of the model; without it that is reckoned from the model. As many are made as pay,
             with 0 all.
         cache: hold keys and values in bfloat16 or int8 instead of what the model computes in: half or a quarter of the memory, more time.
-        compile: run the blocks of a pass in one call: on the CPU by kernels compiled for this machine, which needs a C++ compiler, on an
-            accelerator by kernels that torch.compile has fused, recorded once per shape.
+        compile: run the blocks of a pass in one call: on the CPU by kernels compiled for this machine, which is done without asking where
+            there is a C++ compiler and the model allows it; on an accelerator by kernels that torch.compile has fused, recorded once per
+            shape, where it is asked for.
         device: where the model runs: cpu, cuda, cuda:N.
         plain: one token per pass, without drafts; the output is the same, with rejection its distribution.
         exact: run plain and speculative decoding on equal shapes, so that they agree bit for bit.

@@ -14,7 +14,6 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
-from weakref import WeakValueDictionary
 
 import torch
 from jaxtyping import Float
@@ -23,7 +22,7 @@ from torch import Tensor
 from mmtp.decode.cache import KVCache
 from mmtp.decode.chooser import MIN_EXACT_WIDTH, Chooser, exact_width
 from mmtp.decode.drafts import Drafter, Drafts
-from mmtp.decode.pace import Experience, Pace
+from mmtp.decode.pace import Experience, Experiences, Pace
 from mmtp.decode.rows import Choice, DecodeError, Lane, Request, Row
 from mmtp.decode.sample import Sampling
 from mmtp.decode.scales import Due
@@ -66,6 +65,7 @@ class Batcher:
         shared: tokens in common from which on rows share them; None shares nothing.
         chunk: see the engine.
         clock: likewise.
+        experiences: with drafts, which batches of an engine share; None begins anew.
 
     Attributes:
         prompt_tokens: of all prompts that have got a lane.
@@ -85,6 +85,7 @@ class Batcher:
         shared: int | None = SHARED,
         chunk: int = CHUNK,
         clock: Callable[[], float] = time.perf_counter,
+        experiences: Experiences | None = None,
     ) -> None:
         for name, value, least in (("max_lanes", max_lanes, 1), ("context", context, 1), ("kept", kept, 0), ("shared", shared, 1)):
             if value is not None and value < least:
@@ -107,7 +108,7 @@ class Batcher:
         self._hybrid = chooser.leaves_out_padding(exact) and (self.drafter is None or not self.drafter.pads)
         self.prompt_tokens = self.copied_tokens = 0
         self._number = 0
-        self._experiences = WeakValueDictionary[Sampling, Experience]()
+        self._experiences = Experiences() if experiences is None else experiences
         self._waiting: deque[Row] = deque()
         self._ended: list[Row] = []
         self._rows: list[Row] = []
@@ -141,10 +142,8 @@ class Batcher:
 
     def _pace(self, sampling: Sampling) -> Pace:
         """For a row that samples so. Where it judges by coupling, it drafts by the experience of all that sample alike."""
-        experience = Experience()
-        if sampling.verification == "coupling":
-            # Rows alone keep it, so that one server may serve any number of kinds.
-            experience = self._experiences.setdefault(replace(sampling, seed=0), experience)
+        coupled = sampling.verification == "coupling"
+        experience = self._experiences.of(replace(sampling, seed=0)) if coupled else Experience()
         return Pace(self.draft_cost, self.chooser.costs, experience)
 
     @torch.inference_mode()

@@ -15,7 +15,7 @@ from mmtp.decode.rows import Choice, DecodeError, Lane, Row
 from mmtp.decode.sample import Draft, choose, penalize, propose
 from mmtp.decode.step import SlotLogits, Step
 from mmtp.nn.linear import pack_linears
-from mmtp.nn.native import library
+from mmtp.nn.native import library, usable
 from mmtp.stream.grammar import StreamGrammar
 
 MIN_EXACT_WIDTH = 4
@@ -43,17 +43,21 @@ class Chooser:
     Args:
         model: in evaluation mode.
         cache: what caches hold keys and values in, by its name in ``CACHES``.
-        compiled: whether passes are compiled: on CPUs to those of :mod:`mmtp.nn.native`, on accelerators to :mod:`mmtp.nn.graphs`.
+        compiled: whether passes are compiled: on CPUs to those of :mod:`mmtp.nn.native`, on accelerators to :mod:`mmtp.nn.graphs`. None
+            compiles them on a CPU that can, where nothing is asked that compiled passes have not.
 
     Raises:
         DecodeError: there is no such cache, or passes of this model cannot be compiled.
         NativeError: this machine cannot compile them.
     """
 
-    def __init__(self, model: Step, cache: str | None = None, compiled: bool = False) -> None:
+    def __init__(self, model: Step, cache: str | None = None, compiled: bool | None = False) -> None:
         if cache not in CACHES:
             raise DecodeError(f"cache {cache!r}: one of {', '.join(str(name) for name in CACHES)} is wanted")
-        recorded = compiled and _records(model.unembedding.weight.device)
+        device = model.unembedding.weight.device
+        if compiled is None:
+            compiled = device.type == "cpu" and cache is None and not model.backbone.uncompiled and usable()
+        recorded = compiled and _records(device)
         if compiled:
             if lacking := model.backbone.uncompiled:
                 raise DecodeError(f"compile: passes of a model with {lacking} are not compiled; leave it out")

@@ -26,6 +26,7 @@ from mmtp.decode.by_medium import DraftsByMedium
 from mmtp.decode.chooser import Chooser
 from mmtp.decode.constrain import Constraint
 from mmtp.decode.drafts import Drafts
+from mmtp.decode.pace import Experiences
 from mmtp.decode.rows import DecodeError, Request
 from mmtp.decode.sample import Sampling
 from mmtp.decode.stats import Generation
@@ -49,7 +50,8 @@ class Engine:
             them as the model computes them.
         compile: run the blocks of a pass in one call, for models whose blocks are the same for all media and read no vectors beside the
             stream. On CPUs by kernels in float32 (:mod:`mmtp.nn.native`); the first engine on a machine waits for a C++ compiler. On
-            accelerators by kernels that torch.compile has fused, recorded (:mod:`mmtp.nn.graphs`); the first passes wait for it.
+            accelerators by kernels that torch.compile has fused, recorded (:mod:`mmtp.nn.graphs`); the first passes wait for it. None does
+            so on a CPU that can, for models and caches that allow it.
         chunk: tokens of prompts that a pass reads at most, those of all rows that read together; each reads one at least, and a span of
             vectors at once. Between such passes the other rows go on. Output is that of prompts read at once.
         clock: what times are told by; ``time.process_time`` counts the process's own seconds on all cores, where others use them too.
@@ -63,7 +65,7 @@ class Engine:
         drafts: Drafts | None = None,
         draft_cost: float | None = None,
         cache: str | None = None,
-        compile: bool = False,
+        compile: bool | None = False,
         chunk: int = CHUNK,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -75,6 +77,7 @@ class Engine:
         self.exact, self.draft_cost, self.chunk, self.clock = exact, draft_cost, chunk, clock
         self.drafts = drafts or DraftsByMedium()
         self.drafts.length(model)  # refuses what does not fit
+        self.experiences = Experiences()
         self.chooser = Chooser(model, cache, compile)
         self.grammar, self.device = self.chooser.grammar, self.chooser.device
 
@@ -101,6 +104,7 @@ class Engine:
             shared=shared,
             chunk=self.chunk,
             clock=self.clock,
+            experiences=self.experiences,
         )
 
     def generate(

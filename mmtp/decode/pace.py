@@ -1,7 +1,7 @@
 """How many drafts pay: by what a draft costs, and by how often drafts have stood in this row so far."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from mmtp.decode.costs import BY_CALLS, Costs
@@ -61,6 +61,29 @@ class Experience:
     def rate(self, medium: str, place: int, believed: float) -> float:
         """Share of drafts that stood where all before them did; what is believed beforehand counts as if it had been seen."""
         return (BELIEVED * believed + self._stood[medium, place]) / (BELIEVED + self._drafted[medium, place])
+
+
+class Experiences:
+    """What an engine knows of its drafts, by settings: requests that sample alike go on from what those before them have learnt.
+
+    Args:
+        most: settings that are remembered, those met last.
+    """
+
+    def __init__(self, most: int = 256) -> None:
+        self.most = most
+        self._known: OrderedDict[Hashable, Experience] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def of(self, settings: Hashable) -> Experience:
+        """That of requests with these settings, whatever their seeds."""
+        found = self._known.pop(settings, None) or Experience()
+        self._known[settings] = found
+        if len(self._known) > self.most:
+            self._known.popitem(last=False)
+        return found
 
 
 class Pace:

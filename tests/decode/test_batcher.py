@@ -1,6 +1,5 @@
 """Rows that come and go: each gets what it would get alone."""
 
-import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -396,20 +395,18 @@ def test_a_chunk_that_does_not_fit_behind_the_longest_row_is_read_by_itself(net:
 
 
 def test_rows_that_sample_alike_learn_together_how_many_drafts_pay(net: UnifiedModel) -> None:
-    batcher = Engine(net).batcher(max_lanes=4, context=100)
+    engine = Engine(net)
+    batcher = engine.batcher(max_lanes=4, context=100)
     kinds = [{"temperature": 0.5}, {"temperature": 0.7}, {"per_modality": {"image": {"top_k": 5}}}, {"verification": "rejection"}]
     rows = [[batcher.submit(request(WORDS, 3, seed=seed, **kind)) for seed in range(2)] for kind in kinds]
     learnt = [[row.pace.experience for row in pair if row.pace is not None] for pair in rows]
     assert [one is other for one, other in learnt] == [True, True, True, False]
-    assert len({id(one) for one, _ in learnt}) == 4 and len(batcher._experiences) == 3
+    assert len({id(one) for one, _ in learnt}) == 4 and len(engine.experiences) == 3
     run(batcher)
     assert all(row.done for pair in rows for row in pair)
-    del rows, learnt
-    for step in range(12):
-        batcher.submit(request(WORDS, 3, temperature=1 + step / 10))
-        run(batcher)
-    gc.collect()
-    assert len(batcher._experiences) <= batcher.max_lanes  # those of rows whose lanes hold something yet, and no others
+    # The next batch of the engine goes on from there, that of another one does not.
+    again, anew = (each.batcher(context=100).submit(request(WORDS, 3, **kinds[0])) for each in (engine, Engine(net)))
+    assert again.pace.experience is learnt[0][0] is not anew.pace.experience
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -448,3 +448,15 @@ def test_says_what_is_not_compiled(changes: dict[str, object], cache: str | None
     config = UnifiedModel.Config(layout=LAYOUT, backbone=replace(BACKBONE, **changes), feature_width=4 if changes else 0)
     with pytest.raises(DecodeError, match=said):
         Engine(config.build().eval(), cache=cache, compile=True)
+
+
+def test_compiles_without_being_asked_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiles(cache: str | None = None, dtype: torch.dtype = torch.float32, **changes: object) -> bool:
+        net = UnifiedModel.Config(layout=LAYOUT, backbone=replace(BACKBONE, **changes)).build().eval().to(dtype)
+        return Engine(net, cache=cache, compile=None).chooser.compiled
+
+    assert compiles()
+    assert not Engine(UnifiedModel.Config(layout=LAYOUT, backbone=BACKBONE).build().eval()).chooser.compiled
+    assert not compiles(cache="int8") and not compiles(dtype=torch.bfloat16) and not compiles(modality_specific="norms")
+    monkeypatch.setattr("mmtp.decode.chooser.usable", lambda: False)
+    assert not compiles()

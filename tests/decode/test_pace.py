@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmtp.decode.costs import Costs
-from mmtp.decode.pace import Experience, Pace
+from mmtp.decode.pace import Experience, Experiences, Pace
 
 MOST = 8
 
@@ -143,3 +143,11 @@ def test_what_is_left_behind_counts_in_pictures_as_far_as_drafts_stand() -> None
     # Of drafts that never stand nothing is gained by what they leave.
     pace = Pace(0.03, experience=settled(dict.fromkeys(rates, 0.0)))
     assert pace.count("image", 12) == 0
+
+
+def test_experiences_are_by_settings_and_those_met_last_stay() -> None:
+    known = Experiences(most=2)
+    first, second = known.of("a"), known.of("b")
+    assert known.of("a") is first
+    known.of("c")  # in the place of b, which was met before a
+    assert len(known) == 2 and known.of("a") is first and known.of("b") is not second
