@@ -26,7 +26,7 @@ def test_a_refiner_is_kept_with_the_model(
     torch.manual_seed(0)
     net, folder = UnifiedModel.Config(layout=ShardDataset(shards).layout, backbone=BACKBONE).build().eval(), tmp_path / "model"
     hub.save_pretrained(net, folder)
-    decode = ["bench", "decode", str(folder), "--data", str(shards), "--prompts", "1"]
+    decode = ["bench", "decode", str(folder), "--data", str(shards), "--prompts", "1", "--repeats", "1", "--temperature", "1"]
     assert run([*decode, "--drafts", "refined"]) == USER_ERROR
     assert "drafts by a refiner: the model has none; make one with mmtp refiner" in capsys.readouterr().err
     make = ["refiner", str(folder), "--data", str(shards), "--prompts", "1", "--turns", "2", "--steps", "3", "--hidden", "8"]
