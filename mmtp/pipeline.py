@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ class Pipeline(Translator):
         cache: what keys and values are held in; likewise.
         compile: runs passes by compiled kernels; likewise.
         device: where the model runs, as torch names it; None leaves it where it is. Tokenizers stay where they are.
+        precision: of weights and what they multiply, ``"float32"`` or ``"bfloat16"``; None leaves weights as they are.
 
     Raises:
         VocabMismatch: a tokenizer is not the one the model was trained with.
@@ -75,8 +76,9 @@ class Pipeline(Translator):
         cache: str | None = None,
         compile: bool | None = False,
         device: torch.device | str | None = None,
+        precision: Literal["float32", "bfloat16"] | None = None,
     ) -> None:
-        self.model = model.eval() if device is None else model.eval().to(device)
+        self.model = model.eval().to(device, None if precision is None else getattr(torch, precision))
         super().__init__(model.config.layout, tokenizers, model.config.connector)
         self.engine = Engine(model, exact=exact, drafts=drafts, draft_cost=draft_cost, cache=cache, compile=compile)
 
@@ -92,6 +94,7 @@ class Pipeline(Translator):
         cache: str | None = None,
         compile: bool | None = False,
         device: torch.device | str | None = None,
+        precision: Literal["float32", "bfloat16"] | None = None,
     ) -> "Pipeline":
         """Loads a model and the tokenizers that it names.
 
@@ -105,6 +108,7 @@ class Pipeline(Translator):
             cache: likewise.
             compile: likewise.
             device: likewise.
+            precision: likewise.
 
         Raises:
             HubError: something is not found.
@@ -121,7 +125,17 @@ class Pipeline(Translator):
             raise PipelineError(f"tokenizer {stranger}: {what}; {name} was trained with {wanted}")
         built = {entry.name: loaded(name, entry.name, given.get(entry.name)) for entry in entries}
         try:
-            return cls(model, built, exact=exact, drafts=drafts, draft_cost=draft_cost, cache=cache, compile=compile, device=device)
+            return cls(
+                model,
+                built,
+                exact=exact,
+                drafts=drafts,
+                draft_cost=draft_cost,
+                cache=cache,
+                compile=compile,
+                device=device,
+                precision=precision,
+            )
         except VocabMismatch as error:
             raise VocabMismatch(f"{name}: {error}; the model needs the tokenizers it was trained with") from error
 

@@ -40,6 +40,7 @@ def generate(
     cache: Literal["bfloat16", "int8"] | None = None,
     compile: bool | None = None,
     device: str = "cpu",
+    precision: Literal["float32", "bfloat16"] = "float32",
     plain: bool = False,
     exact: bool = False,
     report: bool = False,
@@ -83,6 +84,7 @@ def generate(
             there is a C++ compiler and the model allows it; on an accelerator by kernels that torch.compile has fused, recorded once per
             shape, where it is asked for.
         device: where the model runs: cpu, cuda, cuda:N.
+        precision: of weights and what they multiply; the other tokens of bfloat16 come a little sooner.
         plain: one token per pass, without drafts; the output is the same, with rejection its distribution.
         exact: run plain and speculative decoding on equal shapes, so that they agree bit for bit.
         report: print tokens per pass and the share of drafts accepted, by medium and offset.
@@ -122,7 +124,7 @@ def generate(
     pictures = [read_image(path, size=bounds) for path in image or []]
     pipeline = Pipeline.from_pretrained(
         model, tokenizers=tokenizer, exact=exact, drafts=drafts_of(drafts), draft_cost=draft_cost, cache=cache, compile=compile,
-        device=device_of(device),
+        device=device_of(device), precision=precision,
     )  # fmt: skip
     rate = int(pipeline.tokenizer(Modality.AUDIO).spec.sample_rate or 0) if audio or (out and out.suffix.lower() == ".wav") else 0
     sounds = [read_sound(path, sample_rate=rate)[0] for path in audio or []]

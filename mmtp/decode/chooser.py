@@ -61,6 +61,8 @@ class Chooser:
         if compiled:
             if lacking := model.backbone.uncompiled:
                 raise DecodeError(f"compile: passes of a model with {lacking} are not compiled; leave it out")
+            if model.flow is not None and not recorded and model.unembedding.weight.dtype != torch.float32:
+                raise DecodeError("compile: a model that writes vectors is compiled in float32; leave it out, or load the model so")
             if cache is not None and not recorded:
                 raise DecodeError(f"compile: compiled passes hold keys and values in full, not in {cache}; leave one of the two out")
             if not recorded:
@@ -73,7 +75,8 @@ class Chooser:
         self.slots = model.config.layout.slots
         if isinstance(model, torch.nn.Module):
             pack_linears(model)
-        self.device, self.dtype = model.unembedding.weight.device, model.unembedding.weight.dtype
+        self.device = device
+        self.dtype = torch.float32 if self.compiled else model.unembedding.weight.dtype  # of states
 
     def new_cache(self, layers: int, lanes: int, capacity: int, exact: bool = False, spare: int = 0, backbone: bool = True) -> KVCache:
         """A cache for so many layers with keys and values of the backbone's shape and window.
@@ -196,7 +199,7 @@ class Chooser:
             lanes: whose.
             firsts: offset at which each lane's window begins.
         """
-        embedded = self.model.embed(tokens)
+        embedded = self.model.embed(tokens).to(self.dtype)
         for lane in lanes:
             begin = firsts[lane.index]
             for first, run in reversed(lane.vectors.items()):

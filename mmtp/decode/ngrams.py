@@ -17,7 +17,7 @@ from torch import Tensor
 from mmtp.decode.chooser import Chooser
 from mmtp.decode.drafts import Drafter, KeepsNothing
 from mmtp.decode.rows import DecodeError, Lane, Row
-from mmtp.decode.sample import propose
+from mmtp.decode.sample import Draft, propose, warp
 from mmtp.decode.step import Step
 from mmtp.types import Modality
 
@@ -68,7 +68,7 @@ class _NGramDrafter(KeepsNothing):
 
     def _local_ids(self, slot: int) -> Int[np.ndarray, " v"]:
         local = np.full(self.chooser.model.config.layout.size, -1)
-        allowed = [token for lo, hi in self.chooser.slots[slot].generable for token in range(lo, hi)]
+        allowed = np.concatenate([np.arange(0), *(np.arange(lo, hi) for lo, hi in self.chooser.slots[slot].generable)])
         local[allowed] = np.arange(len(allowed))
         return local
 
@@ -86,14 +86,24 @@ class _NGramDrafter(KeepsNothing):
             if not len(local) or chance * likely.max() < self.least_chance:
                 return
             slot, place = row.draft_states[-1].slot, len(row.tokens) + len(row.drafts)
-            logits = torch.full((1, self._sizes[slot]), float("-inf"))
-            logits.numpy()[0, local] = np.log(likely)
-            sampling = row.sampling.of(Modality.TEXT)
-            (draft,) = propose(logits.to(self.chooser.device), sampling, row.noise, [place], len(row.tokens))
+            draft = self._draw(row, slot, place, local, likely)
             chance *= float(likely[local == draft.token].sum())
             draft = draft._replace(token=self.chooser.logits.token(slot, draft.token))
             row.take_draft(draft, len(row.drafts) + 1)
             context.append(draft.token)
+
+    def _draw(self, row: Row, slot: int, place: int, local: Int[np.ndarray, " n"], likely: Float[np.ndarray, " n"]) -> Draft:
+        """A draft by the probabilities of some local ids of a slot."""
+        sampling, logits = row.sampling.of(Modality.TEXT), torch.from_numpy(np.log(likely, dtype=np.float32))[None]
+        if not sampling.rejects:  # all others have probability 0, and need not be looked at
+            scores = warp(logits, sampling)
+            if sampling.temperature:
+                scores = scores + row.noise.at(place, self._sizes[slot])[torch.from_numpy(local)]
+            return Draft(int(local[scores.numpy().argmax()]))
+        whole = torch.full((1, self._sizes[slot]), float("-inf"))
+        whole[0, torch.from_numpy(local)] = logits
+        (draft,) = propose(whole.to(self.chooser.device), sampling, row.noise, [place], len(row.tokens))
+        return draft
 
     def _text_before(self, row: Row) -> list[int]:
         """The last text of the stream, drafts included, as much as counts."""

@@ -289,7 +289,7 @@ class RefinedDrafter(KeepsNothing):
         # Products of fewer rows are those of other kernels, and the very probabilities of drafts may count.
         spare = max(0, MIN_EXACT_WIDTH - count) if least else 0
         state, before = (torch.stack(each + each[:1] * spare) for each in (states, befores))
-        embedded = chooser.model.embed(chooser.tensor([reads + [0] * spare, tokens + [0] * spare]))
+        embedded = chooser.model.embed(chooser.tensor([reads + [0] * spare, tokens + [0] * spare])).to(chooser.dtype)
         left = chooser.tensor(carried + [False] * spare)
         refined = self.refiner(state, embedded[0], before, embedded[1], left)
         right = left & chooser.tensor([read == token for read, token in zip(reads, tokens, strict=True)] + [False] * spare)

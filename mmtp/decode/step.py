@@ -84,7 +84,7 @@ class SlotLogits:
     def __call__(self, states: Float[Tensor, "m d"], slot: int) -> Float[Tensor, "m n"]:
         weight = self._weights[slot]
         if self._compiled:
-            return native.linear(states, self._laid_out(slot), len(weight))
+            return native.linear(states, self._laid_out(slot), len(weight), weight.dtype == torch.bfloat16)
         return packed_linear(states, weight, self._packed[slot])
 
     def pairs(self, slot: int) -> tuple[Float[Tensor, "p d2 n 2"], Int[Tensor, " ids"]]:

@@ -168,7 +168,8 @@ class Backbone(nn.Module):
         if self.cross:
             return "cross-attention"
         weight = self.norm.weight
-        return "" if weight.device.type != "cpu" or weight.dtype == torch.float32 else f"weights in {weight.dtype} on the CPU"
+        compiled = weight.device.type != "cpu" or weight.dtype in (torch.float32, torch.bfloat16)
+        return "" if compiled else f"weights in {weight.dtype} on the CPU"
 
     def forward(
         self,

@@ -74,6 +74,7 @@ class Embedding(nn.Module):
         if features.shape[-1] != self.features.width:
             raise FeatureError(f"continuous features are {features.shape[-1]} wide, the model's feature_width is {self.features.width}")
         spans = [[len(features), 1]] if grids is None else grids.tolist()
+        features = features.to(self.table.weight.dtype)
         places = [grid_coordinates(grid).to(features.device) for grid in spans]
         read = self.features(Latents.pad(features.split([len(p) for p in places]), places))
         return read.values[read.mask]

@@ -29,7 +29,7 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 typedef uint32_t pair;  // two numbers of bfloat16, the first in the lower half
 typedef pair pairs __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-static const int LAYOUT = 6;         // raised with whatever native.py or refinement.py has to lay out or pass otherwise; it has the same number
+static const int LAYOUT = 7;         // raised with whatever native.py or refinement.py has to lay out or pass otherwise; it has the same number
 static const int PANEL = 2 * LANES;  // outputs whose weights stand together: [outputs / PANEL, inputs, PANEL]
 
 static inline vec load(const float *p) { return *(const vec *)p; }
@@ -41,6 +41,7 @@ struct Sizes {
     int64_t written;           // key heads of the positions themselves: kv_heads, or 0 where queries read what else is held
     int64_t num_banks;         // kinds of keys; 0 where all are alike
     int64_t paired;            // whether weights are pairs
+    int64_t rounded;           // whether they multiply pairs as well, their inputs rounded to bfloat16
     const float *exchange;     // [num_banks, num_banks]: what a row of one bank has of each
     const float *frequencies;  // [head_dim / 2], rotary
     const int64_t *axis;       // [head_dim / 2], of three, that each belongs to
@@ -153,6 +154,42 @@ static inline vec exponential(vec x) {
     return low ? vec{} : p * scale;
 }
 
+// Numbers rounded to bfloat16, two together; weights so: [outputs / PANEL, inputs / 2, PANEL, 2].
+
+static inline uint32_t rounded(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+static inline void pack(const float *x, int64_t n, pair *to) {
+    for (int64_t i = 0; i < n / 2; i++) to[i] = rounded(x[2 * i]) | rounded(x[2 * i + 1]) << 16;
+    if (n % 2) to[n / 2] = rounded(x[n - 1]);
+}
+
+// sum + one of a pair times one of the other + both others' product.
+static inline vec add_products(vec sum, const pair *weights, pair x) {
+    const pairs w = *(const pairs *)weights;
+#ifdef __AVX512BF16__
+    __m512bh own, given;
+    const __m512i all = _mm512_set1_epi32((int)x);
+    memcpy(&own, &w, sizeof own);
+    memcpy(&given, &all, sizeof given);
+    const __m512 more = _mm512_dpbf16_ps((__m512)sum, own, given);
+    return (vec)more;
+#else
+    const pairs low = w << 16, high = w & 0xffff0000u;
+    const pair first = x << 16, second = x & 0xffff0000u;
+    vec one, other;
+    float factor, another;
+    memcpy(&one, &low, sizeof one);
+    memcpy(&other, &high, sizeof other);
+    memcpy(&factor, &first, sizeof factor);
+    memcpy(&another, &second, sizeof another);
+    return sum + one * factor + other * another;
+#endif
+}
+
 // Products of R rows with C panels: of each row all panels, of each panel two vectors.
 template <int R, int C>
 static void tile(const float *x, int64_t stride, const float *w, int64_t inputs, vec *out) {
@@ -204,6 +241,26 @@ static void tile(const float *x, int64_t stride, const pair *w, int64_t inputs, 
     memcpy(out, sum, sizeof sum);
 }
 
+// And the same of rows that are rounded as well: two products at a time.
+template <int R, int C>
+static void tile(const pair *x, int64_t stride, const pair *w, int64_t inputs, vec *out) {
+    const int64_t length = (inputs + 1) / 2;
+    vec sum[R][2 * C];
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < 2 * C; c++) sum[r][c] = vec{};
+    for (int64_t i = 0; i < length; i++)
+#pragma GCC unroll 8
+        for (int c = 0; c < C; c++) {
+            const pair *at = w + (c * length + i) * PANEL;
+#pragma GCC unroll 9
+            for (int r = 0; r < R; r++) {
+                sum[r][2 * c] = add_products(sum[r][2 * c], at, x[r * stride + i]);
+                sum[r][2 * c + 1] = add_products(sum[r][2 * c + 1], at + LANES, x[r * stride + i]);
+            }
+        }
+    memcpy(out, sum, sizeof sum);
+}
+
 static inline const float *panel_of(const float *w, int64_t panel, int64_t inputs) { return w + panel * inputs * PANEL; }
 static inline const pair *panel_of(const pair *w, int64_t panel, int64_t inputs) { return w + panel * ((inputs + 1) / 2) * PANEL; }
 
@@ -212,16 +269,16 @@ template <int C>
 constexpr int most_rows() { return (LANES == 16 ? 18 : 12) / (2 * C); }
 
 // A tile of `rows` rows, R at most.
-template <int R, int C, class W>
-static inline void tile_of(int64_t rows, const float *x, int64_t stride, const W *w, int64_t inputs, vec *out) {
+template <int R, int C, class X, class W>
+static inline void tile_of(int64_t rows, const X *x, int64_t stride, const W *w, int64_t inputs, vec *out) {
     if (rows == R) return tile<R, C>(x, stride, w, inputs, out);
     if constexpr (R > 1) tile_of<R - 1, C>(rows, x, stride, w, inputs, out);
 }
 
 // Any number of rows, some panels of a product: in tiles of about equal height, that none is left with a row or two, whose sums would
 // wait for each other. `put(row, panel, ..)`.
-template <int C, class W, class Put>
-static inline void product(const float *x, int64_t rows, int64_t stride, const W *w, int64_t inputs, int64_t panel, Put put) {
+template <int C, class X, class W, class Put>
+static inline void product(const X *x, int64_t rows, int64_t stride, const W *w, int64_t inputs, int64_t panel, Put put) {
     const W *at = panel_of(w, panel, inputs);
     vec sums[most_rows<C>() * 2 * C];
     for (int64_t r = 0, tiles = (rows + most_rows<C>() - 1) / most_rows<C>(); tiles; tiles--) {
@@ -234,8 +291,8 @@ static inline void product(const float *x, int64_t rows, int64_t stride, const W
 
 // All outputs of a product, divided among the threads of the team; the fewer rows, the more panels at a time, so that there are sums enough
 // to go on with while one waits for the last.
-template <class W, class Put>
-static inline void linear(const float *x, int64_t rows, int64_t stride, const W *w, int64_t inputs, int64_t outputs, Put put) {
+template <class X, class W, class Put>
+static inline void linear(const X *x, int64_t rows, int64_t stride, const W *w, int64_t inputs, int64_t outputs, Put put) {
     const int64_t panels = (outputs + PANEL - 1) / PANEL, wide = rows == 1 ? 4 : rows <= most_rows<2>() ? 2 : 1, blocks = panels / wide;
 #pragma omp for schedule(static) nowait
     for (int64_t b = 0; b < blocks; b++) {
@@ -260,42 +317,6 @@ static inline void put_row(float *row, int64_t outputs, int64_t panel, vec one, 
         const float value = i < LANES ? one[i] : other[i - LANES];
         at[i] = ADD ? at[i] + value : value;
     }
-}
-
-// Weights of bfloat16, where reading them is what takes the time and rounding matters to nobody: [outputs / PANEL, inputs / 2, PANEL, 2].
-
-static inline uint32_t rounded(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
-static inline void pack(const float *x, int64_t n, pair *to) {
-    for (int64_t i = 0; i < n / 2; i++) to[i] = rounded(x[2 * i]) | rounded(x[2 * i + 1]) << 16;
-    if (n % 2) to[n / 2] = rounded(x[n - 1]);
-}
-
-// sum + one of a pair times one of the other + both others' product.
-static inline vec add_products(vec sum, const pair *weights, pair x) {
-    const pairs w = *(const pairs *)weights;
-#ifdef __AVX512BF16__
-    __m512bh own, given;
-    const __m512i all = _mm512_set1_epi32((int)x);
-    memcpy(&own, &w, sizeof own);
-    memcpy(&given, &all, sizeof given);
-    const __m512 more = _mm512_dpbf16_ps((__m512)sum, own, given);
-    return (vec)more;
-#else
-    const pairs low = w << 16, high = w & 0xffff0000u;
-    const pair first = x << 16, second = x & 0xffff0000u;
-    vec one, other;
-    float factor, another;
-    memcpy(&one, &low, sizeof one);
-    memcpy(&other, &high, sizeof other);
-    memcpy(&factor, &first, sizeof factor);
-    memcpy(&another, &second, sizeof another);
-    return sum + one * factor + other * another;
-#endif
 }
 
 template <int C, class Put>
@@ -648,18 +669,39 @@ static inline void refine(const Refiner &z, const Trail &t, float *work) {
     }
 }
 
+// Rows as products read them: as they are, or rounded, in `room`, by all threads of the team together. And how far they lie apart.
+static inline int64_t length_of(int64_t inputs, const float *) { return inputs; }
+static inline int64_t length_of(int64_t inputs, const pair *) { return (inputs + 1) / 2; }
+static inline const float *inputs_of(const float *rows, int64_t, int64_t, const float *) { return rows; }
+static inline const pair *inputs_of(const float *rows, int64_t count, int64_t inputs, pair *room) {
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < count; r++) pack(rows + r * inputs, inputs, room + r * length_of(inputs, room));
+    return room;
+}
+
+// Numbers that a row of a product has at most, where it is rounded.
+static inline int64_t widest(const Sizes &z) {
+    const int64_t read = z.heads * z.head_dim, most = read > z.mlp_width ? read : z.mlp_width;
+    return z.rounded ? ((most > 2 * z.width ? most : 2 * z.width) + 1) / 2 : 0;
+}
+
 // Blocks one after the other; `x` [lanes * rows, width] is changed in place, where rows are computed. Between the two everything stands
 // without gaps, row r being the one at `place_of(w, r)`.
-template <class W>
+template <class X, class W>
 static inline void run_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const Window *window, float *x, int64_t threads) {
     const Sizes &z = *sizes;
     const Window &w = *window;
     const int64_t d = z.width, hd = z.head_dim, n = w.count, half = (z.mlp_width + PANEL - 1) / PANEL;
     const int64_t heads = z.heads + 2 * z.written, wide = heads * hd, read_wide = z.heads * hd, held_wide = 2 * z.kv_heads * hd;
     float *normed = w.work, *joined = normed + 2 * n * d, *read = joined + n * (read_wide + held_wide), *hidden = read + n * read_wide;
-    float *cos = hidden + n * z.mlp_width, *sin = cos + n * hd / 2, *scores = sin + n * hd / 2;
+    float *cos = hidden + n * z.mlp_width, *sin = cos + n * hd / 2, *narrowed = sin + n * hd / 2, *scores = narrowed + n * widest(z);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
+        const auto read_by_products = [&](const float *rows, int64_t inputs) { return inputs_of(rows, n, inputs, (X *)narrowed); };
+        const auto multiply = [&](const float *rows, int64_t inputs, const void *weight, int64_t outputs, auto put) {
+            const X *read = read_by_products(rows, inputs);
+            linear(read, n, length_of(inputs, read), (const W *)weight, inputs, outputs, put);
+        };
         int64_t thread = 0;
 #ifdef _OPENMP
         thread = omp_get_thread_num();
@@ -684,7 +726,7 @@ static inline void run_blocks(const Sizes *sizes, const Block *blocks, int64_t c
             if (w.remember) {
 #pragma omp for schedule(static)
                 for (int64_t r = 0; r < n; r++) norm(x + place_of(w, r) * d, block.memory_norm, normed + r * d, d, z.eps);
-                linear(normed, n, d, (const W *)block.memory, d, held_wide, [&](int64_t r, int64_t p, vec one, vec other) {
+                multiply(normed, d, block.memory, held_wide, [&](int64_t r, int64_t p, vec one, vec other) {
                     put_row<false>(joined + r * held_wide, held_wide, p, one, other);
                 });
 #pragma omp for schedule(static)
@@ -703,13 +745,13 @@ static inline void run_blocks(const Sizes *sizes, const Block *blocks, int64_t c
                     if (w.added) memcpy(x + at, w.added + at, d * sizeof *x);
                     else memset(x + at, 0, d * sizeof *x);
                 }
-                linear(normed, n, 2 * d, (const W *)block.project, 2 * d, d, [&](int64_t r, int64_t p, vec one, vec other) {
+                multiply(normed, 2 * d, block.project, d, [&](int64_t r, int64_t p, vec one, vec other) {
                     put_row<true>(x + place_of(w, r) * d, d, p, one, other);
                 });
             }
 #pragma omp for schedule(static)
             for (int64_t r = 0; r < n; r++) norm(x + place_of(w, r) * d, block.attention_norm, normed + r * d, d, z.eps);
-            linear(normed, n, d, (const W *)block.qkv, d, wide, [&](int64_t r, int64_t p, vec one, vec other) {
+            multiply(normed, d, block.qkv, wide, [&](int64_t r, int64_t p, vec one, vec other) {
                 put_row<false>(joined + r * wide, wide, p, one, other);
             });
 #pragma omp for schedule(static)
@@ -722,15 +764,16 @@ static inline void run_blocks(const Sizes *sizes, const Block *blocks, int64_t c
                 const int64_t r = i / z.kv_heads;
                 attend(z, w, place_of(w, r), i % z.kv_heads, joined + r * wide, read + r * read_wide, keys, values, own);
             }
-            linear(read, n, read_wide, (const W *)block.out, read_wide, d, [&](int64_t r, int64_t p, vec one, vec other) {
+            multiply(read, read_wide, block.out, d, [&](int64_t r, int64_t p, vec one, vec other) {
                 put_row<true>(x + place_of(w, r) * d, d, p, one, other);
             });
 #pragma omp for schedule(static)
             for (int64_t r = 0; r < n; r++) norm(x + place_of(w, r) * d, block.mlp_norm, normed + r * d, d, z.eps);
             // Panels of the gate and of what it lets through take turns.
+            const X *gated = read_by_products(normed, d);
 #pragma omp for schedule(static)
             for (int64_t p = 0; p < half; p++)
-                product<2>(normed, n, d, (const W *)block.gate_up, d, 2 * p, [&](int64_t r, int64_t panel, vec one, vec other) {
+                product<2>(gated, n, length_of(d, gated), (const W *)block.gate_up, d, 2 * p, [&](int64_t r, int64_t panel, vec one, vec other) {
                     float *row = hidden + r * z.mlp_width;
                     if (panel % 2 == 0) {
                         put_row<false>(row, z.mlp_width, p, one / (1 + exponential(-one)), other / (1 + exponential(-other)));
@@ -744,7 +787,7 @@ static inline void run_blocks(const Sizes *sizes, const Block *blocks, int64_t c
                     }
                     for (int64_t j = 0; p * PANEL + j < z.mlp_width; j++) at[j] *= j < LANES ? one[j] : other[j - LANES];
                 });
-            linear(hidden, n, z.mlp_width, (const W *)block.down, z.mlp_width, d, [&](int64_t r, int64_t p, vec one, vec other) {
+            multiply(hidden, z.mlp_width, block.down, d, [&](int64_t r, int64_t p, vec one, vec other) {
                 put_row<true>(x + place_of(w, r) * d, d, p, one, other);
             });
         }
@@ -768,21 +811,25 @@ int64_t mmtp_panel(void) { return PANEL; }
 int64_t mmtp_work(const Sizes *sizes, int64_t rows, int64_t extent, int64_t threads) {
     const Sizes &z = *sizes;
     const int64_t joined = (z.heads + 2 * z.kv_heads) * z.head_dim;
-    return rows * (2 * z.width + joined + z.heads * z.head_dim + z.mlp_width + z.head_dim) + (z.heads / z.kv_heads + 2) * threads * extent;
+    return rows * (2 * z.width + joined + z.heads * z.head_dim + z.mlp_width + z.head_dim + widest(z)) + (z.heads / z.kv_heads + 2) * threads * extent;
 }
 
-void mmtp_linear(const float *x, int64_t rows, int64_t inputs, const void *w, int64_t paired, int64_t outputs, float *y, int64_t threads) {
+// `room` has space for rounded rows, where `rounded`.
+void mmtp_linear(const float *x, int64_t rows, int64_t inputs, const void *w, int64_t paired, int64_t rounded, int64_t outputs, float *y,
+                 void *room, int64_t threads) {
     auto put = [&](int64_t r, int64_t p, vec one, vec other) { put_row<false>(y + r * outputs, outputs, p, one, other); };
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        if (paired) linear(x, rows, inputs, (const pair *)w, inputs, outputs, put);
+        if (rounded) linear(inputs_of(x, rows, inputs, (pair *)room), rows, (inputs + 1) / 2, (const pair *)w, inputs, outputs, put);
+        else if (paired) linear(x, rows, inputs, (const pair *)w, inputs, outputs, put);
         else linear(x, rows, inputs, (const float *)w, inputs, outputs, put);
     }
 }
 
 void mmtp_blocks(const Sizes *sizes, const Block *blocks, int64_t count, const Window *window, float *x, int64_t threads) {
-    if (sizes->paired) run_blocks<pair>(sizes, blocks, count, window, x, threads);
-    else run_blocks<float>(sizes, blocks, count, window, x, threads);
+    if (sizes->rounded) run_blocks<pair, pair>(sizes, blocks, count, window, x, threads);
+    else if (sizes->paired) run_blocks<float, pair>(sizes, blocks, count, window, x, threads);
+    else run_blocks<float, float>(sizes, blocks, count, window, x, threads);
 }
 
 // Samples of rows of scores, [rows, outputs], which become their probabilities. `drawn` [rows] is what was drawn before, -1 for nothing, of

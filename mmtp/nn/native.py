@@ -3,7 +3,7 @@
 A pass of decoding is so short that what costs is less its arithmetic than starting it: some twenty calls per block. Here a pass over all
 blocks is one, of ``native.cpp``, which the system's C++ compiler turns into a library at first use (a few seconds; kept for later).
 The kernels compute a position alike whatever stands beside it, so that plain and speculative decoding, alone and in a batch, agree bit for
-bit. They are for float32 on CPUs.
+bit. They are for CPUs: in float32, or with weights and what they multiply in bfloat16 and all else in float32.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ from mmtp.nn.ragged import Ragged
 from mmtp.types import MmtpError
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-LAYOUT = 6  # that of native.cpp
+LAYOUT = 7  # that of native.cpp
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
 
 
@@ -109,7 +109,7 @@ class Banks(NamedTuple):
 
 
 class Program:
-    """Blocks laid out for the kernels.
+    """Blocks laid out for the kernels. Weights in bfloat16 have their inputs rounded to it as well; states stay float32.
 
     Args:
         weights: of the blocks.
@@ -143,7 +143,8 @@ class Program:
         self._kept: list[Tensor] = []
         self._sizes = _Sizes(
             width, num_heads, num_kv_heads, head_dim, mlp_width, 0 if weights[0].memory else num_kv_heads,
-            0 if exchange is None else len(exchange), self._paired, *(self._keep(each) for each in (exchange, frequencies, axis)), eps,
+            0 if exchange is None else len(exchange), self._paired, weights[0].qkv.dtype == torch.bfloat16,
+            self._gain(exchange), self._keep(frequencies), self._keep(axis), eps,
         )  # fmt: skip
         self._blocks = (_Block * len(weights))(*(self._block(each) for each in weights))
 
@@ -171,9 +172,10 @@ class Program:
         Returns:
             States, and states after the last norm where there is one.
         """
-        x = x.contiguous().clone()
+        x = x.float().contiguous().clone()
         last = torch.empty_like(x) if self._blocks[-1].last_norm else None
-        kept = [None if t is None else t.contiguous() for t in (mask, positions, embedded, added, *(banks or (None, None)))]
+        given = (mask, positions, *(None if t is None else t.float() for t in (embedded, added)), *(banks or (None, None)))
+        kept = [None if t is None else t.contiguous() for t in given]
         self._run(x, held, mask.shape[3], kept, last)
         return x, x if last is None else last
 
@@ -185,7 +187,7 @@ class Program:
             positions: rotary.
             held: where.
         """
-        self._run(x.contiguous(), held, 0, [None, positions.contiguous(), None, None, None, None], None, remember=True)
+        self._run(x.float().contiguous(), held, 0, [None, positions.contiguous(), None, None, None, None], None, remember=True)
 
     def _run(self, x: Tensor, held: Held, extent: int, given: Sequence[Tensor | None], last: Tensor | None, remember: bool = False) -> None:
         lanes, rows, _ = x.shape
@@ -209,11 +211,11 @@ class Program:
         memory_norm, memory = weights.memory or (None, None)
         gate, up = (self._laid_out(half) for half in weights.gate_up.chunk(2))
         return _Block(
-            *(self._keep(gain) for gain in (embedding_norm, state_norm)),
+            *(self._gain(gain) for gain in (embedding_norm, state_norm)),
             self._pack(project),
-            self._keep(memory_norm),
+            self._gain(memory_norm),
             self._pack(memory),
-            *(self._keep(gain) for gain in (weights.attention_norm, weights.q_norm, weights.k_norm, weights.mlp_norm, weights.last_norm)),
+            *(self._gain(gain) for gain in (weights.attention_norm, weights.q_norm, weights.k_norm, weights.mlp_norm, weights.last_norm)),
             *(self._pack(weight) for weight in (weights.qkv, weights.out)),
             self._keep(torch.stack((gate, up), dim=1)),
             self._pack(weights.down),
@@ -226,6 +228,10 @@ class Program:
         """A weight in pairs where all can be, for the kernels read a program's weights one way."""
         return (pairs if self._paired else panels)(weight.detach())
 
+    def _gain(self, weight: Tensor | None) -> int | None:
+        """The same of what is no matrix, and read in float32."""
+        return None if weight is None else self._keep(weight.float())
+
     def _keep(self, weight: Tensor | None) -> int | None:
         """Address of a weight that lives as long as this does."""
         if weight is None:
@@ -234,10 +240,22 @@ class Program:
         return self._kept[-1].data_ptr()
 
 
-def linear(x: Float[Tensor, "m i"], packed: Float[Tensor, "p _ n"] | Float[Tensor, "p i2 n 2"], outputs: int) -> Float[Tensor, "m o"]:
-    """``x @ weight.T`` by a weight in panels or pairs; a row gets the same bits beside any others, and by either."""
-    x, y, paired = x.contiguous(), x.new_empty(x.shape[0], outputs), packed.dtype == torch.bfloat16
-    library().mmtp_linear(x.data_ptr(), *x.shape, packed.data_ptr(), paired, outputs, y.data_ptr(), torch.get_num_threads())
+def linear(
+    x: Float[Tensor, "m i"], packed: Float[Tensor, "p _ n"] | Float[Tensor, "p i2 n 2"], outputs: int, rounded: bool = False
+) -> Float[Tensor, "m o"]:
+    """``x @ weight.T`` by a weight in panels or pairs; a row gets the same bits beside any others, and by either.
+
+    Args:
+        x: rows, computed with in float32.
+        packed: the weight.
+        outputs: of it.
+        rounded: round ``x`` to bfloat16, as pairs may then be multiplied two at a time.
+    """
+    x, paired = x.float().contiguous(), packed.dtype == torch.bfloat16
+    y, room = x.new_empty(x.shape[0], outputs), x.new_empty(x.shape[0], (x.shape[1] + 1) // 2 if rounded else 0)
+    library().mmtp_linear(
+        x.data_ptr(), *x.shape, packed.data_ptr(), paired, rounded, outputs, y.data_ptr(), room.data_ptr(), torch.get_num_threads()
+    )
     return y
 
 
@@ -269,7 +287,10 @@ _POINTER = ctypes.c_void_p
 
 class _Sizes(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("width", "heads", "kv_heads", "head_dim", "mlp_width", "written", "num_banks", "paired")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("width", "heads", "kv_heads", "head_dim", "mlp_width", "written", "num_banks", "paired", "rounded")
+        ),
         *((name, _POINTER) for name in ("exchange", "frequencies", "axis")),
         ("eps", ctypes.c_float),
     )
@@ -336,7 +357,7 @@ def library() -> Any:
         raise stale()
     found.mmtp_panel.restype, found.mmtp_panel.argtypes = number, ()
     found.mmtp_work.restype, found.mmtp_work.argtypes = number, (ctypes.POINTER(_Sizes), number, number, number)
-    found.mmtp_linear.restype, found.mmtp_linear.argtypes = None, (pointer, number, number, pointer, number, number, pointer, number)
+    found.mmtp_linear.restype, found.mmtp_linear.argtypes = None, (pointer, *[number] * 2, pointer, *[number] * 3, pointer, pointer, number)
     found.mmtp_blocks.restype = None
     found.mmtp_blocks.argtypes = (ctypes.POINTER(_Sizes), ctypes.POINTER(_Block), number, ctypes.POINTER(_Window), pointer, number)
     return found

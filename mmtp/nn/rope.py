@@ -7,6 +7,7 @@ each axis has low and high frequencies. Where the three positions are equal (tex
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -55,6 +56,14 @@ class Rope(nn.Module):
         frequencies = theta ** (-steps / head_dim)
         self.register_buffer("frequencies", scaling(frequencies) if scaling else frequencies, persistent=False)
         self.register_buffer("axis", torch.arange(head_dim // 2) % 3, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Rope":
+        # Frequencies stay float32 whatever weights become: far into a stream their rounding would be another position.
+        kept = self.frequencies
+        super()._apply(fn, recurse)
+        if not kept.is_meta and self.frequencies.dtype != kept.dtype:
+            self.frequencies = kept.to(self.frequencies.device)
+        return self
 
     def forward(self, positions: Int[Tensor, "b s 3"]) -> Angles:
         angles = (positions[..., self.axis].float() * self.frequencies).unsqueeze(2)

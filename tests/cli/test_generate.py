@@ -4,6 +4,7 @@ import shutil
 import sys
 
 import pytest
+import torch
 
 from mmtp import cli, hub
 from mmtp.decode.sample import Sampling
@@ -87,3 +88,19 @@ def test_words_are_printed_as_they_come_and_variants_are_those_of_their_seeds(li
     assert len(spoken) > 1 and shown.startswith("".join(words + "\n" for words in spoken))
     first = [seen for seen in sys.stdout.seen if seen and spoken[0].startswith(seen)]
     assert len(set(first)) > 2  # in steps, each beginning the reply
+
+
+def test_passes_may_be_compiled_or_not_in_either_precision(little_zoo, monkeypatch, capsys):
+    pipelines, built = [], Pipeline.__init__
+    monkeypatch.setattr(Pipeline, "__init__", lambda self, *args, **how: (built(self, *args, **how), pipelines.append(self))[0])
+    for flags, compiled, dtype in (
+        ([], True, torch.float32),
+        (["--no-compile"], False, torch.float32),
+        (["--precision", "bfloat16"], True, torch.bfloat16),
+        (["--precision", "bfloat16", "--no-compile"], False, torch.bfloat16),
+    ):
+        assert cli.run(["generate", "vqa-s", "what is it?", "--max-new-tokens", "8", *flags]) == 0
+        made = pipelines.pop()
+        assert made.engine.chooser.compiled == compiled and made.model.unembedding.weight.dtype == dtype
+    assert cli.run(["generate", "vqa-s", "what is it?", "--device", "nowhere"]) == cli.USER_ERROR
+    assert "--device nowhere: cannot be used here" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Drafts by medium: the head sleeps while codes are drafted without it, and nothing of that shows in any output."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -57,6 +58,20 @@ def build(head: HeadConfig, **changes: object) -> UnifiedModel:
 @pytest.fixture(scope="module", params=HEADS, ids=KINDS)
 def net(request: pytest.FixtureRequest) -> UnifiedModel:
     return build(request.param)
+
+
+@pytest.mark.parametrize("verification", ["coupling", "rejection"])
+def test_compiled_in_bfloat16_rows_are_what_they_are_alone_and_plainly(net: UnifiedModel, verification: str) -> None:
+    half = copy.deepcopy(net).bfloat16()
+    engine = Engine(half, draft_cost=0, compile=True)
+    samplings = [Sampling(seed=i, guidance=1.0 + i % 2, verification=verification) for i in range(4)]
+    fast = engine.generate_batch(PREFIXES, samplings, 30, max_lanes=6)
+    assert sum(row.stats.drafted.total() for row in fast)
+    alone = [engine.generate(prefix, sampling, 30).tokens for prefix, sampling in zip(PREFIXES, samplings, strict=True)]
+    assert [row.tokens for row in fast] == alone
+    if verification == "coupling":
+        plain = engine.generate_batch(PREFIXES, samplings, 30, speculative=False, max_lanes=3)
+        assert [row.tokens for row in plain] == alone
 
 
 @settings(max_examples=2, deadline=None)

@@ -457,6 +457,7 @@ def test_compiles_without_being_asked_where_it_can(monkeypatch: pytest.MonkeyPat
 
     assert compiles()
     assert not Engine(UnifiedModel.Config(layout=LAYOUT, backbone=BACKBONE).build().eval()).chooser.compiled
-    assert not compiles(cache="int8") and not compiles(dtype=torch.bfloat16) and not compiles(modality_specific="norms")
+    assert compiles(dtype=torch.bfloat16)
+    assert not compiles(cache="int8") and not compiles(dtype=torch.float64) and not compiles(modality_specific="norms")
     monkeypatch.setattr("mmtp.decode.chooser.usable", lambda: False)
     assert not compiles()

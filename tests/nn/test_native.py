@@ -54,10 +54,38 @@ def test_gives_what_torch_gives(size: str, width: int) -> None:
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)  # measured at most: 2e-5
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.sampled_from(list(SIZES)), st.integers(1, 14), st.integers(0, 13), st.integers(0, START), st.sampled_from([64, 256]))
-def test_a_position_gets_the_same_bits_in_every_pass(size: str, width: int, first: int, start: int, block: int) -> None:
-    net = backbone(size)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("width", [1, 2, 5, 13])
+def test_weights_in_bfloat16_multiply_what_is_rounded_to_it(size: str, width: int) -> None:
+    net = backbone(size).bfloat16()
+    x = torch.randn(2, width, net.config.width, generator=torch.Generator().manual_seed(2))
+    found, held = run(net, x, True, [START, 11])
+    assert found.dtype == held.dtype == torch.float32
+    reference = copy.deepcopy(net).float()
+    for layer in reference.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_pre_hook(lambda _, given: (given[0].bfloat16().float(),))
+    for one, other in zip((found, held), run(reference, x, False, [START, 11]), strict=True):
+        # What lies between two numbers of bfloat16 may be rounded to either.
+        torch.testing.assert_close(one, other, atol=0.02 * float(other.abs().max()), rtol=0)  # measured at most: 0.004
+    exact = run(copy.deepcopy(net).float(), x, True, [START, 11])[0]
+    assert not torch.equal(found, exact)
+    packed = native.laid_out(net.blocks[0].get_parameter("mlp.gate_up.weight").detach())
+    rounded, given = native.linear(x[0], packed, 7, True), native.linear(x[0].bfloat16().float(), packed, 7)
+    torch.testing.assert_close(rounded, given, atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(list(SIZES)),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.integers(1, 14),
+    st.integers(0, 13),
+    st.integers(0, START),
+    st.sampled_from([64, 256]),
+)
+def test_a_position_gets_the_same_bits_in_every_pass(size: str, dtype: torch.dtype, width: int, first: int, start: int, block: int) -> None:
+    net = backbone(size).to(dtype)
     x = torch.randn(3, width, net.config.width, generator=torch.Generator().manual_seed(3))
     together, _ = run(net, x, True, [START, start, 0])
     first = min(first, width - 1)
@@ -171,4 +199,5 @@ def test_kernels_of_another_version_are_refused(monkeypatch: pytest.MonkeyPatch,
 def test_says_what_is_not_compiled() -> None:
     assert not backbone("qwen").uncompiled
     assert "cross-attention" in Backbone(replace(SIZES["qwen"], cross_attention_every=1)).uncompiled
-    assert "bfloat16" in backbone("qwen").bfloat16().uncompiled
+    assert not backbone("qwen").bfloat16().uncompiled
+    assert "weights in torch.float64 on the CPU" in backbone("qwen").double().uncompiled

@@ -100,6 +100,7 @@ class DepthHead(nn.Module):
         caches: Sequence[LayerCache],
     ) -> tuple[Float[Tensor, "b s *left"], Float[Tensor, "b s d"]]:
         # The state is all that the transformer reads, one item more at every offset: so few are cheaper read again than cached.
+        state, embedded = (each.to(self.state.weight.dtype) for each in (state, embedded))  # compiled passes leave states in float32
         items = self.state(self.state_norm(state)).unsqueeze(2) if depth == 1 else state
         items = torch.cat((items, self.token(self.embedding_norm(embedded)).unsqueeze(2)), dim=2)
         return items, self._run(items)[:, :, -1]
