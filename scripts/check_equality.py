@@ -270,7 +270,7 @@ def run(
 
 def load(given: argparse.Namespace) -> tuple[UnifiedModel, list[Prompt]]:
     """The model and its prompts."""
-    model = from_pretrained(given.model).eval().float().to(device_of(given.device))
+    model = from_pretrained(given.model).eval().to(device_of(given.device), getattr(torch, given.precision))
     if not given.data:
         return model, easy_vqa_prompts(Pipeline.from_pretrained(given.model), 2 * given.prompts)
     datasets = [ShardDataset(path).over(model.config.layout) for path in given.data]
@@ -295,6 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="run passes by compiled kernels (see mmtp generate --compile)")
     parser.add_argument("--device", default="cpu", help="where the model runs: cpu, cuda, cuda:N")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--journal", type=Path, help="file that keeps what was found")
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
