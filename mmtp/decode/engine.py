@@ -49,9 +49,9 @@ class Engine:
         cache: what the cache holds keys and values in, ``"bfloat16"`` or ``"int8"``, of each token and head by its own scale; None holds
             them as the model computes them.
         compile: run the blocks of a pass in one call, for models whose blocks are the same for all media and read no vectors beside the
-            stream. On CPUs by kernels in float32 (:mod:`mmtp.nn.native`); the first engine on a machine waits for a C++ compiler. On
-            accelerators by kernels that torch.compile has fused, recorded (:mod:`mmtp.nn.graphs`); the first passes wait for it. None does
-            so on a CPU that can, for models and caches that allow it.
+            stream. On CPUs by kernels for models in float32 and bfloat16 (:mod:`mmtp.nn.native`); the first engine on a machine waits for a
+            C++ compiler. On accelerators by kernels that torch.compile has fused, recorded (:mod:`mmtp.nn.graphs`); the first passes wait
+            for it. None does so on a CPU that can, for models and caches that allow it.
         chunk: tokens of prompts that a pass reads at most, those of all rows that read together; each reads one at least, and a span of
             vectors at once. Between such passes the other rows go on. Output is that of prompts read at once.
         clock: what times are told by; ``time.process_time`` counts the process's own seconds on all cores, where others use them too.

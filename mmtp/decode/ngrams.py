@@ -94,7 +94,7 @@ class _NGramDrafter(KeepsNothing):
 
     def _draw(self, row: Row, slot: int, place: int, local: Int[np.ndarray, " n"], likely: Float[np.ndarray, " n"]) -> Draft:
         """A draft by the probabilities of some local ids of a slot."""
-        sampling, logits = row.sampling.of(Modality.TEXT), torch.from_numpy(np.log(likely, dtype=np.float32))[None]
+        sampling, logits = row.sampling.of(Modality.TEXT), torch.from_numpy(np.log(likely).astype(np.float32))[None]
         if not sampling.rejects:  # all others have probability 0, and need not be looked at
             scores = warp(logits, sampling)
             if sampling.temperature:

@@ -12,15 +12,11 @@ from torch.utils._pytree import tree_leaves
 class Tape(TorchDispatchMode):
     """Records the operations that run inside of it. As with a CUDA graph, what Python does between them is not run again: each reads and
     writes where it did, and only what stands there may have changed.
-
-    Attributes:
-        played: how often.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._calls: list[tuple[Callable[..., Any], Any, Any, Any]] = []
-        self.played = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -29,7 +25,6 @@ class Tape(TorchDispatchMode):
 
     def play(self) -> None:
         """Runs them all again."""
-        self.played += 1
         for func, args, kwargs, out in self._calls:
             for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
                 # Views are of memory that has just been written, and what is changed in place is there already.

@@ -111,8 +111,9 @@ def test_weights_that_bfloat16_can_hold_are_held_so_and_change_no_bit(size: str,
     assert torch.equal(found, run(copy.deepcopy(net), x, True, [START, 11])[0])
 
 
-def test_threads_change_no_bit() -> None:
-    net, before = backbone("qwen"), torch.get_num_threads()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_change_no_bit(dtype: torch.dtype) -> None:
+    net, before = backbone("qwen").to(dtype), torch.get_num_threads()
     x = torch.randn(1, 4, 96, generator=torch.Generator().manual_seed(4))
     found = []
     try:
