@@ -54,7 +54,8 @@ class KVCache:
         block: passes attend to whole blocks of so many slots.
         stored: in which keys and values are kept: ``torch.bfloat16`` or ``torch.int8``; None keeps them as they are.
         compiled: whether passes are those of :mod:`mmtp.nn.native`.
-        recorded: whether they are those of :mod:`mmtp.nn.graphs`, for which all room is made at once and stays where it is.
+        recorded: whether they are those of :mod:`mmtp.nn.graphs`, for which room is made at once and stays where it is: all of it, or what a
+            window needs.
         window: how many tokens a position attends to at most, itself included; 0 for all.
         spare: by how many tokens a lane may be shortened between passes and still have its window.
 
@@ -82,14 +83,16 @@ class KVCache:
     ) -> None:
         self.dtype, self.compiled = dtype, compiled
         self.graphs = Graphs() if recorded else None
-        self.window, self.spare = window, spare
         self.programs: dict[Any, Any] = {}
         if stored == torch.int8:
             head_dim += SCALE_BYTES
-        self.limit, self.block = capacity, block
+        self.limit, self.block, self.window, self.spare = capacity, block, window, spare
         most = capacity + WIDTHS[-1] if recorded else capacity  # a pass may be padded beyond the last token
         most = -(-most // block) * block
-        self.capacity = most if recorded else min(most, max(block, FIRST_CAPACITY))
+        first = max(block, FIRST_CAPACITY)
+        if recorded:
+            first = self._for_window(WIDTHS[-1]) if window else most
+        self.capacity = min(most, first)
         shape = (num_layers, 2, batch_size, num_kv_heads, self.capacity, head_dim)
         self.storage = torch.zeros(shape, device=device, dtype=stored or dtype)
         self.lengths = [0] * batch_size
@@ -119,17 +122,18 @@ class KVCache:
         longest = max(self.lengths)
         if longest + width > self.limit:
             raise CacheFullError(f"context of {self.limit} tokens is full: {longest} are in it and {width} more do not fit")
+        computed = width if self.graphs is None else padded_width(width)
         if self.window:
-            self._drop(width)
+            self._drop(computed)
         self.starts = [length - self._oldest[self.first + i] for i, length in enumerate(self.lengths)]
-        self.extent = self._extent(max(self.starts) + (width if self.graphs is None else padded_width(width)))
+        self.extent = self._extent(max(self.starts) + computed)
         self._width, self._views = width, None
         self.ragged = None if widths is None else Ragged.of(widths, width, self.storage.device)
         if self.extent > self.capacity:
             self._grow()
         seen = self._places[: self.extent]
         if self.graphs is not None:
-            slots = torch.tensor(self.starts, device=self.storage.device).unsqueeze(1) + self._places[: padded_width(width)]
+            slots = torch.tensor(self.starts, device=self.storage.device).unsqueeze(1) + self._places[:computed]
             self.graphs.begin(self.first, slots)
             return self._sees(slots[:, :width].unsqueeze(2), seen).unsqueeze(1)
         if len(self.lengths) == 1:
@@ -145,7 +149,12 @@ class KVCache:
         """Slots that a pass attends to, so many at least, in whole blocks; where passes are recorded, powers of two."""
         if self.graphs is None:
             return -(-needed // self.block) * self.block
-        return min(self.capacity, max(self.block, FIRST_CAPACITY, 1 << (needed - 1).bit_length()))
+        rounded = max(self.block, FIRST_CAPACITY, 1 << (needed - 1).bit_length())
+        return min(rounded, max(self.capacity, -(-needed // self.block) * self.block))
+
+    def _for_window(self, width: int) -> int:
+        """Slots that a window needs, with passes of so many tokens."""
+        return (-(-(self.window + self.spare + width) // self.block) + 1) * self.block
 
     def _sees(self, own: Int[Tensor, "*b s 1"], places: Int[Tensor, " t"]) -> Bool[Tensor, "*b s t"]:
         """Whether a position sees a place."""
@@ -175,10 +184,14 @@ class KVCache:
         return self._views
 
     def _grow(self) -> None:
-        """Twice the room, so that copying costs a constant per token in the long run; no more than a window needs."""
+        """Twice the room, so that copying costs a constant per token in the long run; no more than a window needs. What was recorded over
+        the old one is gone.
+        """
+        if self.graphs is not None:
+            self.graphs = Graphs()
         needed = len(self._places)
         if self.window:
-            needed = max(self.extent, (-(-(self.window + self.spare + self._width) // self.block) + 1) * self.block)
+            needed = max(self.extent, self._for_window(self._width))
         self.capacity = min(max(self.extent, 2 * self.capacity), needed, len(self._places))
         grown = self.storage.new_zeros((*self.storage.shape[:4], self.capacity, self.storage.shape[5]))
         grown[..., : self.storage.shape[4], :] = self.storage
