@@ -54,8 +54,8 @@ class KVCache:
         block: passes attend to whole blocks of so many slots.
         stored: in which keys and values are kept: ``torch.bfloat16`` or ``torch.int8``; None keeps them as they are.
         compiled: whether passes are those of :mod:`mmtp.nn.native`.
-        recorded: whether they are those of :mod:`mmtp.nn.graphs`, for which room is made at once and stays where it is: all of it, or what a
-            window needs.
+        recorded: whether they are those of :mod:`mmtp.nn.graphs`, for which all room is made at once, or what a window needs, and stays
+            where it is.
         window: how many tokens a position attends to at most, itself included; 0 for all.
         spare: by how many tokens a lane may be shortened between passes and still have its window.
 
