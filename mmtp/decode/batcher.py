@@ -109,6 +109,7 @@ class Batcher:
         self.prompt_tokens = self.copied_tokens = 0
         self._number = 0
         self._experiences = Experiences() if experiences is None else experiences
+        self._experiences.begin()
         self._waiting: deque[Row] = deque()
         self._ended: list[Row] = []
         self._rows: list[Row] = []

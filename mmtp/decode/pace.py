@@ -13,6 +13,9 @@ short ones whose drafts do stand are given up after a refusal or two."""
 HOPED = 0.8
 """How often the first draft is believed to stand. Where drafts are cheap nearly all are tried at once; where they are dear a few."""
 
+KEPT = 4
+"""Drafts that what was learnt in batches before weighs as much as, at each place in a round."""
+
 LEFT = {"image": 0.1}
 """Tokens that later rounds gain by a draft that does not stand, in as far as first drafts do: of what the pass leaves at its place the next
 draft there is made. In pictures much of that is right, for the rows above are; elsewhere it hangs on the very tokens that were refused, and
@@ -58,13 +61,21 @@ class Experience:
             self._drafted[medium, place] += 1
             self._stood[medium, place] += place < kept
 
+    def weaken(self, most: float) -> None:
+        """Leaves rates as they are, as if they had been seen so often at most."""
+        for key, drafted in self._drafted.items():
+            if drafted > most:
+                self._stood[key] *= most / drafted
+                self._drafted[key] = most
+
     def rate(self, medium: str, place: int, believed: float) -> float:
         """Share of drafts that stood where all before them did; what is believed beforehand counts as if it had been seen."""
         return (BELIEVED * believed + self._stood[medium, place]) / (BELIEVED + self._drafted[medium, place])
 
 
 class Experiences:
-    """What an engine knows of its drafts, by settings: requests that sample alike go on from what those before them have learnt.
+    """What an engine knows of its drafts, by settings: requests that sample alike go on from what those before them have learnt. A batch
+    begins with little more than the rates, for its prompts may be others.
 
     Args:
         most: settings that are remembered, those met last.
@@ -76,6 +87,11 @@ class Experiences:
 
     def __len__(self) -> int:
         return len(self._known)
+
+    def begin(self) -> None:
+        """A new batch."""
+        for experience in self._known.values():
+            experience.weaken(KEPT)
 
     def of(self, settings: Hashable) -> Experience:
         """That of requests with these settings, whatever their seeds."""

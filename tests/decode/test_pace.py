@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmtp.decode.costs import Costs
-from mmtp.decode.pace import Experience, Experiences, Pace
+from mmtp.decode.pace import KEPT, Experience, Experiences, Pace
 
 MOST = 8
 
@@ -151,3 +151,31 @@ def test_experiences_are_by_settings_and_those_met_last_stay() -> None:
     assert known.of("a") is first
     known.of("c")  # in the place of b, which was met before a
     assert len(known) == 2 and known.of("a") is first and known.of("b") is not second
+
+
+def test_what_is_weakened_has_the_same_rates_and_learns_others_sooner() -> None:
+    weak, strong = Experience(memory=1.0), Experience(memory=1.0)
+    for learnt in (weak, strong):
+        for kept in [2] * 30 + [1] * 10:
+            learnt.learn(["image", "image"], kept)
+        learnt.learn(["text"], 1)
+    weak.weaken(4)
+    for medium, place, rate in (("image", 0, 1.0), ("image", 1, 0.75), ("text", 0, 1.0)):
+        assert weak.rate(medium, place, rate) == strong.rate(medium, place, rate) == pytest.approx(rate)
+    assert weak.rate("text", 0, 0.5) == strong.rate("text", 0, 0.5)  # what was seen once was little already
+    for learnt in (weak, strong):
+        for _ in range(4):
+            learnt.learn(["image", "image"], 1)
+    assert weak.rate("image", 1, 0.75) == pytest.approx((1.5 + 3) / 10)
+    assert strong.rate("image", 1, 0.75) == pytest.approx((1.5 + 30) / 46)
+
+
+def test_a_new_batch_weakens_all_that_is_known() -> None:
+    known = Experiences()
+    learnt = known.of("settings")
+    for _ in range(50):
+        learnt.learn(["image"], 1)
+    known.begin()
+    known.begin()
+    assert known.of("settings") is learnt
+    assert learnt.rate("image", 0, 0.0) == pytest.approx(KEPT / (2 + KEPT))
