@@ -84,7 +84,7 @@ def generate(
             there is a C++ compiler and the model allows it; on an accelerator by kernels that torch.compile has fused, recorded once per
             shape, where it is asked for.
         device: where the model runs: cpu, cuda, cuda:N.
-        precision: of weights and what they multiply; the other tokens of bfloat16 come a little sooner.
+        precision: of weights and what they multiply; in bfloat16 tokens come a little sooner, and may be others.
         plain: one token per pass, without drafts; the output is the same, with rejection its distribution.
         exact: run plain and speculative decoding on equal shapes, so that they agree bit for bit.
         report: print tokens per pass and the share of drafts accepted, by medium and offset.

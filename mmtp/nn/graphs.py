@@ -96,7 +96,7 @@ def padded_width(width: int) -> int:
 
 
 def record(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
-    """Runs once and records what is to be run again."""
+    """Something that does again what ``run`` does, on the same memory: a CUDA graph of it; where there are none, itself."""
     if device.type != "cuda":
         return run
     # Kernels are compiled and chosen, and libraries make room for themselves, on a stream of their own before anything is recorded.

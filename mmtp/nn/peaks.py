@@ -42,8 +42,13 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> Peak:
     if dtype == torch.bfloat16 and (sheet := _sheet(device)):
         return Peak(sheet[0], f"data sheet of {torch.cuda.get_device_name(device)}")
     rows, _ = SIZES[device.type]
+    return Peak(product_flops(device, dtype, rows), f"a product of {rows} × {rows} in {_name(dtype)}")
+
+
+def product_flops(device: torch.device, dtype: torch.dtype, rows: int) -> float:
+    """Floating-point operations per second that a product of two square matrices of so many rows reaches."""
     matrix = torch.randn(rows, rows, device=device).to(dtype)
-    return Peak(2 * rows**3 / _least(lambda: matrix @ matrix, device), f"a product of {rows} × {rows} in {_name(dtype)}")
+    return 2 * rows**3 / _least(lambda: matrix @ matrix, device)
 
 
 def peak_bandwidth(device: torch.device) -> Peak:
