@@ -31,6 +31,8 @@ typedef pair pairs __attribute__((vector_size(4 * LANES), aligned(4), may_alias)
 
 static const int LAYOUT = 7;         // raised with whatever native.py or refinement.py has to lay out or pass otherwise; it has the same number
 static const int PANEL = 2 * LANES;  // outputs whose weights stand together: [outputs / PANEL, inputs, PANEL]
+static const int AHEAD = 16384;      // bytes from what is multiplied by to what is asked for
+static const int FAR = 20 << 20;     // bytes of weights from which on caches seldom hold them all
 
 static inline vec load(const float *p) { return *(const vec *)p; }
 static inline void store(float *p, vec v) { *(vec *)p = v; }
@@ -190,6 +192,14 @@ static inline vec add_products(vec sum, const pair *weights, pair x) {
 #endif
 }
 
+// Asks for what is to be multiplied by in a while. Processors foresee by themselves what comes next of some streams that are read as fast as
+// they come, but not far enough where each number of one panel is multiplied with several rows.
+template <int C>
+static inline void fetch_ahead(const void *at) {
+    if constexpr (C == 1)
+        for (int byte = 0; byte < 4 * PANEL; byte += 64) __builtin_prefetch((const char *)at + AHEAD + byte);
+}
+
 // Products of R rows with C panels: of each row all panels, of each panel two vectors.
 template <int R, int C>
 static void tile(const float *x, int64_t stride, const float *w, int64_t inputs, vec *out) {
@@ -201,6 +211,7 @@ static void tile(const float *x, int64_t stride, const float *w, int64_t inputs,
         for (int c = 0; c < C; c++) {
             const float *at = w + (c * inputs + i) * PANEL;
             const vec one = load(at), other = load(at + LANES);
+            fetch_ahead<C>(at);
 #pragma GCC unroll 9
             for (int r = 0; r < R; r++) {
                 const float factor = x[r * stride + i];
@@ -220,6 +231,7 @@ static void tile(const float *x, int64_t stride, const pair *w, int64_t inputs, 
         for (int c = 0; c < 2 * C; c++) sum[r][c] = vec{};
     auto add = [&](int64_t i, bool two) {
         vec one[2 * C], other[2 * C];
+        fetch_ahead<C>(w + i * PANEL);
 #pragma GCC unroll 8
         for (int c = 0; c < 2 * C; c++) {
             const pairs both = *(const pairs *)(w + (c / 2 * length + i) * PANEL + c % 2 * LANES), low = both << 16, high = both & 0xffff0000u;
@@ -252,6 +264,7 @@ static void tile(const pair *x, int64_t stride, const pair *w, int64_t inputs, v
 #pragma GCC unroll 8
         for (int c = 0; c < C; c++) {
             const pair *at = w + (c * length + i) * PANEL;
+            fetch_ahead<C>(at);
 #pragma GCC unroll 9
             for (int r = 0; r < R; r++) {
                 sum[r][2 * c] = add_products(sum[r][2 * c], at, x[r * stride + i]);
@@ -289,11 +302,17 @@ static inline void product(const X *x, int64_t rows, int64_t stride, const W *w,
     }
 }
 
-// All outputs of a product, divided among the threads of the team; the fewer rows, the more panels at a time, so that there are sums enough
-// to go on with while one waits for the last.
+static inline bool comes_from_far(int64_t numbers, bool paired) { return numbers * (paired ? 2 : 4) > FAR; }
+
+// Panels at a time: the fewer rows, the more, so that there are sums enough to go on with while one waits for the last; of pairs, from which
+// numbers have to be taken apart, with some rows as well. What comes from far away is read as one stream, ahead of time.
+static inline int panels_at_once(int64_t rows, const float *, bool) { return rows == 1 ? 4 : 1; }
+static inline int panels_at_once(int64_t rows, const pair *, bool far) { return far ? 1 : rows == 1 ? 4 : rows <= most_rows<2>() ? 2 : 1; }
+
+// All outputs of a product, divided among the threads of the team.
 template <class X, class W, class Put>
-static inline void linear(const X *x, int64_t rows, int64_t stride, const W *w, int64_t inputs, int64_t outputs, Put put) {
-    const int64_t panels = (outputs + PANEL - 1) / PANEL, wide = rows == 1 ? 4 : rows <= most_rows<2>() ? 2 : 1, blocks = panels / wide;
+static inline void linear(const X *x, int64_t rows, int64_t stride, const W *w, int64_t inputs, int64_t outputs, bool far, Put put) {
+    const int64_t panels = (outputs + PANEL - 1) / PANEL, wide = panels_at_once(rows, w, far), blocks = panels / wide;
 #pragma omp for schedule(static) nowait
     for (int64_t b = 0; b < blocks; b++) {
         if (wide == 4) product<4>(x, rows, stride, w, inputs, 4 * b, put);
@@ -693,6 +712,7 @@ static inline void run_blocks(const Sizes *sizes, const Block *blocks, int64_t c
     const Window &w = *window;
     const int64_t d = z.width, hd = z.head_dim, n = w.count, half = (z.mlp_width + PANEL - 1) / PANEL;
     const int64_t heads = z.heads + 2 * z.written, wide = heads * hd, read_wide = z.heads * hd, held_wide = 2 * z.kv_heads * hd;
+    const bool far = comes_from_far(count * d * (wide + read_wide + 3 * z.mlp_width), z.paired);
     float *normed = w.work, *joined = normed + 2 * n * d, *read = joined + n * (read_wide + held_wide), *hidden = read + n * read_wide;
     float *cos = hidden + n * z.mlp_width, *sin = cos + n * hd / 2, *narrowed = sin + n * hd / 2, *scores = narrowed + n * widest(z);
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -700,7 +720,7 @@ static inline void run_blocks(const Sizes *sizes, const Block *blocks, int64_t c
         const auto read_by_products = [&](const float *rows, int64_t inputs) { return inputs_of(rows, n, inputs, (X *)narrowed); };
         const auto multiply = [&](const float *rows, int64_t inputs, const void *weight, int64_t outputs, auto put) {
             const X *read = read_by_products(rows, inputs);
-            linear(read, n, length_of(inputs, read), (const W *)weight, inputs, outputs, put);
+            linear(read, n, length_of(inputs, read), (const W *)weight, inputs, outputs, far, put);
         };
         int64_t thread = 0;
 #ifdef _OPENMP
@@ -771,9 +791,10 @@ static inline void run_blocks(const Sizes *sizes, const Block *blocks, int64_t c
             for (int64_t r = 0; r < n; r++) norm(x + place_of(w, r) * d, block.mlp_norm, normed + r * d, d, z.eps);
             // Panels of the gate and of what it lets through take turns.
             const X *gated = read_by_products(normed, d);
+            const W *gate_up = (const W *)block.gate_up;
 #pragma omp for schedule(static)
-            for (int64_t p = 0; p < half; p++)
-                product<2>(gated, n, length_of(d, gated), (const W *)block.gate_up, d, 2 * p, [&](int64_t r, int64_t panel, vec one, vec other) {
+            for (int64_t p = 0; p < half; p++) {
+                const auto put = [&](int64_t r, int64_t panel, vec one, vec other) {
                     float *row = hidden + r * z.mlp_width;
                     if (panel % 2 == 0) {
                         put_row<false>(row, z.mlp_width, p, one / (1 + exponential(-one)), other / (1 + exponential(-other)));
@@ -786,7 +807,15 @@ static inline void run_blocks(const Sizes *sizes, const Block *blocks, int64_t c
                         return;
                     }
                     for (int64_t j = 0; p * PANEL + j < z.mlp_width; j++) at[j] *= j < LANES ? one[j] : other[j - LANES];
-                });
+                };
+                const int64_t apart = length_of(d, gated);
+                if (panels_at_once(n, gate_up, far) > 1) {
+                    product<2>(gated, n, apart, gate_up, d, 2 * p, put);
+                } else {
+                    product<1>(gated, n, apart, gate_up, d, 2 * p, put);
+                    product<1>(gated, n, apart, gate_up, d, 2 * p + 1, put);
+                }
+            }
             multiply(hidden, z.mlp_width, block.down, d, [&](int64_t r, int64_t p, vec one, vec other) {
                 put_row<true>(x + place_of(w, r) * d, d, p, one, other);
             });
@@ -817,12 +846,13 @@ int64_t mmtp_work(const Sizes *sizes, int64_t rows, int64_t extent, int64_t thre
 // `room` has space for rounded rows, where `rounded`.
 void mmtp_linear(const float *x, int64_t rows, int64_t inputs, const void *w, int64_t paired, int64_t rounded, int64_t outputs, float *y,
                  void *room, int64_t threads) {
+    const bool far = comes_from_far(inputs * outputs, paired);
     auto put = [&](int64_t r, int64_t p, vec one, vec other) { put_row<false>(y + r * outputs, outputs, p, one, other); };
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        if (rounded) linear(inputs_of(x, rows, inputs, (pair *)room), rows, (inputs + 1) / 2, (const pair *)w, inputs, outputs, put);
-        else if (paired) linear(x, rows, inputs, (const pair *)w, inputs, outputs, put);
-        else linear(x, rows, inputs, (const float *)w, inputs, outputs, put);
+        if (rounded) linear(inputs_of(x, rows, inputs, (pair *)room), rows, (inputs + 1) / 2, (const pair *)w, inputs, outputs, far, put);
+        else if (paired) linear(x, rows, inputs, (const pair *)w, inputs, outputs, far, put);
+        else linear(x, rows, inputs, (const float *)w, inputs, outputs, far, put);
     }
 }
 
