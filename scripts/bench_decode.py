@@ -33,22 +33,13 @@ import torch
 from mmtp.decode.cache import KVCache
 from mmtp.decode.engine import Engine
 from mmtp.decode.sample import Sampling
-from mmtp.hub import from_pretrained
-from mmtp.models.backbone import BackboneConfig
 from mmtp.models.qwen3 import to_qwen3
 from mmtp.models.unified import UnifiedModel
 from mmtp.nn.peaks import peak_bandwidth, synchronize
-from mmtp.stream.vocab import MediaEntry, Special, TextEntry, VocabLayout
+from mmtp.stream.vocab import Special
+from mmtp.testing.decoders import SIZES, decoder
 from mmtp.types import Modality
 
-SIZES = {
-    "tiny": BackboneConfig(width=64, depth=2, num_heads=2, num_kv_heads=1, head_dim=32, mlp_width=128),
-    "small": BackboneConfig(width=256, depth=10, num_heads=4, num_kv_heads=2, head_dim=64, mlp_width=704),
-    "medium": BackboneConfig(width=384, depth=10, num_heads=6, num_kv_heads=2, head_dim=64, mlp_width=1024),
-    "1b": BackboneConfig(width=2048, depth=20, num_heads=16, num_kv_heads=8, head_dim=128, mlp_width=6144),
-    "8b": BackboneConfig(width=4096, depth=36, num_heads=32, num_kv_heads=8, head_dim=128, mlp_width=12288),
-}
-LAYOUT = VocabLayout(TextEntry("words", 4096), (MediaEntry(Modality.IMAGE, "pictures", codebook_sizes=(4096,)),), 64)
 PROMPT = 32
 WIDTHS = (1, 2, 3, 5, 9, 17)
 
@@ -72,17 +63,6 @@ class Cost:
     least: float
     ratio: float
     bandwidth: float = 0.0
-
-
-def build(model: str, precision: str, device: str = "cpu") -> UnifiedModel:
-    """A model of the zoo, or one of random weights of a named size."""
-    torch.manual_seed(0)
-    if model in SIZES:
-        with torch.device(device):
-            net = UnifiedModel.Config(layout=LAYOUT, backbone=SIZES[model]).build()
-    else:
-        net = from_pretrained(model)
-    return net.eval().to(device, getattr(torch, precision))
 
 
 def read_per_token(net: UnifiedModel, batch: int, new_tokens: int) -> int:
@@ -223,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="file for all figures")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    net = build(given.model, given.precision, given.device)
+    net = decoder(given.model, given.precision, given.device)
     device = net.unembedding.weight.device
     peak = peak_bandwidth(device)
     decoding, passes = [], []

@@ -1,4 +1,5 @@
-"""What a round of decoding costs by how many drafts its rows make: ``python scripts/bench_rounds.py emoji-s --data runs/emoji-val``.
+"""What a round of decoding costs by how many drafts its rows make: ``python scripts/bench_rounds.py emoji-s --data runs/emoji-val``, or, of a
+decoder of random weights, ``python scripts/bench_rounds.py medium``.
 
 Rows that write codes of pictures or sounds take so many drafts of the pass before each (:mod:`mmtp.decode.jacobi`), as nearly cost nothing
 to make, so that what is timed is their verification: of wider passes, more choices, longer grammars. With ``--drafts refined`` they take
@@ -19,18 +20,20 @@ from pathlib import Path
 import torch
 
 from mmtp.data.loader import ShardDataset
-from mmtp.decode.costs import BY_CALLS, COMPILED, Price
+from mmtp.decode.costs import Price
 from mmtp.decode.engine import Engine
 from mmtp.decode.jacobi import JacobiDrafts
 from mmtp.decode.refined import RefinedDrafts
 from mmtp.decode.rows import Request
 from mmtp.decode.sample import Sampling
 from mmtp.eval.decoding import Prompt, held_out_prompts
-from mmtp.hub import from_pretrained
 from mmtp.models.unified import UnifiedModel
+from mmtp.testing.decoders import SIZES, decoder, drawing
 
 DRAFTS = (0, 1, 2, 4, 8)
 KINDS = ("draw", "say")
+SIDE, CODES = 32, 100
+"""Of the picture that a decoder of random weights draws, and how many codes of it."""
 WAYS = {"jacobi": JacobiDrafts, "refined": RefinedDrafts}
 
 
@@ -57,14 +60,14 @@ class Cost:
 
 def reckoned(price: Price, drafts: int, making: float) -> float:
     """Cost of a round by the constants, in plain ones."""
-    return 1 + price.first + (drafts - 1) * price.further + drafts * making * price.alone if drafts else 1.0
+    return 1 + sum(price.next(made) for made in range(drafts)) + drafts * making * price.alone
 
 
 def measure(
     net: UnifiedModel, prompts: Sequence[Prompt], compiled: bool, rows: int, temperature: float, repeats: int, drafts: str = "jacobi"
 ) -> list[Cost]:
     """Rounds of every number of drafts, in turn."""
-    way, costs = WAYS[drafts], COMPILED if compiled else BY_CALLS
+    way = WAYS[drafts]
     engines = {k: Engine(net, compile=compiled, draft_cost=0, drafts=way(max_drafts=max(k, 1))) for k in DRAFTS}
     times: dict[int, list[float]] = {k: [] for k in DRAFTS}
     for repeat in range(1 + repeats):
@@ -85,7 +88,8 @@ def measure(
                     times[k].append(time.thread_time() - began)
     if not all(times.values()):
         raise SystemExit("rows are done before a round could be timed: give longer prompts' answers")
-    medians, making = {k: statistics.median(found) for k, found in times.items()}, costs.draft if way is RefinedDrafts else 0.0
+    costs, medians = engines[0].chooser.costs, {k: statistics.median(found) for k, found in times.items()}
+    making = costs.draft if way is RefinedDrafts else 0.0
     return [
         Cost(
             compiled=compiled,
@@ -117,21 +121,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; those of the process where none are given.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a model of the zoo, or a folder")
-    parser.add_argument("--data", required=True, help="a tokenized data set of it whose prompts ask for pictures or sounds")
+    parser.add_argument("model", help=f"a model of the zoo, or a folder; or {', '.join(SIZES)}, of random weights")
+    parser.add_argument("--data", help="a tokenized data set of it whose prompts ask for pictures or sounds")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--drafts", choices=WAYS, default="jacobi")
+    parser.add_argument("--ways", nargs="+", choices=["torch", "compiled"], default=["torch", "compiled"], help="how passes are run")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--json", type=Path, help="file for all figures")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
-    net = from_pretrained(given.model).eval()
-    asked = [p for p in held_out_prompts([ShardDataset(given.data).over(net.config.layout)], 4 * max(given.rows)) if p.kind in KINDS]
+    net = decoder(given.model, given.precision)
+    if given.model in SIZES:
+        asked = [Prompt("draw", drawing(SIDE), CODES)] * max(given.rows)
+    elif given.data is None:
+        parser.error(f"--data: of {given.model} prompts are wanted")
+    else:
+        asked = [p for p in held_out_prompts([ShardDataset(given.data).over(net.config.layout)], 4 * max(given.rows)) if p.kind in KINDS]
     if len(asked) < max(given.rows):
         print(f"{given.data}: has prompts of {len(asked)} pictures or sounds, and {max(given.rows)} rows are wanted", file=sys.stderr)
         return 1
-    ways = (False,) if net.backbone.uncompiled else (False, True)
+    ways = [way == "compiled" for way in given.ways if way == "torch" or not net.backbone.uncompiled]
     costs = [
         cost
         for compiled in ways

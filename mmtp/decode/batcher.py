@@ -145,7 +145,7 @@ class Batcher:
         """For a row that samples so. Where it judges by coupling, it drafts by the experience of all that sample alike."""
         coupled = sampling.verification == "coupling"
         experience = self._experiences.of(replace(sampling, seed=0)) if coupled else Experience()
-        return Pace(self.draft_cost, self.chooser.costs, experience)
+        return Pace(self.chooser.costs, self.draft_cost, experience)
 
     @torch.inference_mode()
     def cancel(self, row: Row) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmtp.decode.cache import BLOCK, EXACT_BLOCK, KVCache
-from mmtp.decode.costs import BY_CALLS, COMPILED
+from mmtp.decode.costs import BY_CALLS, COMPILED, ON_ACCELERATORS
 from mmtp.decode.rows import Choice, DecodeError, Lane, Row
 from mmtp.decode.sample import Draft, choose, penalize, propose
 from mmtp.decode.step import SlotLogits, Step
@@ -69,7 +69,8 @@ class Chooser:
                 library()
         self.model, self.cache = model, CACHES[cache]
         self.compiled, self.recorded = compiled and not recorded, recorded
-        self.costs = COMPILED if self.compiled else BY_CALLS
+        way = COMPILED if self.compiled else BY_CALLS if device.type == "cpu" else ON_ACCELERATORS
+        self.costs = way.costs(model)
         self.grammar = StreamGrammar(model.config.layout)
         self.logits = SlotLogits(model.config.layout, model.unembedding.weight, self.compiled)
         self.slots = model.config.layout.slots

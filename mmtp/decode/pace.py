@@ -4,7 +4,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
-from mmtp.decode.costs import BY_CALLS, Costs
+from mmtp.decode.costs import Costs
 
 BELIEVED = 2
 """Drafts that what is believed beforehand weighs as much as. With fewer, answers whose drafts do not stand lose less, and
@@ -116,12 +116,12 @@ class Pace:
     the row and nothing else.
 
     Args:
+        costs: of passes of the model.
         cost: of any draft and its verification, in passes of the model; None for what making each takes, and what ``costs`` says.
-        costs: of passes by their width, of a row alone.
         experience: with drafts so far, which several may share that draft alike; None begins one.
     """
 
-    def __init__(self, cost: float | None = None, costs: Costs = BY_CALLS, experience: Experience | None = None) -> None:
+    def __init__(self, costs: Costs, cost: float | None = None, experience: Experience | None = None) -> None:
         self.cost, self.costs = cost, costs
         self.experience = Experience() if experience is None else experience
         self._price = costs.price()
@@ -185,4 +185,4 @@ class Pace:
         """Of the next draft and its verification, in passes."""
         if self.cost is not None:
             return self.cost
-        return making + (self._price.further if before.drafts else self._price.first)
+        return making + self._price.next(before.drafts)

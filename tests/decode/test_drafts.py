@@ -134,6 +134,7 @@ def test_by_default_what_stands_is_drafted_and_what_never_does_leaves_plain_pass
     monkeypatch.setattr(KVCache, "begin", lambda cache, width, *more: (widths.append(width), begin(cache, width, *more))[1])
     for right in (True, False):
         engine = Engine(large, drafts=Known(plain, right))
+        engine.chooser.costs = replace(engine.chooser.costs, fixed=2.0)  # as of ten blocks
         together = engine.generate_batch(prefixes, [sampling] * 3, most)
         for prefix, tokens, other in zip(prefixes, plain, together, strict=True):
             widths.clear()

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmtp.decode.costs import BY_CALLS
 from mmtp.decode.drafts import HeadDrafts
 from mmtp.decode.engine import DecodeError, Engine, Request
 from mmtp.decode.pace import Pace
@@ -291,7 +292,7 @@ def test_rejection_does_not_depend_on_the_batch(vertical: UnifiedModel, seed: in
 def test_drafts_are_reckoned_by_the_lanes_of_the_pass_or_where_rejection_judges_of_the_row(verification: str) -> None:
     def wanted(guidance: float, prefix: list[int], lanes: int) -> int:
         sampling = Sampling(guidance=guidance, verification=verification)
-        row = Row(GRAMMAR, Request(prefix=prefix, sampling=sampling, max_new_tokens=60), pace=Pace())
+        row = Row(GRAMMAR, Request(prefix=prefix, sampling=sampling, max_new_tokens=60), pace=Pace(BY_CALLS.costs(model())))
         row.share_pass(lanes)
         return row.wanted(60)
 

@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 
-from scripts.bench_decode import PROMPT, WIDTHS, build, exported, main, read_per_token
+from mmtp.testing.decoders import decoder
+from scripts.bench_decode import PROMPT, WIDTHS, exported, main, read_per_token
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def test_decoding_is_timed_beside_transformers_and_passes_by_width(tmp_path, cap
 
 
 def test_what_has_to_be_read_for_a_token_is_weights_words_and_half_of_what_is_held():
-    net = build("tiny", "bfloat16")
+    net = decoder("tiny", "bfloat16")
     size = net.config.backbone
     words = net.config.layout.text_range
     held = 2 * (PROMPT + 1 + 5) * size.depth * 2 * size.num_kv_heads * size.head_dim
@@ -38,7 +39,7 @@ def test_what_has_to_be_read_for_a_token_is_weights_words_and_half_of_what_is_he
 
 def test_refuses_to_compare_other_weights(monkeypatch):
     pytest.importorskip("transformers")
-    net = build("tiny", "float32")
+    net = decoder("tiny", "float32")
     whole = net.backbone.state_dict
     monkeypatch.setattr(net.backbone, "state_dict", lambda: {k: 2 * v if "down" in k else v for k, v in whole().items()})
     with pytest.raises(ValueError, match="other logits"):
