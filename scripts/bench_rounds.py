@@ -1,5 +1,5 @@
-"""What a round of decoding costs by how many drafts its rows make: ``python scripts/bench_rounds.py emoji-s --data runs/emoji-val``, or, of a
-decoder of random weights, ``python scripts/bench_rounds.py medium``.
+"""What a round of decoding costs by how many drafts its rows make, of a trained model or of a decoder of random weights:
+``python scripts/bench_rounds.py emoji-s --data runs/emoji-val``, ``python scripts/bench_rounds.py medium``.
 
 Rows that write codes of pictures or sounds take so many drafts of the pass before each (:mod:`mmtp.decode.jacobi`), as nearly cost nothing
 to make, so that what is timed is their verification: of wider passes, more choices, longer grammars. With ``--drafts refined`` they take
