@@ -166,12 +166,12 @@ BY_CALLS = Way(
 were 0.25 to 0.31, over four steps, and 0.33 to 0.36 for the first alone."""
 
 COMPILED = Way(
-    block=0.003, several=0.15, lane=0.025, token=0.05, bandwidth=41, rate=105, overlap=2.5, drawing=0.012, drawing_by_calls=0.2, start=0
+    block=0.003, several=0.14, lane=0.03, token=0.045, bandwidth=40, rate=110, overlap=3, drawing=0.012, drawing_by_calls=0.2, start=0
 )  # fmt: skip
 """Of compiled passes there, which read weights that bfloat16 can hold in it. A step of emoji-s' head comes to 0.16 passes; 0.13 to 0.20
 were measured before weights were read so."""
 
-ON_ACCELERATORS = BY_CALLS._replace(block=0.05, bandwidth=2000, rate=75000, overlap=2.5)
+ON_ACCELERATORS = BY_CALLS._replace(block=0.05, bandwidth=2000, rate=75000, overlap=3)
 """Of passes on an accelerator, recorded or not: as on a CPU what rows and tokens take, and for the rest the order of magnitude that data
 sheets give (NVIDIA A100); nothing of it was measured."""
 

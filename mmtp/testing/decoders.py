@@ -1,4 +1,8 @@
-"""Decoders of random weights, for what hangs on their size alone: how long passes and rounds of decoding take."""
+"""Decoders for what hangs on their size, how long passes and rounds of decoding take: of random weights, or a trained one with as many idle
+weights as are wanted.
+"""
+
+from dataclasses import replace
 
 import torch
 
@@ -35,6 +39,30 @@ def decoder(model: str, precision: str = "float32", device: str = "cpu") -> Unif
     else:
         net = from_pretrained(model)
     return net.eval().to(device, getattr(torch, precision))
+
+
+def widened(net: UnifiedModel, times: int) -> UnifiedModel:
+    """A model that gives the same states and has more to read: feed-forward layers, those of a head too, so many times as wide, of which
+    nothing reads what is new. So it writes the same tokens and its drafts stand as often, while a pass reads and multiplies by as many
+    weights as one of a larger model.
+
+    Args:
+        net: whose media share their weights.
+        times: 1 gives a copy.
+    """
+    size, own = net.config.backbone, net.state_dict()
+    wide = replace(net.config, backbone=replace(size, mlp_width=times * size.mlp_width)).build().to(net.unembedding.weight)
+    with torch.no_grad():
+        for name, weight in wide.state_dict().items():
+            if weight.shape == own[name].shape:
+                weight.copy_(own[name])
+            elif name.endswith("down.weight"):
+                weight.zero_()[:, : own[name].shape[1]] = own[name]
+            else:
+                for half, given in zip(weight.chunk(2), own[name].chunk(2), strict=True):
+                    half.copy_(given.repeat(times, 1))
+    wide.ngrams, wide.refiner = net.ngrams, net.refiner
+    return wide.eval()
 
 
 def drawing(side: int) -> list[int]:
