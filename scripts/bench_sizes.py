@@ -37,6 +37,7 @@ class Gain:
         cost: of a round with drafts, in passes of plain decoding; the median.
         milliseconds: of a token of plain decoding, the median.
         speed: in speeds of plain decoding, the median.
+        behind: the same of what comes behind the first pass, which reads the prompt.
     """
 
     times: int
@@ -49,6 +50,7 @@ class Gain:
     cost: float
     milliseconds: float
     speed: float
+    behind: float | None
 
 
 def gains(times: int, parameters: float, result: DecodingResult, first: DecodingResult) -> list[Gain]:
@@ -68,18 +70,34 @@ def gains(times: int, parameters: float, result: DecodingResult, first: Decoding
                 cost=torch.tensor([pair.round for pair in pairs]).median().item(),
                 milliseconds=torch.tensor([1000 * pair.plain.seconds / pair.plain.generated for pair in pairs]).median().item(),
                 speed=result.of(kind, temperature).speedup,
+                behind=result.of(kind, temperature).behind,
             )
         )
     return found
 
 
+def behind(gain: Gain) -> str:
+    """In words."""
+    return "" if gain.behind is None else f"{gain.behind:.2f} ×"
+
+
 def markdown(found: Sequence[Gain]) -> str:
     """A table."""
-    columns = ["parameters", "decodes", "temperature", "equal", "tokens per pass", "cost of a round", "a token, plain", "speed"]
+    columns = [
+        "parameters",
+        "decodes",
+        "temperature",
+        "equal",
+        "tokens per pass",
+        "cost of a round",
+        "a token, plain",
+        "speed",
+        "behind the prompt",
+    ]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += [
         f"| {g.parameters:.1f} M | {g.kind} | {g.temperature:g} | {g.equal} of {g.prompts} | {g.tokens_per_pass:.2f} | {g.cost:.2f} | "
-        f"{g.milliseconds:.2f} ms | {g.speed:.2f} × |"
+        f"{g.milliseconds:.2f} ms | {g.speed:.2f} × | {behind(g)} |"
         for g in found
     ]
     return "\n".join(lines)

@@ -327,7 +327,7 @@ class Row(Lane):
             kept += 1
             if self.done:
                 break
-        self.stats.per_pass.append(len(self.tokens) - before)
+        self._count(len(self.tokens) - before)
         self.stats.drafted.update(drafted)
         self.stats.accepted.update(drafted[:kept])
         if self.pace is not None:
@@ -335,13 +335,19 @@ class Row(Lane):
         self.noise.forget_before(len(self.tokens))
         return kept
 
+    def _count(self, tokens: int) -> None:
+        """Tokens of a pass."""
+        if not self.stats.per_pass:
+            self.stats.first = self.clock() - self.begun
+        self.stats.per_pass.append(tokens)
+
     def take_scale(self, codes: Sequence[int]) -> None:
         """Keeps the codes of a scale, as far as the row goes on."""
         before = len(self.tokens)
         for code in codes:
             if not self.done:
                 self.push(code)
-        self.stats.per_pass.append(len(self.tokens) - before)
+        self._count(len(self.tokens) - before)
         self.noise.forget_before(len(self.tokens))
 
     def take_vector(self, vector: Float[Tensor, " c"], embedded: Float[Tensor, "1 d"]) -> None:

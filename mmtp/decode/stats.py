@@ -16,6 +16,7 @@ class DecodeStats:
         per_pass: tokens that each pass of the backbone produced, the prompt's first.
         seconds: wall-clock time, from submission to end.
         waited: seconds of it until its prompt began to be read.
+        first: seconds of it until the first tokens were chosen, the prompt being read.
         drafting: seconds of it in which drafts were made, for all rows of the batch.
         drafted: drafts proposed.
         accepted: drafts that stood, with all drafts before them.
@@ -24,6 +25,7 @@ class DecodeStats:
     per_pass: list[int] = field(default_factory=list)
     seconds: float = 0.0
     waited: float = 0.0
+    first: float = 0.0
     drafting: float = 0.0
     drafted: Counter[tuple[str, int]] = field(default_factory=Counter)
     accepted: Counter[tuple[str, int]] = field(default_factory=Counter)

@@ -105,6 +105,12 @@ class Pair:
         return _rate(self.speculative) / _rate(self.plain)
 
     @property
+    def behind(self) -> float | None:
+        """The same of the tokens behind those of the first pass, which reads the prompt; None where there are none, or nobody timed it."""
+        rates = [_rate_behind(stats) for stats in (self.speculative, self.plain)]
+        return rates[0] / rates[1] if rates[0] and rates[1] else None
+
+    @property
     def round(self) -> float:
         """Time of a round of speculative decoding, in passes of plain decoding."""
         return _per_pass(self.speculative) / _per_pass(self.plain)
@@ -133,6 +139,12 @@ class DecodingResult:
     def speedup(self) -> float:
         """Median over prompts of the ratio of tokens per second."""
         return statistics.median(p.speedup for p in self.pairs) if self.pairs else 0.0
+
+    @property
+    def behind(self) -> float | None:
+        """The same of the tokens behind the first pass, which reads the prompt; None where that was not timed."""
+        ratios = [ratio for pair in self.pairs if (ratio := pair.behind) is not None]
+        return statistics.median(ratios) if ratios else None
 
     @property
     def tokens_per_pass(self) -> float:
@@ -174,6 +186,7 @@ class DecodingResult:
                     f"{plain:.0f}",
                     f"{fast:.0f}",
                     f"{part.speedup:.2f} ×",
+                    None if part.behind is None else f"{part.behind:.2f} ×",
                 ]
             )
         columns = [
@@ -187,6 +200,7 @@ class DecodingResult:
             "plain tokens / s",
             "MTP tokens / s",
             "speed",
+            "behind the prompt",
         ]
         return Table(columns, rows, caption)
 
@@ -223,7 +237,8 @@ class DecodingResult:
                 part.acceptance_figure("share of drafts that stood"),
             ]
         words = (
-            "What drafts and their verification cost is told in passes of plain decoding; the speed is tokens per pass over their sum. "
+            "What drafts and their verification cost is told in passes of plain decoding; the speed is tokens per pass over their sum, and "
+            "behind the prompt that of the tokens after the first pass, which reads it. "
             "A draft counts as accepted where it and all before it stood. In pictures and videos offsets +1, +2, … go along the row and "
         )
         words += (
@@ -256,6 +271,7 @@ class DecodingResult:
                     "equal": sum(p.equal for p in part.pairs),
                     "tokens_per_pass": round(part.tokens_per_pass, 3),
                     "speedup": round(part.speedup, 3),
+                    "speedup_behind_prompt": None if part.behind is None else round(part.behind, 3),
                     "drafts_cost": round(statistics.median(p.drafting for p in part.pairs), 3),
                     "verification_cost": round(statistics.median(p.round - p.drafting for p in part.pairs), 3),
                     "plain_tokens_per_second": round(statistics.median(_rate(p.plain) for p in part.pairs), 2),
@@ -361,7 +377,7 @@ def _decode(engine: Decoder, group: Sequence[Prompt], samplings: Sequence[Sampli
     drafting = seconds * sum(row.stats.drafting for row in rows) / max(busy, 1e-9)
     parts = [row.stats.generated / generated for row in rows]
     return [
-        replace(row, stats=replace(row.stats, seconds=part * seconds, drafting=part * drafting))
+        replace(row, stats=replace(row.stats, seconds=part * seconds, first=0.0, drafting=part * drafting))
         for row, part in zip(rows, parts, strict=True)
     ]
 
@@ -422,3 +438,9 @@ def _per_pass(stats: DecodeStats) -> float:
 
 def _rate(stats: DecodeStats) -> float:
     return stats.generated / max(stats.seconds, 1e-9)
+
+
+def _rate_behind(stats: DecodeStats) -> float | None:
+    """Tokens per second behind those of the first pass."""
+    tokens = stats.generated - sum(stats.per_pass[:1])
+    return tokens / max(stats.seconds - stats.first, 1e-9) if tokens and stats.first else None

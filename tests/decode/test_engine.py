@@ -462,3 +462,10 @@ def test_compiles_without_being_asked_where_it_can(monkeypatch: pytest.MonkeyPat
     assert not compiles(cache="int8") and not compiles(dtype=torch.float64) and not compiles(modality_specific="norms")
     monkeypatch.setattr("mmtp.decode.chooser.usable", lambda: False)
     assert not compiles()
+
+
+def test_the_first_tokens_are_timed_by_themselves():
+    ticks = iter(range(10**6))
+    engine = Engine(model(), clock=lambda: float(next(ticks)))
+    one, several = (engine.generate(TEXT, Sampling(), most).stats for most in (1, 20))
+    assert 0 < one.first <= one.seconds and one.first == several.first < several.seconds

@@ -129,6 +129,22 @@ def test_of_a_batch_the_time_of_all_counts():
     assert sum(stats.drafting for stats in fast) == pytest.approx(1.25) and not any(stats.drafting for stats in plain)
 
 
+def test_the_reading_of_the_prompt_is_left_out_behind_it():
+    class Reading(Scripted):
+        """Takes a second to read the prompt, and then 10 milliseconds for each pass."""
+
+        def generate(self, prefix, sampling, max_new_tokens, speculative, stop):
+            row = super().generate(prefix, sampling, max_new_tokens, speculative, stop)
+            return replace(row, stats=replace(row.stats, first=1.0, seconds=1.0 + 0.01 * (row.stats.passes - 1)))
+
+    result = compare(Reading(), [Prompt("picture", [1, 1], 64), Prompt("answer", [1, 2], 1)], temperatures=(1.0,))
+    assert result.of("picture").speedup == pytest.approx(1.63 / 1.31) and result.of("picture").behind == pytest.approx(2.0)
+    assert result.of("answer").behind is None  # nothing is behind it
+    rows = {row[0]: row[-1] for row in result.table().rows}
+    assert rows == {"picture": "2.00 ×", "answer": None}
+    assert compare(Scripted(), PROMPTS[:1], temperatures=(1.0,)).behind is None  # nobody has timed it
+
+
 def test_a_guided_prompt_takes_two_lanes_of_a_batch():
     engine = Scripted()
     compare(engine, PROMPTS[:3], Sampling(guidance=2.0), temperatures=(1.0,), batch=2)
