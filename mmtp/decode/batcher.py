@@ -456,7 +456,7 @@ class Batcher:
                 place = len(row.tokens) + j
                 weight = 1.0 if guide is None else row.weight(state)
                 wanted.append(Choice(row, last[row.index] + j, state.slot, place, guide, weight, draft, row.answer(j)))
-        chosen = self.chooser.pick(self.chooser.model.backbone.norm, hidden, wanted, self.exact)
+        chosen = self.chooser.pick(hidden, wanted, self.exact)
         tokens = [choice.token for choice in chosen]
         counts, writing = [length if lane.reading else 0 for lane, length in zip(lanes, read, strict=True)], []
         for row, begin, end in zip(rows, begins, [*begins, len(wanted)][1:], strict=True):

@@ -1,7 +1,7 @@
 """A model as decoding uses it: reads windows of lanes, and chooses among the ids that grammar, constraint and settings leave."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -16,6 +16,7 @@ from mmtp.decode.sample import Draft, choose, penalize, propose
 from mmtp.decode.step import SlotLogits, Step
 from mmtp.nn.linear import pack_linears
 from mmtp.nn.native import library, usable
+from mmtp.nn.picking import Choosing, Pick, pick
 from mmtp.stream.grammar import StreamGrammar
 
 MIN_EXACT_WIDTH = 4
@@ -108,11 +109,10 @@ class Chooser:
         """Tokens of the lanes of a pass, where the padding behind them is left out."""
         return [len(window) for window in windows] if self.leaves_out_padding(exact) else None
 
-    def pick(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[Draft]:
+    def pick(self, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[Draft]:
         """Chooses a token at every wanted place.
 
         Args:
-            norm: applied to the states first.
             hidden: states of the pass.
             wanted: where.
             exact: take at least as many rows at a time as make the kernels agree.
@@ -121,7 +121,17 @@ class Chooser:
             Tokens, and where rejection judges what they were drawn of.
         """
         chosen = [Draft(self._forced(choice) or 0) for choice in wanted]
-        for row, slot, own, scores in self.scores(norm, hidden, wanted, exact):
+        at_once: dict[int, list[tuple[int, Choosing]]] = defaultdict(list)
+        apart = []
+        for i in self._unforced(wanted):
+            if (how := self._how(wanted[i])) is not None:
+                at_once[wanted[i].slot].append((i, how))
+            else:
+                apart.append(i)
+        for slot, members in at_once.items():
+            for (i, _), token in zip(members, self._at_once(hidden, wanted, slot, members), strict=True):
+                chosen[i] = Draft(self.logits.token(slot, token))
+        for row, slot, own, scores in self.scores(self.model.backbone.norm, hidden, wanted, exact, apart):
             settings, places = row.sampling.of(self.slots[slot].modality), [wanted[i].place for i in own]
             drafts = [self._local(slot, wanted[i].draft) for i in own]
             begun = len(row.tokens) if row.proposals else None
@@ -131,7 +141,12 @@ class Chooser:
 
     def propose(self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool = False) -> list[Draft]:
         """Drafts a token at every wanted place. Rejection keeps what a place holds for a ``draft``, the last pass's choice, where it can.
-        Arguments are those of :meth:`pick`.
+
+        Args:
+            norm: applied to the states first.
+            hidden: states.
+            wanted: where.
+            exact: see :meth:`pick`.
         """
         proposed = [Draft(self._forced(choice) or 0) for choice in wanted]
         for row, slot, own, scores in self.scores(norm, hidden, wanted, exact):
@@ -150,20 +165,49 @@ class Chooser:
         """The one id that grammar and constraint leave at a place, if they leave only one."""
         return self.slots[choice.slot].forced if choice.answer is None else choice.answer.forced
 
+    def _unforced(self, wanted: list[Choice]) -> list[int]:
+        """Indices of the places with more than one legal id."""
+        return [i for i, choice in enumerate(wanted) if self._forced(choice) is None]
+
+    def _how(self, choice: Choice) -> Choosing | None:
+        """How a token is chosen by one kernel, from the state on; None where it is by calls of torch. Which of both hangs on the request
+        and the place alone, for they round otherwise.
+        """
+        row = choice.row
+        penalized = row.sampling.repetition_penalty != 1 and self.logits.text(choice.slot).stop
+        if not self.compiled or row.rejects or choice.answer is not None or penalized:
+            return None
+        return row.sampling.of(self.slots[choice.slot].modality).choosing
+
+    def _at_once(self, hidden: Float[Tensor, "b s d"], wanted: list[Choice], slot: int, members: list[tuple[int, Choosing]]) -> list[int]:
+        """Tokens of one slot, by their ids among its legal ones."""
+        weights, outputs, rounded = self.logits.laid_out(slot)
+        picks, length = [], hidden.shape[1]
+        for i, how in members:
+            row, column, _, place, guide, weight, *_ = wanted[i]
+            noise = row.noise.at(place, outputs) if row.sampling.of(self.slots[slot].modality).temperature else None
+            picks.append(Pick(row.index * length + column, how, noise, None if guide is None else guide[0] * length + guide[1], weight))
+        norm = self.model.backbone.norm
+        return pick(hidden.flatten(0, 1), norm.weight.float(), norm.eps, weights, outputs, picks, rounded)
+
     def scores(
-        self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool
+        self, norm: Any, hidden: Float[Tensor, "b s d"], wanted: list[Choice], exact: bool, among: Iterable[int] | None = None
     ) -> Iterator[tuple[Row, int, list[int], Float[Tensor, "m n"]]]:
         """Logits at the wanted places, after guidance and penalty, over each slot's legal ids alone.
 
-        Places with only one legal id are left out.
+        Args:
+            norm: see :meth:`propose`.
+            hidden: likewise.
+            wanted: likewise.
+            exact: likewise.
+            among: indices of the places that are meant; None for all that have more than one legal id.
 
         Yields:
             A row, a slot, indices of the row's places of that slot, and their logits.
         """
         by_slot: dict[int, list[int]] = defaultdict(list)
-        for i, choice in enumerate(wanted):
-            if self._forced(choice) is None:
-                by_slot[choice.slot].append(i)
+        for i in self._unforced(wanted) if among is None else among:
+            by_slot[wanted[i].slot].append(i)
         for slot, members in by_slot.items():
             at = [(wanted[i].row.index, wanted[i].column) for i in members]
             (lane, first), last = at[0], at[-1][1]

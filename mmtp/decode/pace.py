@@ -16,7 +16,7 @@ HOPED = 0.8
 KEPT = 4
 """Drafts that what was learnt in batches before weighs as much as, at each place in a round."""
 
-LEFT = {"image": 0.1}
+LEFT = {"image": 0.2}
 """Tokens that later rounds gain by a draft that does not stand, in as far as first drafts do: of what the pass leaves at its place the next
 draft there is made. In pictures much of that is right, for the rows above are; elsewhere it hangs on the very tokens that were refused, and
 nothing was gained."""

@@ -31,6 +31,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmtp.nn import native
+from mmtp.nn.picking import Choosing
 from mmtp.nn.redraw import redraw as native_redraw
 from mmtp.types import MmtpError, Modality
 
@@ -113,6 +114,15 @@ class Sampling:
     @cached_property
     def _of(self) -> dict[str, "Sampling"]:
         return {modality: replace(self, per_modality={}, **settings) for modality, settings in self.per_modality.items()}
+
+    @cached_property
+    def choosing(self) -> Choosing | None:
+        """The same for :func:`mmtp.nn.picking.pick`, but for guidance; None where that chooses otherwise: its top-p is of all, and here of
+        what top-k has left.
+        """
+        if self.temperature == 0:
+            return Choosing(1.0, 1.0, 0.0, 0)
+        return None if self.top_k and self.top_p < 1 else Choosing(1 / self.temperature, self.top_p, self.min_p, self.top_k)
 
     def weight(self, progress: float) -> float:
         """Scale of guidance so far into a span, 0 to 1."""

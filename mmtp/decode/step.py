@@ -84,7 +84,7 @@ class SlotLogits:
     def __call__(self, states: Float[Tensor, "m d"], slot: int) -> Float[Tensor, "m n"]:
         weight = self._weights[slot]
         if self._compiled:
-            return native.linear(states, self._laid_out(slot), len(weight), weight.dtype == torch.bfloat16)
+            return native.linear(states, *self.laid_out(slot))
         return packed_linear(states, weight, self._packed[slot])
 
     def pairs(self, slot: int) -> tuple[Float[Tensor, "p d2 n 2"], Int[Tensor, " ids"]]:
@@ -92,14 +92,14 @@ class SlotLogits:
         weight, ids = self._weights[slot], self._ids[slot]
         if slot not in self._all_ids:
             self._all_ids[slot] = torch.arange(ids, ids + len(weight)) if isinstance(ids, int) else torch.tensor(ids)
-        if self._compiled and (own := self._laid_out(slot)).dtype == torch.bfloat16:
+        if self._compiled and (own := self.laid_out(slot)[0]).dtype == torch.bfloat16:
             return own, self._all_ids[slot]
         return self._pairs[slot].get((weight,), lambda: native.pairs(weight.detach())), self._all_ids[slot]
 
-    def _laid_out(self, slot: int) -> Tensor:
-        """The weights of a slot as compiled passes multiply by them."""
+    def laid_out(self, slot: int) -> tuple[Tensor, int, bool]:
+        """The weights of a slot as compiled passes multiply by them, how many ids they are of, and whether states are rounded before."""
         weight = self._weights[slot]
-        return self._packed[slot].get((weight,), lambda: native.laid_out(weight.detach()))
+        return self._packed[slot].get((weight,), lambda: native.laid_out(weight.detach())), len(weight), weight.dtype == torch.bfloat16
 
     def among(self, slot: int, legal: Bool[Tensor, " ids"]) -> Bool[Tensor, " n"]:
         """Which of a text slot's ids are legal, of all vocabulary ids up to the last of text."""

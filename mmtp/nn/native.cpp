@@ -29,7 +29,7 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 typedef uint32_t pair;  // two numbers of bfloat16, the first in the lower half
 typedef pair pairs __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-static const int LAYOUT = 7;         // raised with whatever native.py or refinement.py has to lay out or pass otherwise; it has the same number
+static const int LAYOUT = 8;         // raised with whatever native.py or refinement.py has to lay out or pass otherwise; it has the same number
 static const int PANEL = 2 * LANES;  // outputs whose weights stand together: [outputs / PANEL, inputs, PANEL]
 static const int AHEAD = 16384;      // bytes from what is multiplied by to what is asked for
 static const int FAR = 20 << 20;     // bytes of weights from which on caches seldom hold them all
@@ -73,6 +73,12 @@ struct Window {
     int64_t remember;      // whether states are to be remembered, and no more
     float *last;           // [lanes, rows, width]: states after the last norm; or null
     float *work;           // as many numbers as `mmtp_work` says
+};
+
+// A weight as products read it: in panels of floats, or of pairs, by which rows are multiplied as they are or rounded.
+struct Matrix {
+    const void *weights;
+    int64_t inputs, outputs, paired, rounded;
 };
 
 // A layer that refines states (mmtp/models/refiner.py), and what turns them into logits.
@@ -636,6 +642,11 @@ static inline int64_t choose(const Choosing &how, const Place &p, const float *l
     return redrawn(scores, n, p.drawn_of ? p.chosen : -1, p.drawn_of, p.keep, p.draw);
 }
 
+// Logits of one that knows less guide others: u + w (c - u).
+static inline void guide(float *logits, const float *unconditional, float weight, int64_t n) {
+    for (int64_t i = 0; i < n; i++) logits[i] = unconditional[i] + weight * (logits[i] - unconditional[i]);
+}
+
 // Drafts of a row's places in turn.
 static inline void refine(const Refiner &z, const Trail &t, float *work) {
     const int64_t d = z.width, wide = 2 * z.hidden, branches = t.branches;
@@ -648,8 +659,8 @@ static inline void refine(const Refiner &z, const Trail &t, float *work) {
         if (left && p.read == newest) {
             for (int64_t b = 0; b < branches; b++) memcpy(t.before + b * d, p.states[b], d * sizeof *work);
         } else {
-            float *guide = logits + p.outputs;
-            pair *packed = (pair *)(guide + p.outputs);
+            float *unconditional = logits + p.outputs;
+            pair *packed = (pair *)(unconditional + p.outputs);
             const float *kind = z.kind + left * wide;
             const float *read = met(z, 0, left ? p.read : second, told, packed), *token = met(z, 1, newest, told, packed);
             for (int64_t b = 0; b < branches; b++) {
@@ -671,15 +682,13 @@ static inline void refine(const Refiner &z, const Trail &t, float *work) {
                 narrow(packed, z.outward, z.hidden, d, [&](int64_t panel, vec one, vec other) { put_row<true>(own, d, panel, one, other); });
                 norm(own, z.last_norm, normed, d, z.last_eps);
                 pack(normed, d, packed);
-                float *to = b ? guide : logits;
+                float *to = b ? unconditional : logits;
                 narrow(packed, p.logits, d, p.outputs, [&](int64_t panel, vec one, vec other) {
                     put_row<false>(to, p.outputs, panel, one, other);
                 });
             }
-            // The second branch knows less: logits are u + w (c - u).
-            if (branches > 1)
-                for (int64_t i = 0; i < p.outputs; i++) logits[i] = guide[i] + p.weight * (logits[i] - guide[i]);
-            draft = choose(t.how, p, logits, guide);
+            if (branches > 1) guide(logits, unconditional, p.weight, p.outputs);
+            draft = choose(t.how, p, logits, unconditional);
         }
         draft = p.ids[draft];
         t.drafts[k] = draft;
@@ -696,6 +705,17 @@ static inline const pair *inputs_of(const float *rows, int64_t count, int64_t in
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < count; r++) pack(rows + r * inputs, inputs, room + r * length_of(inputs, room));
     return room;
+}
+
+// [rows, outputs] by all threads of the team together; `room` has space for rounded rows.
+static inline void multiply(const Matrix &matrix, const float *x, int64_t rows, float *y, void *room) {
+    const int64_t inputs = matrix.inputs, outputs = matrix.outputs;
+    const bool far = comes_from_far(inputs * outputs, matrix.paired);
+    const auto put = [&](int64_t r, int64_t p, vec one, vec other) { put_row<false>(y + r * outputs, outputs, p, one, other); };
+    const pair *pairs = (const pair *)matrix.weights;
+    if (matrix.rounded) linear(inputs_of(x, rows, inputs, (pair *)room), rows, (inputs + 1) / 2, pairs, inputs, outputs, far, put);
+    else if (matrix.paired) linear(x, rows, inputs, pairs, inputs, outputs, far, put);
+    else linear(x, rows, inputs, (const float *)matrix.weights, inputs, outputs, far, put);
 }
 
 // Numbers that a row of a product has at most, where it is rounded.
@@ -843,16 +863,32 @@ int64_t mmtp_work(const Sizes *sizes, int64_t rows, int64_t extent, int64_t thre
     return rows * (2 * z.width + joined + z.heads * z.head_dim + z.mlp_width + z.head_dim + widest(z)) + (z.heads / z.kv_heads + 2) * threads * extent;
 }
 
-// `room` has space for rounded rows, where `rounded`.
-void mmtp_linear(const float *x, int64_t rows, int64_t inputs, const void *w, int64_t paired, int64_t rounded, int64_t outputs, float *y,
-                 void *room, int64_t threads) {
-    const bool far = comes_from_far(inputs * outputs, paired);
-    auto put = [&](int64_t r, int64_t p, vec one, vec other) { put_row<false>(y + r * outputs, outputs, p, one, other); };
+void mmtp_linear(const Matrix *matrix, const float *x, int64_t rows, float *y, void *room, int64_t threads) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    multiply(*matrix, x, rows, y, room);
+}
+
+// The token of each of `count` rows: of the greatest logit, or of a sample. Logits are of states after the norm; where `guide` has an index,
+// that of a row behind those, they are guided by its logits. `room` has space for `rows` states, as many logits, and again for the longer.
+void mmtp_pick(const Matrix *matrix, const float *const *states, int64_t rows, int64_t count, const float *gain, float eps,
+               const int64_t *guides, const float *weights, const Choosing *how, const float *const *noise, int64_t *tokens, float *room,
+               int64_t threads) {
+    const int64_t n = matrix->outputs;
+    float *normed = room, *logits = normed + rows * matrix->inputs, *scores = logits + rows * n;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        if (rounded) linear(inputs_of(x, rows, inputs, (pair *)room), rows, (inputs + 1) / 2, (const pair *)w, inputs, outputs, far, put);
-        else if (paired) linear(x, rows, inputs, (const pair *)w, inputs, outputs, far, put);
-        else linear(x, rows, inputs, (const float *)w, inputs, outputs, far, put);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; r++) norm(states[r], gain, normed + r * matrix->inputs, matrix->inputs, eps);
+        multiply(*matrix, normed, rows, logits, scores);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < count; r++) {
+            Place place = {};
+            place.outputs = n;
+            place.noise = noise[r];
+            float *own = logits + r * n;
+            if (guides[r] >= 0) guide(own, logits + guides[r] * n, weights[r], n);
+            tokens[r] = choose(how[r], place, own, scores + r * n);
+        }
     }
 }
 

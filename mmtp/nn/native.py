@@ -27,7 +27,7 @@ from mmtp.nn.ragged import Ragged
 from mmtp.types import MmtpError
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-LAYOUT = 7  # that of native.cpp
+LAYOUT = 8  # that of native.cpp
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
 
 
@@ -251,11 +251,10 @@ def linear(
         outputs: of it.
         rounded: round ``x`` to bfloat16, as pairs may then be multiplied two at a time.
     """
-    x, paired = x.float().contiguous(), packed.dtype == torch.bfloat16
+    x = x.float().contiguous()
     y, room = x.new_empty(x.shape[0], outputs), x.new_empty(x.shape[0], (x.shape[1] + 1) // 2 if rounded else 0)
-    library().mmtp_linear(
-        x.data_ptr(), *x.shape, packed.data_ptr(), paired, rounded, outputs, y.data_ptr(), room.data_ptr(), torch.get_num_threads()
-    )
+    matrix = Matrix(packed.data_ptr(), x.shape[1], outputs, packed.dtype == torch.bfloat16, rounded)
+    library().mmtp_linear(matrix, x.data_ptr(), len(x), y.data_ptr(), room.data_ptr(), torch.get_num_threads())
     return y
 
 
@@ -317,6 +316,12 @@ class _Window(ctypes.Structure):
     )
 
 
+class Matrix(ctypes.Structure):
+    """A weight as kernels multiply by it."""
+
+    _fields_ = (("weights", _POINTER), *((name, ctypes.c_int64) for name in ("inputs", "outputs", "paired", "rounded")))
+
+
 @cache
 def library() -> Any:
     """The kernels, compiled for this machine.
@@ -357,7 +362,8 @@ def library() -> Any:
         raise stale()
     found.mmtp_panel.restype, found.mmtp_panel.argtypes = number, ()
     found.mmtp_work.restype, found.mmtp_work.argtypes = number, (ctypes.POINTER(_Sizes), number, number, number)
-    found.mmtp_linear.restype, found.mmtp_linear.argtypes = None, (pointer, *[number] * 2, pointer, *[number] * 3, pointer, pointer, number)
+    found.mmtp_linear.restype = None
+    found.mmtp_linear.argtypes = (ctypes.POINTER(Matrix), pointer, number, pointer, pointer, number)
     found.mmtp_blocks.restype = None
     found.mmtp_blocks.argtypes = (ctypes.POINTER(_Sizes), ctypes.POINTER(_Block), number, ctypes.POINTER(_Window), pointer, number)
     return found

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmtp.nn.native import library, pairs, stale
+from mmtp.nn.picking import Choosing
 
 _POINTER = ctypes.c_void_p
 
@@ -148,7 +149,7 @@ class Refinement:
                 )
             )  # fmt: skip
             given[i] = _Trail(
-                _Choosing(sharpness, *cuts), places, len(places), len(before), before.data_ptr(), trail.newest, trail.second, ids.data_ptr()
+                Choosing(sharpness, *cuts), places, len(places), len(before), before.data_ptr(), trail.newest, trail.second, ids.data_ptr()
             )
         room = 4 * self.width + 3 * self.hidden + 2 * max((place.ids.shape[0] for trail in trails for place in trail.places), default=0) + 1
         threads = min(threads, len(trails))
@@ -176,10 +177,6 @@ class _Refiner(ctypes.Structure):
     )
 
 
-class _Choosing(ctypes.Structure):
-    _fields_ = (*((name, ctypes.c_float) for name in ("sharpness", "top_p", "min_p")), ("top_k", ctypes.c_int64))
-
-
 class _Place(ctypes.Structure):
     _fields_ = (
         ("states", _POINTER * 2),
@@ -193,7 +190,7 @@ class _Place(ctypes.Structure):
 
 class _Trail(ctypes.Structure):
     _fields_ = (
-        ("how", _Choosing),
+        ("how", Choosing),
         ("places", ctypes.POINTER(_Place)),
         *((name, ctypes.c_int64) for name in ("count", "branches")),
         ("before", _POINTER),

@@ -1,5 +1,6 @@
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -469,3 +470,17 @@ def test_the_first_tokens_are_timed_by_themselves():
     engine = Engine(model(), clock=lambda: float(next(ticks)))
     one, several = (engine.generate(TEXT, Sampling(), most).stats for most in (1, 20))
     assert 0 < one.first <= one.seconds and one.first == several.first < several.seconds
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize(
+    "cuts", [{}, {"top_k": 12}, {"top_p": 0.7}, {"top_k": 12, "top_p": 0.7}, {"min_p": 0.05}, {"repetition_penalty": 1.5}], ids=str
+)
+def test_compiled_output_is_that_of_calls_however_tokens_are_cut(cuts: dict[str, Any], guidance: float) -> None:
+    net = model(depth=2).eval()
+    by_calls, compiled = Engine(net, draft_cost=0), Engine(net, draft_cost=0, compile=True)
+    sampling, prefixes = [Sampling(seed=seed, guidance=guidance, **cuts) for seed in range(3)], [PICTURE, TEXT, PICTURE[:6]]
+    alone = [compiled.generate(prefix, each, 30).tokens for prefix, each in zip(prefixes, sampling, strict=True)]
+    assert alone == [by_calls.generate(prefix, each, 30).tokens for prefix, each in zip(prefixes, sampling, strict=True)]
+    assert alone == [compiled.generate(prefix, each, 30, speculative=False).tokens for prefix, each in zip(prefixes, sampling, strict=True)]
+    assert alone == [row.tokens for row in compiled.generate_batch(prefixes, sampling, 30)]

@@ -95,7 +95,7 @@ def test_places_are_drafted_by_what_was_chosen_there_and_else_by_the_nearest(net
     drafter.propose([row], [row], states, [1], 0)
     assert row.drafts[:2] == [CODE + 7, CODE + 9] and row.offsets == [CARRIED, CARRIED, NEARBY, NEARBY, NEARBY]
     nearest = [Choice(row, 2, row.state.slot, end + j) for j in (3, 4, 5)]
-    assert row.drafts[2:] == [choice.token for choice in chooser.pick(net.backbone.norm, states, nearest)]
+    assert row.drafts[2:] == [choice.token for choice in chooser.pick(states, nearest)]
 
     rejecting = _row([*PICTURE, CODE], [(end, CODE), (end + 1, CODE + 7), (end + 2, CODE + 9)], "rejection")
     drafter.propose([rejecting], [rejecting], states, [1], 0)
