@@ -218,7 +218,7 @@ static void tile(const float *x, int64_t stride, const float *w, int64_t inputs,
             const float *at = w + (c * inputs + i) * PANEL;
             const vec one = load(at), other = load(at + LANES);
             fetch_ahead<C>(at);
-#pragma GCC unroll 9
+#pragma GCC unroll 13
             for (int r = 0; r < R; r++) {
                 const float factor = x[r * stride + i];
                 sum[r][2 * c] += one * factor;
@@ -244,7 +244,7 @@ static void tile(const float *x, int64_t stride, const pair *w, int64_t inputs, 
             memcpy(&one[c], &low, sizeof low);
             memcpy(&other[c], &high, sizeof high);
         }
-#pragma GCC unroll 9
+#pragma GCC unroll 13
         for (int r = 0; r < R; r++) {
             const float factor = x[r * stride + 2 * i], second = two ? x[r * stride + 2 * i + 1] : 0;
 #pragma GCC unroll 8
@@ -271,7 +271,7 @@ static void tile(const pair *x, int64_t stride, const pair *w, int64_t inputs, v
         for (int c = 0; c < C; c++) {
             const pair *at = w + (c * length + i) * PANEL;
             fetch_ahead<C>(at);
-#pragma GCC unroll 9
+#pragma GCC unroll 13
             for (int r = 0; r < R; r++) {
                 sum[r][2 * c] = add_products(sum[r][2 * c], at, x[r * stride + i]);
                 sum[r][2 * c + 1] = add_products(sum[r][2 * c + 1], at + LANES, x[r * stride + i]);
@@ -285,7 +285,7 @@ static inline const pair *panel_of(const pair *w, int64_t panel, int64_t inputs)
 
 // As many rows at a time as sums fit in registers beside a row's factor and the weights: of C panels.
 template <int C>
-constexpr int most_rows() { return (LANES == 16 ? 18 : 12) / (2 * C); }
+constexpr int most_rows() { return (LANES == 16 ? 26 : 12) / (2 * C); }
 
 // A tile of `rows` rows, R at most.
 template <int R, int C, class X, class W>
@@ -313,7 +313,7 @@ static inline bool comes_from_far(int64_t numbers, bool paired) { return numbers
 // Panels at a time: the fewer rows, the more, so that there are sums enough to go on with while one waits for the last; of pairs, from which
 // numbers have to be taken apart, with some rows as well. What comes from far away is read as one stream, ahead of time.
 static inline int panels_at_once(int64_t rows, const float *, bool) { return rows == 1 ? 4 : 1; }
-static inline int panels_at_once(int64_t rows, const pair *, bool far) { return far ? 1 : rows == 1 ? 4 : rows <= most_rows<2>() ? 2 : 1; }
+static inline int panels_at_once(int64_t rows, const pair *, bool far) { return far ? 1 : rows == 1 ? 4 : rows <= 4 ? 2 : 1; }
 
 // All outputs of a product, divided among the threads of the team.
 template <class X, class W, class Put>
