@@ -45,7 +45,8 @@ class Costs:
     Attributes:
         fixed: what a pass takes however many tokens it has.
         several: what it takes more where rows have several tokens: it runs other kernels, and a head reads what is new.
-        lane: what each lane takes, and again for its drafts, however many: its choice, its place in the grammar.
+        lane: what each lane takes: its choice, its place in the grammar.
+        drafted: what each lane takes more that has drafts, however many.
         token: what each token takes, whatever the model's size.
         read: what reading all weights takes.
         multiply: what multiplying a token by them takes.
@@ -61,6 +62,7 @@ class Costs:
     token: float
     read: float
     multiply: float
+    drafted: float = 0.0
     overlap: float = 1.0
     drawing: float = 0.0
     drawing_by_calls: float = 0.0
@@ -70,7 +72,7 @@ class Costs:
         """What a pass takes over so many lanes, each with so many drafts."""
         tokens = lanes * (1 + drafts)
         weights = (self.read**self.overlap + (tokens * self.multiply) ** self.overlap) ** (1 / self.overlap)
-        return self.fixed + lanes * self.lane + tokens * self.token + weights + (self.several + lanes * self.lane if drafts else 0.0)
+        return self.fixed + lanes * self.lane + tokens * self.token + weights + (self.several + lanes * self.drafted if drafts else 0.0)
 
     def price(self, lanes: int = 1) -> Price:
         """What drafts cost a row in passes over so many lanes, for its part of such a pass over one token each.
@@ -117,6 +119,7 @@ class Way(NamedTuple):
         block: what starting a block takes.
         several: see there.
         lane: see there.
+        drafted: see there.
         token: see there.
         bandwidth: bytes that are read, in billions a second.
         rate: numbers that are multiplied in float32, in billions a second; of half as long ones twice as many.
@@ -129,6 +132,7 @@ class Way(NamedTuple):
     block: float
     several: float
     lane: float
+    drafted: float
     token: float
     bandwidth: float
     rate: float
@@ -149,6 +153,7 @@ class Way(NamedTuple):
             fixed=self.block * (size.depth + self.start),
             several=self.several,
             lane=self.lane,
+            drafted=self.drafted,
             token=self.token,
             read=1e-6 * numbers * length / self.bandwidth,
             multiply=1e-6 * numbers * weight.itemsize / 4 / self.rate,
@@ -160,13 +165,15 @@ class Way(NamedTuple):
 
 
 BY_CALLS = Way(
-    block=0.18, several=0.35, lane=0.14, token=0.07, bandwidth=35, rate=105, overlap=1, drawing=0.016, drawing_by_calls=0.32, start=1.5
+    block=0.18, several=0.35, lane=0.14, drafted=0, token=0.07, bandwidth=35, rate=105, overlap=1,
+    drawing=0.016, drawing_by_calls=0.32, start=1.5,
 )  # fmt: skip
 """Of passes by torch's kernels on a core of a CPU. Steps of the heads of emoji-s, omni-s and vqa-s come to 0.27 to 0.28 passes; measured
 were 0.25 to 0.31, over four steps, and 0.33 to 0.36 for the first alone."""
 
 COMPILED = Way(
-    block=0.003, several=0.14, lane=0.03, token=0.045, bandwidth=40, rate=110, overlap=3, drawing=0.012, drawing_by_calls=0.2, start=0
+    block=0.003, several=0.1, lane=0.03, drafted=0.03, token=0.045, bandwidth=40, rate=110, overlap=3,
+    drawing=0.012, drawing_by_calls=0.2, start=0,
 )  # fmt: skip
 """Of compiled passes there, which read weights that bfloat16 can hold in it. A step of emoji-s' head comes to 0.16 passes; 0.13 to 0.20
 were measured before weights were read so."""

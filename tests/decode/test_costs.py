@@ -45,7 +45,7 @@ def test_the_zoos_heads_are_told_as_dear_as_they_were_measured(name: str) -> Non
 
 
 def test_a_rows_part_of_a_pass_is_the_smaller_the_more_lanes_share_it() -> None:
-    costs = Costs(fixed=0.8, several=0.3, lane=0.05, token=0.15, read=0.0, multiply=0.0)
+    costs = Costs(fixed=0.8, several=0.3, lane=0.05, drafted=0.05, token=0.15, read=0.0, multiply=0.0)
     assert costs.round() == pytest.approx(1)
     assert costs.price().verifying[:3] == pytest.approx((0.5, 0.15, 0.15)) and costs.price().alone == 1
     # Eight lanes of a token cost 1 + 7 · 0.2 passes; of eight with two tokens each, 0.3 + 8 · 0.2 more; with three, 8 · 0.15 more again.

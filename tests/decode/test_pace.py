@@ -86,7 +86,7 @@ def test_a_medium_that_gave_up_says_nothing_of_another() -> None:
 
 
 # Where a pass over a token takes 1, a first draft 0.15, and each further one 0.1 of it.
-ROUND = Costs(fixed=0.85, several=0.0, lane=0.05, token=0.1, read=0.0, multiply=0.0)
+ROUND = Costs(fixed=0.85, several=0.0, lane=0.05, drafted=0.05, token=0.1, read=0.0, multiply=0.0)
 
 
 def test_what_making_takes_counts_beside_verification() -> None:
