@@ -173,7 +173,7 @@ were 0.25 to 0.31, over four steps, and 0.33 to 0.36 for the first alone."""
 
 COMPILED = Way(
     block=0.003, several=0.1, lane=0.03, drafted=0.03, token=0.045, bandwidth=40, rate=110, overlap=3,
-    drawing=0.012, drawing_by_calls=0.2, start=0,
+    drawing=0.02, drawing_by_calls=0.2, start=0,
 )  # fmt: skip
 """Of compiled passes there, which read weights that bfloat16 can hold in it. A step of emoji-s' head comes to 0.16 passes; 0.13 to 0.20
 were measured before weights were read so."""
