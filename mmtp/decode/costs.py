@@ -53,6 +53,7 @@ class Costs:
         overlap: how far both go on at the same time: at 1 they take turns, without end the longer one takes all.
         drawing: what a refiner takes for a draft, where all are made in one call.
         drawing_by_calls: where it makes them one by one.
+        counting: what a draft by n-grams takes.
         start: what surrounds the blocks of a pass or of a head's step (embedding, mask, logits, choice), in blocks of the model.
     """
 
@@ -66,6 +67,7 @@ class Costs:
     overlap: float = 1.0
     drawing: float = 0.0
     drawing_by_calls: float = 0.0
+    counting: float = 0.0
     start: float = 0.0
 
     def round(self, lanes: int = 1, drafts: int = 0) -> float:
@@ -90,6 +92,11 @@ class Costs:
     def draft_by_calls(self) -> float:
         """Passes that it takes where it makes them one by one."""
         return self.drawing_by_calls / self.round()
+
+    @property
+    def draft_by_counts(self) -> float:
+        """Passes that a draft by n-grams takes."""
+        return self.counting / self.round()
 
     def head_step(self, model: Step) -> float:
         """Passes that a step of the model's head takes, which drafts one token."""
@@ -126,6 +133,7 @@ class Way(NamedTuple):
         overlap: see there.
         drawing: of a refiner, for each million numbers that a draft reads; a part of the drafts costs nothing, for they are carried.
         drawing_by_calls: see there.
+        counting: see there.
         start: see there.
     """
 
@@ -139,6 +147,7 @@ class Way(NamedTuple):
     overlap: float
     drawing: float
     drawing_by_calls: float
+    counting: float
     start: float
 
     def costs(self, model: Step) -> Costs:
@@ -160,20 +169,21 @@ class Way(NamedTuple):
             overlap=self.overlap,
             drawing=1e-6 * refined * self.drawing,
             drawing_by_calls=self.drawing_by_calls,
+            counting=self.counting,
             start=self.start,
         )
 
 
 BY_CALLS = Way(
     block=0.18, several=0.35, lane=0.14, drafted=0, token=0.07, bandwidth=35, rate=105, overlap=1,
-    drawing=0.016, drawing_by_calls=0.32, start=1.5,
+    drawing=0.016, drawing_by_calls=0.32, counting=0.08, start=1.5,
 )  # fmt: skip
 """Of passes by torch's kernels on a core of a CPU. Steps of the heads of emoji-s, omni-s and vqa-s come to 0.27 to 0.28 passes; measured
 were 0.25 to 0.31, over four steps, and 0.33 to 0.36 for the first alone."""
 
 COMPILED = Way(
     block=0.003, several=0.1, lane=0.03, drafted=0.03, token=0.045, bandwidth=40, rate=110, overlap=3,
-    drawing=0.02, drawing_by_calls=0.2, start=0,
+    drawing=0.02, drawing_by_calls=0.2, counting=0.04, start=0,
 )  # fmt: skip
 """Of compiled passes there, which read weights that bfloat16 can hold in it. A step of emoji-s' head comes to 0.16 passes; 0.13 to 0.20
 were measured before weights were read so."""

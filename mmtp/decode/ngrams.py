@@ -79,8 +79,8 @@ class _NGramDrafter(KeepsNothing):
 
     def _draft(self, row: Row) -> None:
         """Drafts on until no text may follow, none is known that could, or one more would not pay."""
-        context, chance = self._text_before(row), 1.0
-        while len(row.drafts) < self.max_drafts and self._text[row.draft_states[-1].slot] and row.wants():
+        context, chance, making = self._text_before(row), 1.0, row.alone(self.chooser.costs.draft_by_counts)
+        while len(row.drafts) < self.max_drafts and self._text[row.draft_states[-1].slot] and row.wants(making):
             local, likely = self._likely(row, context)
             # Of the draft that is to be drawn only the distribution is asked: rejection forbids to drop one for what it is.
             if not len(local) or chance * likely.max() < self.least_chance:
@@ -89,7 +89,7 @@ class _NGramDrafter(KeepsNothing):
             draft = self._draw(row, slot, place, local, likely)
             chance *= float(likely[local == draft.token].sum())
             draft = draft._replace(token=self.chooser.logits.token(slot, draft.token))
-            row.take_draft(draft, len(row.drafts) + 1)
+            row.take_draft(draft, len(row.drafts) + 1, making)
             context.append(draft.token)
 
     def _draw(self, row: Row, slot: int, place: int, local: Int[np.ndarray, " n"], likely: Float[np.ndarray, " n"]) -> Draft:
