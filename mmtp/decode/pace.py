@@ -16,6 +16,12 @@ HOPED = 0.8
 KEPT = 4
 """Drafts that what was learnt in batches before weighs as much as, at each place in a round."""
 
+REST = 8
+"""Rounds for which nobody asks again whether drafts pay, once they do not: counts change by a hundredth a round, and asking takes time."""
+
+TOGETHER = 4
+"""Drafts that the first one of a round is weighed with, for it alone bears what a round with drafts takes more."""
+
 LEFT = {"image": 0.2}
 """Tokens that later rounds gain by a draft that does not stand, in as far as first drafts do: of what the pass leaves at its place the next
 draft there is made. In pictures much of that is right, for the rows above are; elsewhere it hangs on the very tokens that were refused, and
@@ -27,7 +33,8 @@ class _Round(NamedTuple):
 
     Attributes:
         drafts: how many.
-        tokens: that the round is to yield.
+        tokens: that the round is to yield, with what its drafts leave behind.
+        standing: that it is to yield by itself.
         passes: that it costs.
         chance: that all stand.
         rate: at which the last one stands after all before it did.
@@ -35,6 +42,7 @@ class _Round(NamedTuple):
 
     drafts: int = 0
     tokens: float = 1.0
+    standing: float = 1.0
     passes: float = 1.0
     chance: float = 1.0
     rate: float = HOPED
@@ -107,7 +115,8 @@ class Pace:
 
     With acceptance a_i of draft i after all before it stood, k drafts yield 1 + Σ_j Π_{i≤j} a_i tokens on average (Leviathan et al. 2023,
     section 3.1, with a rate per draft) at a cost of 1 + Σ_j c_j passes, and what drafts that do not stand leave behind comes to their yield
-    (``LEFT``). Draft k pays while its yield in units of its cost c_k is above that ratio for k - 1.
+    (``LEFT``). Draft k pays while its yield in units of its cost c_k is above that ratio for k - 1. Whether there are to be any is decided
+    for the first few together, by the tokens of the round alone: how often they stand shows already what rounds before have left.
 
     Acceptance is counted per medium and place in the round. Beforehand the first draft is believed to stand four times in five, and a
     further one as often as the one before it, each as if that had been seen twice. Counts fade, so that what was given up is tried again: a
@@ -125,11 +134,15 @@ class Pace:
         self.cost, self.costs = cost, costs
         self.experience = Experience() if experience is None else experience
         self._price = costs.price()
+        self._rests: dict[str, int] = {}  # medium -> rounds
         self.begin()
 
     def among(self, lanes: int) -> None:
         """From now on costs are those of a pass that so many lanes share."""
-        self._price = self.costs.price(lanes)
+        price = self.costs.price(lanes)
+        if price is not self._price:
+            self._price = price
+            self._rests.clear()
 
     def alone(self, passes: float) -> float:
         """What is done for this row alone, in its part of the pass that it shares."""
@@ -146,7 +159,14 @@ class Pace:
             medium: of its token.
             making: passes of the model that it takes to make it.
         """
-        return self._pays(self._round, medium, making)
+        if self._round.drafts:
+            return self._pays(self._round, medium, making)
+        if self._rests.get(medium):
+            return False
+        pays = self._pays(self._round, medium, making)
+        if not pays:
+            self._rests[medium] = REST
+        return pays
 
     def count(self, medium: str, most: int, making: float = 0.0) -> int:
         """How many more drafts of a medium are worth their cost, where making each takes so many passes."""
@@ -162,14 +182,24 @@ class Pace:
     def learn(self, media: Sequence[str], kept: int) -> None:
         """Counts the drafts of a round; arguments are those of :meth:`Experience.learn`."""
         self.experience.learn(media, kept)
+        for medium, rounds in self._rests.items():
+            self._rests[medium] = max(0, rounds - 1)
 
     def _pays(self, before: _Round, medium: str, making: float) -> bool:
-        return self._yield(before, medium) * before.passes >= self._cost(before, making) * before.tokens
+        if before.drafts:
+            return self._yield(before, medium) * before.passes >= self._cost(before, making) * before.tokens
+        after = before
+        for _ in range(TOGETHER):
+            after = self._after(after, medium, making)
+            if after.standing >= after.passes:
+                return True
+        return False
 
     def _after(self, before: _Round, medium: str, making: float) -> _Round:
         """A round with one more draft."""
         rate, tokens = self._rate(before, medium), before.tokens + self._yield(before, medium)
-        return _Round(before.drafts + 1, tokens, before.passes + self._cost(before, making), before.chance * rate, rate)
+        chance, passes = before.chance * rate, before.passes + self._cost(before, making)
+        return _Round(before.drafts + 1, tokens, before.standing + chance, passes, chance, rate)
 
     def _yield(self, before: _Round, medium: str) -> float:
         """Tokens of the next draft: that it stands, and what it leaves behind where it does not."""

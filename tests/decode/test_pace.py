@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmtp.decode.costs import Costs
-from mmtp.decode.pace import KEPT, Experience, Experiences, Pace
+from mmtp.decode.pace import KEPT, REST, Experience, Experiences, Pace
 
 MOST = 8
 SMALL = Costs(fixed=2, several=0.35, lane=0.15, token=0.07, read=0.5, multiply=0.05)
@@ -115,6 +115,38 @@ def test_of_a_model_that_is_read_slowly_more_drafts_pay_than_of_one_that_is_at_h
     near = Costs(fixed=0, several=0.1, lane=0, token=0.1, read=0.1, multiply=0.1, overlap=3)
     large, small = (Pace(costs, experience=experience) for costs in (replace(near, read=9), near))
     assert drafts_of(large) == MOST and drafts_of(small) < 3
+
+
+def test_a_first_draft_that_is_dear_pays_with_those_that_follow_it() -> None:
+    dear = Costs(fixed=0, several=0.9, lane=0, token=0.1, read=0.9, multiply=0)  # a first draft takes 1.0, each further one 0.1
+    always, seldom = ({("text", place): rate for place in range(MOST)} for rate in (0.9, 0.5))
+    assert drafts_of(Pace(dear, experience=settled(always))) == MOST
+    assert drafts_of(Pace(dear, experience=settled(seldom))) == 0
+    assert drafts_of(Pace(dear)) > 1  # nothing is known: some may stand
+
+
+def test_what_drafts_leave_behind_does_not_decide_whether_there_are_any() -> None:
+    rates = {("image", place): 0.55 for place in range(MOST)}
+    pace = Pace(ROUND, 0.6, experience=settled(rates))
+    assert pace.count("image", MOST) == 0
+
+
+def test_whether_drafts_pay_is_asked_again_after_some_rounds_of_that_medium_or_in_another_batch() -> None:
+    experience = settled({("text", 0): 0.0})
+    pace = Pace(SMALL, 0.5, experience=experience)
+    assert not pace.pays("text") and pace.pays("audio")
+    experience._drafted.clear()
+    experience._stood.clear()  # from now on it would pay
+    for _ in range(REST):
+        assert not pace.pays("text")
+        pace.learn([], 0)
+    assert pace.pays("text")
+    experience._drafted["text", 0] = 1e9
+    pace.begin()
+    assert not pace.pays("text")
+    del experience._drafted["text", 0]
+    pace.among(2)
+    assert pace.pays("text")
 
 
 def test_drafts_behind_a_refused_one_tell_nothing() -> None:
