@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from mmtp import hub
 from mmtp.models.refiner import EPS, Refiner, RefinerError
+from mmtp.models.unified import UnifiedModel
 from tests.models.common import model
 
 WIDTH = 48
@@ -20,6 +21,13 @@ def random_refiner(width: int = WIDTH, hidden: int = 20, scale: float = 0.5, see
     shapes = ((2 * hidden, 4 * width), (2, 2 * hidden), (width, hidden))
     weights = ((scale * torch.randn(shape, generator=generator)).bfloat16().float() for shape in shapes)
     return Refiner(*weights, media=("image", "audio"))
+
+
+def refining() -> UnifiedModel:
+    """A model that has one."""
+    net = model(depth=1)
+    net.refiner = random_refiner()
+    return net
 
 
 def _given(count: int, seed: int = 1) -> list[torch.Tensor]:

@@ -7,18 +7,11 @@ import torch
 
 from mmtp.decode.costs import COMPILED
 from mmtp.eval.decoding import Prompt
-from mmtp.models.unified import UnifiedModel
 from mmtp.stream.vocab import Special
-from tests.models.common import LAYOUT, model
-from tests.models.test_refiner import random_refiner
+from tests.models.common import LAYOUT
+from tests.models.test_refiner import refining
 
 DRAW = [Special.BOS, Special.USER, 40, 41, Special.END, Special.ASSISTANT, Special.BOI, LAYOUT.dim(4), LAYOUT.dim(4)]
-
-
-def refining() -> UnifiedModel:
-    net = model(depth=1)
-    net.refiner = random_refiner()
-    return net
 
 
 @pytest.fixture

@@ -8,14 +8,7 @@ import torch
 from mmtp.eval.decoding import Prompt
 from mmtp.models.unified import UnifiedModel
 from tests.decode.test_engine import PICTURE
-from tests.models.common import model
-from tests.models.test_refiner import random_refiner
-
-
-def refining() -> UnifiedModel:
-    net = model(depth=1)
-    net.refiner = random_refiner()
-    return net
+from tests.models.test_refiner import refining
 
 
 @pytest.fixture
