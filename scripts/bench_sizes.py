@@ -8,6 +8,7 @@ as often. Plain and speculative decoding follow each other in turn, prompt by pr
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -67,8 +68,8 @@ def gains(times: int, parameters: float, result: DecodingResult, first: Decoding
                 equal=sum(pair.equal and pair.tokens == other.tokens for pair, other in zip(pairs, others, strict=True)),
                 prompts=len(pairs),
                 tokens_per_pass=result.of(kind, temperature).tokens_per_pass,
-                cost=torch.tensor([pair.round for pair in pairs]).median().item(),
-                milliseconds=torch.tensor([1000 * pair.plain.seconds / pair.plain.generated for pair in pairs]).median().item(),
+                cost=statistics.median(pair.round for pair in pairs),
+                milliseconds=statistics.median(1000 * pair.plain.seconds / pair.plain.generated for pair in pairs),
                 speed=result.of(kind, temperature).speedup,
                 behind=result.of(kind, temperature).behind,
             )

@@ -48,16 +48,12 @@ from mmtp.registry import REGISTRY
 from mmtp.stream.grammar import StreamGrammar
 from mmtp.stream.packing import collate
 from mmtp.stream.template import Turn, encode_document
-from mmtp.stream.vocab import MediaEntry, TextEntry, VocabLayout
+from mmtp.testing.decoders import LAYOUT
+from mmtp.testing.decoders import SIZES as DECODERS
 from mmtp.types import Batch, Modality, Segment
 
-SIZES = {
-    "tiny": BackboneConfig(width=64, depth=2, num_heads=2, num_kv_heads=1, head_dim=32, mlp_width=128),
-    "small": BackboneConfig(width=256, depth=10, num_heads=4, num_kv_heads=2, head_dim=64, mlp_width=704),
-    "medium": BackboneConfig(width=512, depth=12, num_heads=8, num_kv_heads=4, head_dim=64, mlp_width=1408),
-    "350m": BackboneConfig(width=1024, depth=24, num_heads=8, num_kv_heads=4, head_dim=128, mlp_width=3584),
-}
-LAYOUT = VocabLayout(TextEntry("words", 4096), (MediaEntry(Modality.IMAGE, "pictures", codebook_sizes=(4096,)),), 64)
+SIZES = DECODERS | {"medium": BackboneConfig(width=512, depth=12, num_heads=8, num_kv_heads=4, head_dim=64, mlp_width=1408)}
+"""Those of decoding; medium is twice as large here."""
 WARM_UP = 2  # rounds that are not counted; compiled ways compile in the first
 
 

@@ -116,7 +116,8 @@ class Pace:
     With acceptance a_i of draft i after all before it stood, k drafts yield 1 + Σ_j Π_{i≤j} a_i tokens on average (Leviathan et al. 2023,
     section 3.1, with a rate per draft) at a cost of 1 + Σ_j c_j passes, and what drafts that do not stand leave behind comes to their yield
     (``LEFT``). Draft k pays while its yield in units of its cost c_k is above that ratio for k - 1. Whether there are to be any is decided
-    for the first few together, by the tokens of the round alone: how often they stand shows already what rounds before have left.
+    for the first few together, by the tokens of the round alone: how often they stand shows already what rounds before have left. Where
+    none are to be, nobody asks again for some rounds (``REST``).
 
     Acceptance is counted per medium and place in the round. Beforehand the first draft is believed to stand four times in five, and a
     further one as often as the one before it, each as if that had been seen twice. Counts fade, so that what was given up is tried again: a
@@ -186,6 +187,7 @@ class Pace:
             self._rests[medium] = max(0, rounds - 1)
 
     def _pays(self, before: _Round, medium: str, making: float) -> bool:
+        """Whether one more draft is worth its cost, or a first one with those that follow it."""
         if before.drafts:
             return self._yield(before, medium) * before.passes >= self._cost(before, making) * before.tokens
         after = before
